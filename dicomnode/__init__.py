@@ -1,0 +1,1 @@
+"""cxrnode: a DICOM-native AI node for chest X-rays."""

@@ -1,0 +1,138 @@
+"""`manifest.json`: everything serving must know about a model besides its weights."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dicomnode.domain.errors import BundleInvalid
+
+SCHEMA_VERSION = 1
+Probability = float
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CodeEntry(_Strict):
+    """A coded concept, as in `dicomnode.domain.finding.Code`."""
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class InputSpec(_Strict):
+    """How a radiograph becomes the model's input: see `dicomnode.bundle.preprocess`."""
+
+    side: int = Field(ge=32, le=2048)
+    source_side: int = Field(default=128, ge=32, le=2048)
+    low_percentile: float = Field(default=1.0, ge=0, lt=50)
+    high_percentile: float = Field(default=99.0, gt=50, le=100)
+    centre_fraction: float = Field(default=0.75, gt=0, le=1)
+    gamma_bounds: tuple[float, float] = (0.5, 2.0)
+
+
+class Calibration(_Strict):
+    """Platt scaling of the ensemble's mean logit: probability = sigmoid(slope · logit + intercept)."""
+
+    slope: float = Field(gt=0)
+    intercept: float
+
+
+class OperatingPointEntry(_Strict):
+    """A threshold on the calibrated probability and how it performed where it was derived."""
+
+    threshold: float = Field(ge=0, le=1)
+    sensitivity: float = Field(ge=0, le=1)
+    specificity: float = Field(ge=0, le=1)
+    derived_on: str = Field(min_length=1)
+    chosen_by: str = Field(min_length=1)
+
+
+class LabelEntry(_Strict):
+    """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives."""
+
+    name: str = Field(min_length=1)
+    code: CodeEntry | None
+    site: CodeEntry | None
+    calibration: Calibration
+    operating_points: dict[str, OperatingPointEntry] = Field(min_length=1)
+    auc: float | None = Field(default=None, ge=0, le=1)
+    auc_interval: tuple[float, float] | None = None
+    positives: int = Field(ge=0)
+
+
+class GateSpec(_Strict):
+    """The pixel gate's thresholds, fitted on training data.
+
+    An image is out of distribution when its `typicality` output exceeds `typicality_threshold`. `orientations` names
+    the classes of the `orientation` output in order (`upright`, `rot90` …, `inverted-upright` …); a class other than
+    `upright` is repaired when its softmax probability is at least `certain`, and rejects the image otherwise.
+    """
+
+    typicality_threshold: float
+    orientations: tuple[str, ...]
+    certain: float = Field(gt=0.5, le=1)
+
+    @model_validator(mode="after")
+    def _knows_upright(self) -> Self:
+        if "upright" not in self.orientations:
+            raise ValueError("gate.orientations must contain 'upright'")
+        return self
+
+
+class Provenance(_Strict):
+    """Where the model comes from. Counts are of the data it was trained on."""
+
+    data: str
+    images: int
+    patients: int
+    folds: int
+    recipe: str
+    licences: tuple[str, ...]
+
+
+class Manifest(_Strict):
+    """The bundle's contents and meaning. Output 0 is the abnormality head; the others are findings."""
+
+    schema_version: Literal[1]
+    name: str = Field(min_length=1, max_length=64)
+    version: str = Field(min_length=1, max_length=32)
+    created: str
+    intended_use: str
+    backbone: str
+    members: int = Field(ge=1)
+    input: InputSpec
+    labels: tuple[LabelEntry, ...] = Field(min_length=2)
+    default_operating_point: str
+    undetermined_spread: float = Field(ge=0, le=1)
+    gate: GateSpec
+    provenance: Provenance
+    files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [label.name for label in self.labels]
+        if len(set(names)) != len(names):
+            raise ValueError("labels must have different names")
+        for label in self.labels:
+            if self.default_operating_point not in label.operating_points:
+                raise ValueError(f"label {label.name} lacks the operating point {self.default_operating_point!r}")
+        return self
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate a manifest.
+
+    Raises: BundleInvalid, naming the field that is wrong.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {first['msg']}") from error

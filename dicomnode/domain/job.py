@@ -1,0 +1,176 @@
+"""Work and deliveries: their states, and when to try again."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from dicomnode.domain.instance import InstanceRef, StoredInstance
+
+
+class RejectionReason(StrEnum):
+    """Why this model may not read an image. The values are stable: they stand in the ledger and in metrics."""
+
+    OWN_RESULT = "own-result"
+    NOT_A_PROJECTION = "not-a-projection"
+    MODALITY = "modality"
+    BODY_PART = "body-part"
+    LATERAL_VIEW = "lateral-view"
+    UNKNOWN_VIEW = "unknown-view"
+    MULTI_FRAME = "multi-frame"
+    TOO_SMALL = "too-small"
+    TOO_LARGE = "too-large"
+    AGE = "age"
+    UNREADABLE = "unreadable"
+    CORRUPT_PIXELS = "corrupt-pixels"
+    NOT_CHEST_FRONTAL = "not-chest-frontal"
+    ORIENTATION = "orientation"
+
+
+class JobState(StrEnum):
+    """A job is one version of one study's answer."""
+
+    COLLECTING = "collecting"
+    WAITING = "waiting"
+    WORKING = "working"
+    DONE = "done"
+    REJECTED = "rejected"
+    DEAD = "dead"
+    DROPPED = "dropped"
+
+
+class DeliveryState(StrEnum):
+    """A delivery is one result instance on its way to one destination."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+    DROPPED = "dropped"
+
+
+class ResultKind(StrEnum):
+    """The kinds of object the node makes; part of what a result's UIDs derive from."""
+
+    STRUCTURED_REPORT = "sr"
+    SECONDARY_CAPTURE = "sc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """One image that got no findings, and why. `detail` is the node's own sentence, never text from the data set."""
+
+    source: InstanceRef
+    reason: RejectionReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultInstance:
+    """A finished result as Part 10 bytes, ready to store.
+
+    `derived_from` are the SOP Instance UIDs of the images it speaks of.
+    """
+
+    ref: InstanceRef
+    kind: ResultKind
+    transfer_syntax: str
+    part10: bytes
+    derived_from: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyAnswer:
+    """What the pipeline made of a study's instances: results, rejections, or both."""
+
+    results: tuple[ResultInstance, ...]
+    rejections: tuple[Rejection, ...]
+    summary: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One version of one study's answer, claimed for work.
+
+    `instances` are all instances of the study received so far; `predecessors` are the SRs of the former version.
+    """
+
+    job_id: int
+    study: str
+    version: int
+    attempts: int
+    instances: tuple[StoredInstance, ...]
+    predecessors: tuple[InstanceRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One result instance due at one destination."""
+
+    delivery_id: int
+    destination: str
+    ref: InstanceRef
+    kind: ResultKind
+    transfer_syntax: str
+    blob: str
+    attempts: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When to try again: `first_delay_s`, growing by `factor` to `max_delay_s`, until `give_up_after_s` of age."""
+
+    first_delay_s: float = 30.0
+    factor: float = 2.0
+    max_delay_s: float = 600.0
+    give_up_after_s: float = 7 * 24 * 3600.0
+    jitter: float = 0.1
+
+    def delay_s(self, attempts: int, randomness: float) -> float:
+        """Return the wait after the attempt numbered `attempts` (from 1).
+
+        `randomness` in [0, 1) spreads peers that failed together over `jitter` of the delay.
+        """
+        grown = self.first_delay_s * self.factor ** min(attempts - 1, 60)
+        return min(grown, self.max_delay_s) * (1 + self.jitter * (2 * randomness - 1))
+
+    def exhausted(self, age_s: float) -> bool:
+        """Tell whether work of this age is to be given up."""
+        return age_s >= self.give_up_after_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A Storage SCP that receives results. `name` is the operator's; it stands in the ledger."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The peer stored the object. `warning` is the coded warning status, if it gave one (PS3.4 B.2.3)."""
+
+    warning: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The peer answered with a failure status, or with no presentation context for the object."""
+
+    status: int | None
+    cause: str
+    permanent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoAnswer:
+    """No response: connection refused, timed out, aborted, or association rejected."""
+
+    cause: str
+    permanent: bool = False
+
+
+StoreOutcome = Accepted | Refused | NoAnswer

@@ -1,0 +1,1 @@
+"""From a frame to findings: the only user of the inference runtime."""

@@ -1,0 +1,1 @@
+"""DIMSE: receiving studies and sending results; the only user of pynetdicom."""

@@ -1,0 +1,1 @@
+"""The objects the node sends back: Structured Report and Secondary Capture; the only user of highdicom."""

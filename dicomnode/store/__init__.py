@@ -1,0 +1,1 @@
+"""What the node has promised: blobs, and the states of instances, jobs and deliveries; the only SQL."""
