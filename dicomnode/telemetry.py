@@ -1,0 +1,69 @@
+"""Logs: standard library, one JSON object a line, stable event names, no patient data."""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from dicomnode.settings import LogSettings
+
+_STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one line of JSON: time, level, logger, event, and the record's extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update(_extra(record))
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a record for people: time, level, event, then `key=value`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        at = datetime.fromtimestamp(record.created, UTC).astimezone()
+        fields = " ".join(f"{key}={value}" for key, value in _extra(record).items())
+        return f"{at:%H:%M:%S} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
+
+
+def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send the node's log to `stream` (standard error when None); other libraries speak only when they warn."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.ERROR)
+    logging.getLogger("dicomnode").setLevel(settings.level)
+    # pydicom and highdicom put values of data elements into their messages: those may be patient data.
+    for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings"):
+        silent = logging.getLogger(library)
+        silent.handlers[:] = [logging.NullHandler()]
+        silent.propagate = False
+
+
+def where_raised(error: BaseException) -> str:
+    """Return an exception's class and call stack without its message, which may quote a data set."""
+    steps = [f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in _stack(error)]
+    return f"{type(error).__name__} in " + " < ".join(reversed(steps))
+
+
+def _stack(error: BaseException) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__, limit=-12))
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    if record.exc_info and record.exc_info[1] is not None:
+        fields["raised"] = where_raised(record.exc_info[1])
+    return fields
