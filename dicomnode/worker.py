@@ -1,0 +1,117 @@
+"""The loop from inbox to outbox: claim a study, answer it, finish it in one transaction."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from dicomnode.domain.errors import CxrNodeError, Permanent
+from dicomnode.domain.instance import StoredInstance
+from dicomnode.domain.job import Job, StudyAnswer
+from dicomnode.settings import WorkSettings
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+"""Longest wait before the inbox is asked again; the quiet time, not this, decides when a study is due."""
+
+
+class Inbox(Protocol):
+    """The part of the store's inbox that the worker uses."""
+
+    def claim(self, now: datetime) -> Job | None:
+        """Return a job that is due, now in work."""
+
+    def finish(self, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime) -> None:
+        """Make the answer durable and close the job."""
+
+    def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
+        """Put the job back until `retry_at`, or close it as a dead letter."""
+
+
+Answer = Callable[[Job, Callable[[StoredInstance], bytes], datetime], StudyAnswer]
+
+
+class Worker:
+    """Answers studies one after the other on a thread of its own."""
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        read: Callable[[StoredInstance], bytes],
+        answer: Answer,
+        destinations: Sequence[str],
+        settings: WorkSettings,
+        clock: Callable[[], datetime],
+        answered: Callable[[], None],
+    ) -> None:
+        """`read` gives an instance's Part 10 bytes; `answered` is called when deliveries may be due."""
+        self._inbox, self._read, self._answer = inbox, read, answer
+        self._destinations, self._settings = tuple(destinations), settings
+        self._clock, self._answered = clock, answered
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="worker")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the study at hand, then end."""
+        self._stopping.set()
+        self._thread.join()
+
+    def work_once(self) -> bool:
+        """Answer one study if one is due; tell whether there was one."""
+        job = self._inbox.claim(self._clock())
+        if job is None:
+            return False
+        try:
+            answer = self._answer(job, self._read, self._clock())
+            self._inbox.finish(job, answer, self._destinations, self._clock())
+        except Permanent as error:
+            self._inbox.fail(job, _cause(error), None, self._clock())
+            log.exception("study-failed", extra={"study": job.study, "version": job.version, "cause": _cause(error)})
+        except Exception as error:
+            self._try_later(job, error)
+        else:
+            self._report(job, answer)
+        return True
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                found = self.work_once()
+            except CxrNodeError as error:  # the store itself is in trouble: the claim stands until restart or recovery
+                log.exception("store-failed", extra={"cause": _cause(error)})
+                found = False
+            if not found:
+                self._stopping.wait(_POLL_S)
+
+    def _try_later(self, job: Job, error: Exception) -> None:
+        now = self._clock()
+        last = job.attempts >= self._settings.maximum_attempts
+        retry_at = None if last else now + timedelta(seconds=self._settings.retry_delay_s)
+        event = "study-failed" if last else "study-deferred"
+        log.error(event, exc_info=error, extra={"study": job.study, "version": job.version, "attempt": job.attempts})
+        self._inbox.fail(job, _cause(error), retry_at, now)
+
+    def _report(self, job: Job, answer: StudyAnswer) -> None:
+        log.info(
+            "study-answered",
+            extra={
+                "study": job.study,
+                "version": job.version,
+                "results": len(answer.results),
+                "rejections": [rejection.reason.value for rejection in answer.rejections],
+                "destinations": len(self._destinations),
+            },
+        )
+        self._answered()
+
+
+def _cause(error: Exception) -> str:
+    """Return a cause for the ledger: the node's own errors carry no patient data, others may, so only their class."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, CxrNodeError) else type(error).__name__

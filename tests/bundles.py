@@ -1,0 +1,129 @@
+"""A tiny bundle with the contract's shape, for tests of the path around the model."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from dicomnode.bundle.manifest import (
+    Calibration,
+    CodeEntry,
+    GateSpec,
+    InputSpec,
+    LabelEntry,
+    Manifest,
+    OperatingPointEntry,
+    Provenance,
+)
+from dicomnode.domain.finding import Code
+from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
+
+SIDE, MEMBERS, GRID = 64, 5, 8
+ORIENTATIONS = tuple(f"{sign}{turn}" for sign in ("", "inverted-") for turn in ("upright", "rot90", "rot180", "rot270"))
+
+
+def make_bundle(
+    folder: Path, *, threshold: float = 0.5, typicality_threshold: float = 1.0, orientation: int = 0, seed: int = 7
+) -> Path:
+    """Write a bundle whose 15 outputs are fixed linear functions of the image's 8 × 8 block means.
+
+    Its `typicality` is the mean of the model input; its `orientation` is always the class of that index.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(_graph(orientation, seed), str(folder / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(seed).random((2, SIDE, SIDE, 1), dtype=np.float32)
+    names = [output.name for output in session.get_outputs()]
+    np.savez(folder / "golden.npz", image=image, **dict(zip(names, session.run(names, {"image": image}), strict=True)))
+    (folder / "MODEL_CARD.md").write_text("# A tiny model for tests\n")
+    files = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.onnx", "golden.npz", "MODEL_CARD.md")
+    }
+    manifest = _manifest(threshold, typicality_threshold, files)
+    (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2))
+    return folder
+
+
+def _graph(orientation: int, seed: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    classes = np.full((1, len(ORIENTATIONS)), -20.0, dtype=np.float32)
+    classes[0, orientation] = 20.0
+    constants = {
+        "weights": rng.normal(0, 4, (15, 1, 1, 1)).astype(np.float32),
+        "members": np.linspace(0.8, 1.2, MEMBERS, dtype=np.float32).reshape(1, MEMBERS, 1),
+        "cells": np.asarray(GRID * GRID, dtype=np.float32),
+        "zeros": np.zeros((1, len(ORIENTATIONS)), dtype=np.float32),
+        "classes": classes,
+        "middle": np.asarray(0.5, dtype=np.float32),
+        "space": np.asarray([1, 2], dtype=np.int64),
+        "last": np.asarray([1], dtype=np.int64),
+        "member_axis": np.asarray([1], dtype=np.int64),
+        "row": np.asarray([-1, 1], dtype=np.int64),
+        "everything": np.asarray([1, 2, 3], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Sub", ["image", "middle"], ["centred"]),
+        helper.make_node("Transpose", ["centred"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["blocks"], kernel_shape=[GRID, GRID], strides=[GRID, GRID]),
+        helper.make_node("Conv", ["blocks", "weights"], ["activations"]),
+        helper.make_node("Transpose", ["activations"], ["grid"], perm=[0, 2, 3, 1]),
+        helper.make_node("Div", ["grid", "cells"], ["maps"]),
+        helper.make_node("ReduceSum", ["maps", "space"], ["mean_logits"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean_logits", "member_axis"], ["one_member"]),
+        helper.make_node("Mul", ["one_member", "members"], ["logits"]),
+        helper.make_node("ReduceMean", ["image", "everything"], ["typicality"], keepdims=0),
+        helper.make_node("Reshape", ["typicality", "row"], ["column"]),
+        helper.make_node("MatMul", ["column", "zeros"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "classes"], ["orientation"]),
+    ]
+    outputs = {"logits": 3, "maps": 4, "typicality": 1, "orientation": 2}
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", SIDE, SIDE, 1])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name, rank in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _entry(code: Code) -> CodeEntry:
+    return CodeEntry(value=code.value, scheme=code.scheme, meaning=code.meaning)
+
+
+def _manifest(threshold: float, typicality_threshold: float, files: dict[str, str]) -> Manifest:
+    point = OperatingPointEntry(
+        threshold=threshold, sensitivity=0.8, specificity=0.7, derived_on="nothing", chosen_by="hand"
+    )
+
+    def label(name: str) -> LabelEntry:
+        term = NIH_TERMS.get(name)
+        return LabelEntry(
+            name=name,
+            code=_entry(term.code) if term else None,
+            site=_entry(term.site) if term else None,
+            calibration=Calibration(slope=1.0, intercept=0.0),
+            operating_points={"youden": point, "sensitivity_95": point},
+            positives=0,
+        )
+
+    return Manifest(
+        schema_version=1,
+        name="tiny",
+        version="0.0.1",
+        created="2026-01-01",
+        intended_use="tests only",
+        backbone="block means",
+        members=MEMBERS,
+        input=InputSpec(side=SIDE, source_side=SIDE),
+        labels=tuple(label(name) for name in (ABNORMALITY, *NIH_TERMS)),
+        default_operating_point="youden",
+        undetermined_spread=0.2,
+        gate=GateSpec(typicality_threshold=typicality_threshold, orientations=ORIENTATIONS, certain=0.98),
+        provenance=Provenance(data="none", images=0, patients=0, folds=MEMBERS, recipe="none", licences=()),
+        files=files,
+    )
