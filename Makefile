@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make serve` runs the node, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: serve test lint unit clean lock
+
+serve: $(VENV)/.serving
+	$(BIN)/cxrnode serve $(ARGS)
+
+test: $(VENV)/.developing
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: $(VENV)/.developing
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cxrnode needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.serving: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.developing: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@ $(VENV)/.serving
+
+# Write the versions that are installed and tested now into constraints.txt.
+lock: $(VENV)/.developing
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cxrnode | grep -v '@' > constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
