@@ -25,7 +25,7 @@ _DESTINATION = re.compile(r"(?P<ae>[^@]+)@(?P<host>\[[^\]]+\]|[^@:]+):(?P<port>[
 
 def _ae_title(value: str) -> str:
     """Check an AE title: 1 to 16 printable characters without backslash. Source: PS3.5 6.2."""
-    title = value.strip()
+    title = value.strip(" ")
     if not 1 <= len(title) <= 16 or "\\" in title or not all(32 <= ord(c) < 127 for c in title):
         raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
     return title

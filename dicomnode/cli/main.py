@@ -1,0 +1,41 @@
+"""The `cxrnode` command: its subcommands, and what an error becomes for the person who typed it."""
+
+import pydicom.config
+import typer
+
+from dicomnode.cli.analyze import analyze
+from dicomnode.cli.check import check
+from dicomnode.cli.link import echo, send
+from dicomnode.cli.queue import queue, why
+from dicomnode.cli.serve import serve
+from dicomnode.cli.terminal import out, stop_with
+from dicomnode.cli.train import train
+from dicomnode.domain.errors import ConfigurationError, CxrNodeError
+from dicomnode.results.context import SOFTWARE_VERSION
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A DICOM-native AI node for chest X-rays. Research use only.",
+)
+for command in (serve, check, analyze, echo, send, why, train):
+    app.command()(command)
+app.add_typer(queue, name="queue")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(f"cxrnode {SOFTWARE_VERSION}")
+
+
+def run() -> None:
+    """Run the command line; exit with 2 when the configuration or an argument is wrong, 1 on any other failure."""
+    # A misspelt DICOM keyword is invisible to a type checker, so let it be an error.
+    pydicom.config.INVALID_KEYWORD_BEHAVIOR = "RAISE"
+    try:
+        app()
+    except ConfigurationError as error:
+        stop_with(str(error), 2)
+    except CxrNodeError as error:
+        stop_with(str(error), 1)

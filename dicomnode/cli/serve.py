@@ -1,0 +1,42 @@
+"""`cxrnode serve`."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, settings_from
+from dicomnode.node import Node
+from dicomnode.telemetry import start_logging
+
+
+def serve(
+    config: ConfigOption = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port of the Storage SCP [11112].")] = None,
+    ae_title: Annotated[str | None, typer.Option("--ae-title", help="AE title of the node [CXRNODE].")] = None,
+    store: StoreOption = None,
+    send_to: Annotated[
+        list[str] | None,
+        typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go; may be given several times."),
+    ] = None,
+    bundle: BundleOption = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="json|text", help="Format of the log on standard error.")
+    ] = None,
+) -> None:
+    """Receive studies, analyse them, send the results; SIGTERM or Ctrl-C finishes the work at hand and exits 0."""
+    settings = settings_from(
+        config, store=store, bundle=bundle, port=port, ae_title=ae_title, send_to=send_to, log_format=log_format
+    )
+    start_logging(settings.log)
+    asked_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_stop.set())
+    node = Node.build(settings)
+    node.start()
+    try:
+        asked_to_stop.wait()
+    finally:
+        node.stop()

@@ -1,0 +1,68 @@
+"""What every command shares: its consoles, and how settings are made of options."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from dicomnode.settings import Settings, parse_destination, read_settings
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DEFAULT_CONFIG = Path("conf/node.toml")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML); conf/node.toml is read if present."),
+]
+StoreOption = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Folder of the durable store.")]
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", metavar="DIR", help="Model bundle; the shipped reference by default.")
+]
+PeerArgument = Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="The peer's AE title, host and port.")]
+
+
+def settings_from(
+    config: Path | None,
+    *,
+    store: Path | None = None,
+    bundle: Path | None = None,
+    port: int | None = None,
+    ae_title: str | None = None,
+    send_to: list[str] | None = None,
+    log_format: str | None = None,
+) -> Settings:
+    """Read the configuration with these options over it.
+
+    Raises: ConfigurationError.
+    """
+    options: dict[str, Any] = {}
+    given = (
+        ("store", "path", store),
+        ("inference", "bundle", bundle),
+        ("scp", "port", port),
+        ("scp", "ae_title", ae_title),
+        ("log", "format", log_format),
+    )
+    for section, key, value in given:
+        if value is not None:
+            options.setdefault(section, {})[key] = value
+    if send_to:
+        options["delivery"] = {"destinations": [parse_destination(text).model_dump() for text in send_to]}
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    return read_settings(config, options)
+
+
+def stop_with(message: str, code: int) -> NoReturn:
+    """Print an error and end the command with this exit code."""
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(code)
+
+
+def escape(text: str) -> str:
+    """Return text that rich prints as it is."""
+    return text.replace("[", r"\[")
