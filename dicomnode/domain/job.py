@@ -27,7 +27,10 @@ class RejectionReason(StrEnum):
 
 
 class JobState(StrEnum):
-    """A job is one version of one study's answer."""
+    """A job is one version of one study's answer.
+
+    Superseded: a newer version took over its images before it could answer them.
+    """
 
     COLLECTING = "collecting"
     WAITING = "waiting"
@@ -36,6 +39,7 @@ class JobState(StrEnum):
     REJECTED = "rejected"
     DEAD = "dead"
     DROPPED = "dropped"
+    SUPERSEDED = "superseded"
 
 
 class DeliveryState(StrEnum):
