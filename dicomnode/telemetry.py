@@ -45,6 +45,7 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)
     logging.getLogger("dicomnode").setLevel(settings.level)
+    logging.captureWarnings(capture=True)
     # pydicom and highdicom put values of data elements into their messages: those may be patient data.
     for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings"):
         silent = logging.getLogger(library)
