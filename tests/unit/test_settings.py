@@ -57,7 +57,8 @@ def test_an_impossible_ae_title_is_refused(title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "host"), [("PACS@localhost:104", "localhost"), ("MY PACS@[::1]:11112", "::1"), ("A@10.0.0.1:1", "10.0.0.1")]
+    ("text", "host"),
+    [("PACS@localhost:104", "localhost"), ("MY PACS@[::1]:11112", "::1"), ("A@10.0.0.1:1", "10.0.0.1")],
 )
 def test_a_destination_is_read(text: str, host: str) -> None:
     assert parse_destination(text).host == host
