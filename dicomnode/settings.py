@@ -57,6 +57,7 @@ class ScpSettings(_Section):
     also_accept: tuple[Uid, ...] = ()
     maximum_associations: int = Field(default=16, ge=1, le=1000)
     maximum_pdu_bytes: int = Field(default=262_144, ge=4096, le=4_194_304)
+    maximum_object_bytes: int = Field(default=536_870_912, ge=1_048_576)
     acse_timeout_s: float = Field(default=10.0, gt=0)
     dimse_timeout_s: float = Field(default=30.0, gt=0)
     network_timeout_s: float = Field(default=60.0, gt=0)
