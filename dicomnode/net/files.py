@@ -1,0 +1,99 @@
+"""Sending DICOM files and folders from the command line, each in the encoding it has."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomnode.domain.errors import CxrNodeError, UnreadableObject
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import Accepted, Destination, StoreOutcome
+from dicomnode.net.part10 import FileHead, read_file_head, read_ref
+from dicomnode.net.scu import Outgoing, send
+from dicomnode.settings import DeliverySettings
+
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+"""A DICOMDIR lists files; it is not sent. Source: PS3.4 I.4."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentFile:
+    """What became of one file: an outcome, or the reason why it was not sent at all."""
+
+    path: Path
+    outcome: StoreOutcome | None
+    skipped: str
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the peer has the object."""
+        return isinstance(self.outcome, Accepted)
+
+
+Progress = Callable[[SentFile, int, int], None]
+"""Called for every file with what became of it, how many are done, and how many there are."""
+
+
+def send_files(
+    destination: Destination,
+    paths: Iterable[Path],
+    *,
+    calling_ae: str,
+    settings: DeliverySettings,
+    progress: Progress | None = None,
+) -> list[SentFile]:
+    """Send every DICOM file among `paths` and below the folders among them, in batches of one association each."""
+    report: dict[Path, SentFile] = {}
+    found = list(dict.fromkeys(_files(paths)))
+
+    def settle(path: Path, *, outcome: StoreOutcome | None = None, skipped: str = "") -> None:
+        report[path] = SentFile(path=path, outcome=outcome, skipped=skipped)
+        if progress is not None:
+            progress(report[path], len(report), len(found))
+
+    sendable: list[tuple[Path, Outgoing]] = []
+    for path in found:
+        try:
+            sendable.append((path, _outgoing(path)))
+        except CxrNodeError as error:
+            settle(path, skipped=str(error))
+    for start in range(0, len(sendable), settings.batch):
+        batch = sendable[start : start + settings.batch]
+        send(
+            destination,
+            [item for _, item in batch],
+            calling_ae=calling_ae,
+            settings=settings,
+            report=lambda position, outcome, batch=batch: settle(batch[position][0], outcome=outcome),
+        )
+    return [report[path] for path in found]
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(entry for entry in path.rglob("*") if entry.is_file())
+        else:
+            yield path
+
+
+def _outgoing(path: Path) -> Outgoing:
+    part10 = _read(path)
+    head = read_file_head(part10)
+    if head.sop_class == MEDIA_DIRECTORY:
+        raise UnreadableObject("a DICOMDIR, which is not sent")
+    ref = InstanceRef(study="", series="", sop_class=head.sop_class, sop_instance=head.sop_instance)
+    return Outgoing(ref=_ref(part10, head) or ref, transfer_syntax=head.transfer_syntax, read=lambda: _read(path))
+
+
+def _ref(part10: bytes, head: FileHead) -> InstanceRef | None:
+    try:
+        return read_ref(part10[head.offset :], head.transfer_syntax)
+    except UnreadableObject:
+        return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableObject(f"cannot be read: {error.strerror}") from error

@@ -1,0 +1,296 @@
+"""Verification and Storage SCP: check, hand the raw bytes to the inbox, answer.
+
+A data set is never decoded here. 0x0000 is answered only after `Inbox.accept` has returned, that is, after bytes and
+row are durable.
+"""
+
+import errno
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
+
+from pydicom.dataset import Dataset
+from pynetdicom import evt
+from pynetdicom.service_class import StorageServiceClass, VerificationServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
+
+from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.net.contexts import accepted_contexts, presentation_contexts
+from dicomnode.net.part10 import part10_bytes, read_ref
+from dicomnode.net.status import StoreStatus, describe, status_for
+from dicomnode.net.transport import BoundedHandler, BoundedServer, Limits, new_entity
+from dicomnode.settings import ScpSettings
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_ABORT_S = 5.0
+_COMMENT_CHARACTERS = 64
+
+
+class Inbox(Protocol):
+    """Where received instances become durable."""
+
+    def accept(
+        self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
+    ) -> object:
+        """Make an instance durable before returning. Raises: DiskFull, StoreUnavailable, UidMismatch."""
+
+    def association_opened(self, association_id: str, now: datetime) -> None:
+        """Note that instances may follow over an association."""
+
+    def association_released(self, association_id: str, now: datetime) -> None:
+        """Note that no more instances follow, however the association ended."""
+
+
+class StorageScp:
+    """The node's listener. `identifiers` names associations; no two may be the same."""
+
+    def __init__(
+        self, settings: ScpSettings, inbox: Inbox, *, clock: Callable[[], datetime], identifiers: Callable[[], str]
+    ) -> None:
+        self._settings = settings
+        self._inbox = inbox
+        self._clock = clock
+        self._identifiers = identifiers
+        self._lock = threading.Lock()
+        self._open: dict[Any, AssociationInfo] = {}
+        self._ended: set[str] = set()
+        self._server: BoundedServer | None = None
+        self._draining = False
+
+    @property
+    def associations(self) -> int:
+        """How many associations stand at present."""
+        with self._lock:
+            return len(self._open)
+
+    @property
+    def listening(self) -> bool:
+        """Whether new associations are accepted."""
+        return self._server is not None and not self._draining
+
+    def start(self) -> None:
+        """Listen in the background.
+
+        Raises: ConfigurationError when the address cannot be listened on.
+        """
+        self._draining = False
+        settings = self._settings
+        entity = new_entity(settings.ae_title, _limits(settings))
+        entity.require_called_aet = settings.require_called_ae
+        entity.require_calling_aet = list(settings.calling_ae_titles)
+        entity.maximum_associations = settings.maximum_associations
+        entity.dimse_timeout = settings.dimse_timeout_s
+        entity.network_timeout = settings.network_timeout_s
+        for position, sop_class in enumerate(settings.also_accept):
+            _register(sop_class, position)
+        try:
+            self._server = entity.make_server(
+                (settings.bind, settings.port),
+                contexts=presentation_contexts(accepted_contexts(settings.also_accept)),
+                evt_handlers=self._handlers(),
+                server_class=BoundedServer,
+                request_handler=BoundedHandler,
+            )
+        except OSError as error:
+            raise ConfigurationError(_listen_failure(settings, error)) from error
+        self._server.pending_per_address = settings.maximum_associations
+        self._server.pending_in_all = 4 * settings.maximum_associations
+        self._server.between_polls = self._sweep
+        threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="scp-listener", daemon=True).start()
+        log.info(
+            "scp-listening", extra={"ae_title": settings.ae_title, "address": settings.bind, "port": settings.port}
+        )
+
+    def stop(self, drain_s: float = 30.0) -> None:
+        """Accept nothing new, let present associations end for up to `drain_s`, then abort what remains."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._draining = True
+        server.shutdown()
+        deadline = time.monotonic() + drain_s
+        while time.monotonic() < deadline and self.associations:
+            time.sleep(_POLL_S / 2)
+            self._sweep()
+        remaining = server.active_associations
+        for association in remaining:
+            if association.is_established:
+                association.abort(block=False)
+        for association in remaining:
+            association.join(_ABORT_S / max(len(remaining), 1))
+            association.dul.socket.cut()
+        self._sweep()
+        log.info("scp-stopped", extra={"aborted": len(remaining)})
+
+    def _handlers(self) -> list[tuple[Any, Callable[[Any], Any]]]:
+        return [
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_REJECTED, self._on_rejected),
+            (evt.EVT_ESTABLISHED, self._on_established),
+            (evt.EVT_RELEASED, self._on_ended),
+            (evt.EVT_ABORTED, self._on_ended),
+        ]
+
+    def _on_requested(self, event: Any) -> None:
+        if self._draining:  # PS3.8 9.3.4: rejected-transient, presentation related, temporary congestion
+            event.assoc.acse.send_reject(2, 3, 1)
+
+    def _on_rejected(self, event: Any) -> None:
+        requestor, answer = event.assoc.requestor, event.assoc.acceptor.primitive
+        log.warning(
+            "association-rejected",
+            extra={
+                "calling_ae": requestor.primitive.calling_ae_title,
+                "called_ae": requestor.primitive.called_ae_title,
+                "peer": requestor.address_info.address,
+                "reason": answer.reason_str,
+            },
+        )
+
+    def _on_established(self, event: Any) -> None:
+        requestor = event.assoc.requestor
+        info = AssociationInfo(
+            association_id=self._identifiers(),
+            calling_ae=requestor.primitive.calling_ae_title,
+            called_ae=requestor.primitive.called_ae_title,
+            peer_address=requestor.address_info.address,
+        )
+        with self._lock:
+            self._open[event.assoc] = info
+        log.info("association-opened", extra=_about(info))
+        try:
+            self._inbox.association_opened(info.association_id, self._clock())
+        except CxrNodeError as error:
+            log.warning("association-not-recorded", extra={**_about(info), "cause": str(error)})
+
+    def _on_ended(self, event: Any) -> None:
+        self._close(event.assoc, released=event.assoc.is_released)
+
+    def _close(self, association: Any, *, released: bool) -> None:
+        with self._lock:
+            info = self._open.pop(association, None)
+            if info is not None:
+                self._ended.add(info.association_id)
+        if info is not None:
+            log.info("association-released" if released else "association-aborted", extra=_about(info))
+            self._record_ended()
+
+    def _record_ended(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, set()
+        for association_id in ended:
+            try:
+                self._inbox.association_released(association_id, self._clock())
+            except CxrNodeError as error:
+                log.warning("association-not-recorded", extra={"association": association_id, "cause": str(error)})
+                with self._lock:
+                    self._ended.add(association_id)
+
+    def _sweep(self) -> None:
+        """Close the books of associations that ended without an event, and record again what could not be recorded."""
+        with self._lock:
+            dead = [association for association in self._open if not association.is_alive()]
+        for association in dead:
+            self._close(association, released=False)
+        if self._ended:
+            self._record_ended()
+
+    def _on_store(self, event: Any) -> Dataset:
+        info = self._open.get(event.assoc)
+        size_bytes = event.request.DataSet.getbuffer().nbytes if event.request.DataSet else 0
+        about = {"association": info.association_id if info else None, "size_bytes": size_bytes}
+        try:
+            ref = self._receive(event, info)
+        except CxrNodeError as error:
+            status = status_for(error)
+            log.warning("instance-refused", extra={**about, "status": describe(status), "cause": str(error)})
+            return _answer(status, str(error))
+        except Exception as error:  # noqa: BLE001 whatever fails, the peer gets a status and the listener lives
+            # The message of an unknown error may quote the data set; where it happened cannot.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("instance-failed", extra={**about, "error": type(error).__name__, "traceback": place})  # noqa: TRY400
+            return _answer(StoreStatus.INTERNAL_ERROR, "internal error")
+        log.info("instance-received", extra={**about, "study": ref.study, "instance": ref.sop_instance})
+        return _answer(StoreStatus.SUCCESS)
+
+    def _receive(self, event: Any, info: AssociationInfo | None) -> InstanceRef:
+        request, context = event.request, event.context
+        if info is None or request.DataSet is None:
+            raise UnreadableObject("a C-STORE request without association or data set")
+        transfer_syntax = str(context.transfer_syntax)
+        data_set = request.DataSet.getvalue()
+        ref = read_ref(data_set, transfer_syntax)
+        _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
+        part10 = part10_bytes(
+            data_set, sop_class=ref.sop_class, sop_instance=ref.sop_instance, transfer_syntax=transfer_syntax
+        )
+        self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
+        return ref
+
+
+def _check_command(ref: InstanceRef, sop_class: str, sop_instance: str, context: Any) -> None:
+    """Check that command, data set and presentation context speak of the same object.
+
+    Raises: UidMismatch, UnreadableObject.
+    """
+    if not is_valid_uid(sop_instance):
+        raise UnreadableObject("Affected SOP Instance UID is not a valid UID")
+    if sop_class != str(context.abstract_syntax):
+        raise UidMismatch("Affected SOP Class UID is not that of the presentation context")
+    if ref.sop_class != sop_class:
+        raise UidMismatch("SOP Class UID of command and data set differ")
+    if ref.sop_instance != sop_instance:
+        raise UidMismatch("SOP Instance UID of command and data set differ")
+
+
+def _answer(status: StoreStatus, comment: str = "") -> Dataset:
+    answer = Dataset()
+    answer.Status = int(status)
+    if comment:
+        answer.ErrorComment = comment[:_COMMENT_CHARACTERS]
+    return answer
+
+
+def _limits(settings: ScpSettings) -> Limits:
+    return Limits(
+        pdu_bytes=settings.maximum_pdu_bytes,
+        object_bytes=settings.maximum_object_bytes,
+        associate_s=settings.acse_timeout_s,
+        pdu_s=settings.network_timeout_s,
+    )
+
+
+def _register(sop_class: str, position: int) -> None:
+    """Teach pynetdicom that a configured SOP class is storage; of classes it does not know it aborts associations."""
+    service = uid_to_service_class(sop_class)
+    if service is VerificationServiceClass:
+        raise ConfigurationError(f"scp.also_accept: {sop_class} is not a storage SOP class")
+    if not issubclass(service, StorageServiceClass):
+        register_uid(sop_class, f"ConfiguredStorage{position}", StorageServiceClass)
+
+
+def _listen_failure(settings: ScpSettings, error: OSError) -> str:
+    where = f"port {settings.port} of {settings.bind}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is already in use: another node or program listens there; choose another with scp.port"
+    if error.errno == errno.EACCES:
+        return f"{where} may not be listened on: ports below 1024 need a privilege; choose another with scp.port"
+    return f"{where} cannot be listened on: {error.strerror or error}"
+
+
+def _about(info: AssociationInfo) -> dict[str, str]:
+    return {
+        "association": info.association_id,
+        "calling_ae": info.calling_ae,
+        "called_ae": info.called_ae,
+        "peer": info.peer_address,
+    }

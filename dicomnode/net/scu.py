@@ -1,0 +1,156 @@
+"""Verification and Storage SCU: one association for a batch, one typed outcome for each instance."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dicomnode.domain.errors import CxrNodeError, PeerRefused, Permanent, Transient
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import Destination, NoAnswer, Refused, StoreOutcome
+from dicomnode.net.association import AcceptedContext, NoContextAccepted, RequestedAssociation, open_association
+from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, verification_proposal
+from dicomnode.net.part10 import FileHead, read_file_head
+from dicomnode.net.status import describe, is_success, outcome_for
+from dicomnode.net.transcode import can_transcode, uncompressed_data_set
+from dicomnode.settings import DeliverySettings
+
+Fallback = Callable[[bytes, frozenset[str]], bytes | None]
+"""Given Part 10 bytes and the SOP classes that the peer accepted: the same content as one of these, or None."""
+
+Report = Callable[[int, StoreOutcome], None]
+"""Called with the position of an item and its outcome as soon as that is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """An instance to be sent; `read` returns its Part 10 bytes when its turn comes."""
+
+    ref: InstanceRef
+    transfer_syntax: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoResult:
+    """What a C-ECHO found. `round_trip_ms` is of the echo alone, None when there was no answer."""
+
+    succeeded: bool
+    cause: str
+    round_trip_ms: float | None
+
+
+def echo(destination: Destination, *, calling_ae: str, settings: DeliverySettings) -> EchoResult:
+    """Try the link to a destination, and say precisely what is wrong with it."""
+    try:
+        with open_association(
+            destination, verification_proposal(), calling_ae=calling_ae, settings=settings
+        ) as association:
+            began = time.perf_counter()
+            status = association.echo()
+            round_trip_ms = (time.perf_counter() - began) * 1000
+    except NoContextAccepted:
+        return EchoResult(succeeded=False, cause="the peer does not accept Verification", round_trip_ms=None)
+    except CxrNodeError as error:
+        return EchoResult(succeeded=False, cause=str(error), round_trip_ms=None)
+    if not is_success(status):
+        return EchoResult(
+            succeeded=False, cause=f"the peer answered status {describe(status)}", round_trip_ms=round_trip_ms
+        )
+    return EchoResult(succeeded=True, cause="", round_trip_ms=round_trip_ms)
+
+
+def send(
+    destination: Destination,
+    items: Sequence[Outgoing],
+    *,
+    calling_ae: str,
+    settings: DeliverySettings,
+    fallback: Fallback | None = None,
+    report: Report | None = None,
+) -> list[StoreOutcome]:
+    """Send a batch over one association (over several only when it needs more than 128 contexts).
+
+    Returns the outcomes in the order of the items. When the association ends early, what was not answered is
+    `NoAnswer`, and nothing is lost.
+    """
+    outcomes: dict[int, StoreOutcome] = {}
+
+    def settle(position: int, outcome: StoreOutcome) -> None:
+        outcomes[position] = outcome
+        if report is not None:
+            report(position, outcome)
+
+    for positions, proposals in group_by_contexts((item.ref.sop_class, item.transfer_syntax) for item in items):
+        group = {position: items[position] for position in positions}
+        try:
+            _send_group(destination, group, proposals, calling_ae, settings, fallback, settle)
+        except CxrNodeError as error:
+            outcome = _failed(error)
+            for position in group.keys() - outcomes.keys():
+                settle(position, outcome)
+    return [outcomes[position] for position in range(len(items))]
+
+
+def _send_group(
+    destination: Destination,
+    group: dict[int, Outgoing],
+    proposals: tuple[Proposal, ...],
+    calling_ae: str,
+    settings: DeliverySettings,
+    fallback: Fallback | None,
+    settle: Report,
+) -> None:
+    with open_association(destination, proposals, calling_ae=calling_ae, settings=settings) as association:
+        for position, item in group.items():
+            prepared = _prepare(association, item, fallback)
+            if isinstance(prepared, _Prepared):
+                status = association.store(prepared.data_set, prepared.sop_instance, prepared.context)
+                settle(position, outcome_for(status))
+            else:
+                settle(position, prepared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    data_set: bytes
+    sop_instance: str
+    context: AcceptedContext
+
+
+def _prepare(association: RequestedAssociation, item: Outgoing, fallback: Fallback | None) -> _Prepared | StoreOutcome:
+    """Read an object and bring it into a form that the peer accepted, or say why that cannot be."""
+    try:
+        part10 = item.read()
+        head = read_file_head(part10)
+        classes = frozenset(entry.abstract_syntax for entry in association.contexts)
+        if head.sop_class not in classes:
+            variant = fallback(part10, classes) if fallback is not None else None
+            if variant is None:
+                return Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
+            part10, head = variant, read_file_head(variant)
+        context = _context_for(head, association.contexts)
+        if context is None:
+            return Refused(status=None, cause="no presentation context for the transfer syntax", permanent=True)
+        return _Prepared(data_set=_data_set(part10, head, context), sop_instance=head.sop_instance, context=context)
+    except Permanent as error:
+        return Refused(status=None, cause=str(error), permanent=True)
+    except Transient as error:
+        return NoAnswer(cause=str(error))
+
+
+def _context_for(head: FileHead, contexts: tuple[AcceptedContext, ...]) -> AcceptedContext | None:
+    accepted = {entry.transfer_syntax: entry for entry in contexts if entry.abstract_syntax == head.sop_class}
+    wanted = [head.transfer_syntax, *(UNCOMPRESSED if can_transcode(head.transfer_syntax) else ())]
+    return next((accepted[syntax] for syntax in wanted if syntax in accepted), None)
+
+
+def _data_set(part10: bytes, head: FileHead, context: AcceptedContext) -> bytes:
+    if context.transfer_syntax == head.transfer_syntax:
+        return part10[head.offset :]
+    return uncompressed_data_set(part10, context.transfer_syntax)
+
+
+def _failed(error: CxrNodeError) -> StoreOutcome:
+    if isinstance(error, NoContextAccepted):
+        return Refused(status=None, cause=str(error), permanent=True)
+    return NoAnswer(cause=str(error), permanent=isinstance(error, PeerRefused))

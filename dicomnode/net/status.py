@@ -1,0 +1,118 @@
+"""DIMSE status codes: which one the node answers, and what a peer's answer means. Hexadecimal lives only here.
+
+Source: PS3.4 B.2.3 (Storage Service Class, Table B.2-1) and PS3.7 Annex C (general statuses).
+"""
+
+from enum import IntEnum
+
+from dicomnode.domain.errors import CxrNodeError, DiskFull, Transient, UidMismatch
+from dicomnode.domain.job import Accepted, Refused, StoreOutcome
+
+
+class StoreStatus(IntEnum):
+    """The statuses that the node's Storage SCP answers with."""
+
+    SUCCESS = 0x0000
+    """The object is durable. Source: PS3.7 C.1.1."""
+
+    OUT_OF_RESOURCES = 0xA700
+    """Refused: free space is below the configured bound. Source: PS3.4 B.2.3, A7xx."""
+
+    STORE_UNAVAILABLE = 0xA701
+    """Refused: the store cannot write at present; the sender is to try again. Source: PS3.4 B.2.3, A7xx."""
+
+    DATA_SET_DOES_NOT_MATCH = 0xA900
+    """Error: command and data set name different SOP classes or instances. Source: PS3.4 B.2.3, A9xx."""
+
+    CANNOT_UNDERSTAND = 0xC000
+    """Error: the data set cannot be read, or its UIDs are not valid. Source: PS3.4 B.2.3, Cxxx."""
+
+    INTERNAL_ERROR = 0xC0FF
+    """Error: the node failed in a way it does not know; its log has the traceback. Source: PS3.4 B.2.3, Cxxx."""
+
+
+class _General(IntEnum):
+    """Statuses of PS3.7 Annex C that a peer may answer to C-STORE."""
+
+    OPTIONAL_ATTRIBUTES_NOT_SUPPORTED = 0x0001
+    ATTRIBUTE_LIST_ERROR = 0x0107
+    PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
+    ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NOT_AUTHORISED = 0x0124
+    DUPLICATE_INVOCATION = 0x0210
+    RESOURCE_LIMITATION = 0x0213
+    CANCEL = 0xFE00
+
+
+# PS3.7 C.3: warnings; the operation took place. A duplicate means the peer already holds the object.
+_DELIVERED = frozenset(
+    {
+        _General.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED,
+        _General.ATTRIBUTE_LIST_ERROR,
+        _General.DUPLICATE_SOP_INSTANCE,
+        _General.ATTRIBUTE_VALUE_OUT_OF_RANGE,
+    }
+)
+
+_TRANSIENT: dict[int, str] = {
+    _General.PROCESSING_FAILURE: "processing failure",
+    _General.DUPLICATE_INVOCATION: "duplicate invocation",
+    _General.RESOURCE_LIMITATION: "resource limitation",
+    _General.CANCEL: "cancelled",
+}
+
+_PERMANENT: dict[int, str] = {
+    _General.SOP_CLASS_NOT_SUPPORTED: "SOP class not supported",
+    _General.NOT_AUTHORISED: "not authorised",
+}
+
+# PS3.4 Table B.2-1 by the high byte (A7xx, A9xx) or the high digit (Bxxx, Cxxx) of the status.
+_OUT_OF_RESOURCES_BYTE = 0xA7
+_DOES_NOT_MATCH_BYTE = 0xA9
+_WARNING_DIGIT = 0xB
+_CANNOT_UNDERSTAND_DIGIT = 0xC
+
+
+def status_for(error: CxrNodeError) -> StoreStatus:
+    """Return the status that tells the sender the cause of `error`."""
+    if isinstance(error, UidMismatch):
+        return StoreStatus.DATA_SET_DOES_NOT_MATCH
+    if isinstance(error, DiskFull):
+        return StoreStatus.OUT_OF_RESOURCES
+    if isinstance(error, Transient):
+        return StoreStatus.STORE_UNAVAILABLE
+    return StoreStatus.CANNOT_UNDERSTAND
+
+
+def outcome_for(status: int) -> StoreOutcome:
+    """Say what a peer's C-STORE status means for the delivery: delivered, to be tried again, or refused for good."""
+    if status == StoreStatus.SUCCESS:
+        return Accepted()
+    if status in _DELIVERED or status >> 12 == _WARNING_DIGIT:
+        return Accepted(warning=status)
+    transient = _TRANSIENT.get(status)
+    if status >> 8 == _OUT_OF_RESOURCES_BYTE:
+        transient = "out of resources"
+    if transient is not None:
+        return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False)
+    return Refused(status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True)
+
+
+def is_success(status: int) -> bool:
+    """Tell whether a DIMSE status is Success."""
+    return status == StoreStatus.SUCCESS
+
+
+def describe(status: int) -> str:
+    """Return a status as people write it, such as `A700`."""
+    return f"{status:04X}"
+
+
+def _permanent_cause(status: int) -> str:
+    if status >> 8 == _DOES_NOT_MATCH_BYTE:
+        return "data set does not match SOP class"
+    if status >> 12 == _CANNOT_UNDERSTAND_DIGIT:
+        return "cannot understand"
+    return _PERMANENT.get(status, "refused")
