@@ -1,0 +1,60 @@
+"""From stored pixels to network inputs: exact for evaluation, randomly changed for training."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dicomnode.domain.frame import FloatArray
+from modeling.config import AugmentSection
+
+PixelStore = npt.NDArray[np.uint8]
+"""(N, s, s) uint8: standardised images (see `dicomnode.bundle.preprocess`) at source resolution, times 255."""
+
+
+def network_inputs(images: PixelStore, side: int) -> FloatArray:
+    """Return (N, side, side, 1) float32 in [0, 1], enlarged as `dicomnode.bundle.preprocess` does."""
+    out = np.empty((len(images), side, side, 1), dtype=np.float32)
+    for index, stored in enumerate(images):
+        image = stored.astype(np.float32) / 255.0
+        if image.shape != (side, side):
+            image = np.clip(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), 0.0, 1.0)
+        out[index, ..., 0] = image
+    return out
+
+
+def augmented_inputs(
+    images: PixelStore, side: int, settings: AugmentSection, random: np.random.Generator
+) -> FloatArray:
+    """Return (N, side, side, 1) float32 in [0, 1]: each image moved, and its grey scale changed, at random."""
+    out = np.empty((len(images), side, side, 1), dtype=np.float32)
+    for index, stored in enumerate(images):
+        image = _half_resolution(stored) if random.random() < settings.blur else stored
+        matrix = _random_affine(image.shape[0], side, settings, random)
+        moved = cv2.warpAffine(image.astype(np.float32) / 255.0, matrix, (side, side), flags=cv2.INTER_CUBIC)
+        out[index, ..., 0] = _random_grey_scale(np.clip(moved, 0.0, 1.0), settings, random)
+    return out
+
+
+def _half_resolution(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    side = image.shape[0]
+    small = cv2.resize(image, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def _random_affine(source_side: int, side: int, settings: AugmentSection, random: np.random.Generator) -> FloatArray:
+    """Return the (2, 3) matrix that rotates and zooms about the centre and shifts, from source to network pixels."""
+    angle = np.deg2rad(random.uniform(-settings.rotation_degrees, settings.rotation_degrees))
+    scale = random.uniform(1 - settings.zoom, 1 + settings.zoom) * side / source_side
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shift = random.uniform(-settings.shift, settings.shift, size=2) * side
+    # Pixel centres are at integers, so the middle of an image of side n is (n - 1) / 2.
+    offset = (side - 1) / 2 + shift - turn @ np.full(2, (source_side - 1) / 2)
+    return np.concatenate([turn, offset[:, None]], axis=1).astype(np.float32)
+
+
+def _random_grey_scale(image: FloatArray, settings: AugmentSection, random: np.random.Generator) -> FloatArray:
+    contrast = random.uniform(1 - settings.contrast, 1 + settings.contrast)
+    brightness = random.uniform(-settings.brightness, settings.brightness)
+    exponent = np.exp(random.uniform(-settings.gamma, settings.gamma))
+    changed = np.clip(0.5 + (image - 0.5) * contrast + brightness, 0.0, 1.0)
+    return np.asarray(np.power(changed, exponent), dtype=np.float32)

@@ -1,0 +1,186 @@
+"""EfficientNet-Lite0 in Keras, split into a frozen trunk that all folds share and a head that each fold trains.
+
+Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variant drops squeeze-and-excitation and uses ReLU6.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.frame import FloatArray
+
+BACKBONE = "EfficientNet-Lite0"
+FEATURES = 1280
+CONVOLUTIONS = 49
+BN_EPSILON = 1e-3
+BN_MOMENTUM = 0.97
+STATISTICS_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Inverted residuals (Sandler et al. 2018): the first of `repeats` has the stride."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    filters: int
+    repeats: int
+
+
+BLOCKS = (
+    _Block(3, 1, 1, 16, 1),
+    _Block(3, 2, 6, 24, 2),
+    _Block(5, 2, 6, 40, 2),
+    _Block(3, 2, 6, 80, 3),
+    _Block(5, 1, 6, 112, 3),
+    _Block(5, 2, 6, 192, 4),
+    _Block(3, 1, 6, 320, 1),
+)
+
+
+class _Graph:
+    """Adds convolutions in graph order, so that the n-th layer is the n-th array of a warm start."""
+
+    def __init__(self, *, first: int, normalised: bool) -> None:
+        self.next = first
+        self._normalised = normalised
+
+    def convolve(self, x: keras.KerasTensor, filters: int, kernel: int, stride: int) -> keras.KerasTensor:
+        name = self._name()
+        shared = {"strides": stride, "padding": "same", "use_bias": not self._normalised}
+        return self._normalise(layers.Conv2D(filters, kernel, name=f"conv{name}", **shared)(x), name)
+
+    def depthwise(self, x: keras.KerasTensor, kernel: int, stride: int) -> keras.KerasTensor:
+        name = self._name()
+        shared = {"strides": stride, "padding": "same", "use_bias": not self._normalised}
+        return self._normalise(layers.DepthwiseConv2D(kernel, name=f"conv{name}", **shared)(x), name)
+
+    def block(self, x: keras.KerasTensor, block: _Block) -> keras.KerasTensor:
+        for repeat in range(block.repeats):
+            shortcut, channels = x, x.shape[-1]
+            stride = block.stride if repeat == 0 else 1
+            if block.expansion != 1:
+                x = _relu6(self.convolve(x, channels * block.expansion, 1, 1))
+            x = _relu6(self.depthwise(x, block.kernel, stride))
+            x = self.convolve(x, block.filters, 1, 1)
+            if stride == 1 and channels == block.filters:
+                x = layers.Add()([x, shortcut])
+        return x
+
+    def _name(self) -> str:
+        self.next += 1
+        return f"{self.next - 1:02d}"
+
+    def _normalise(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        if not self._normalised:
+            return x
+        return layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"norm{name}")(x)
+
+
+def build_trunk(side: int, frozen_blocks: int) -> keras.Model:
+    """Return the stem and the first blocks: (N, side, side, 1) in [0, 1] to (N, h, w, C).
+
+    With no frozen block the trunk only rescales, and the whole network is left to the head.
+    """
+    image = keras.Input((side, side, 1), name="image")
+    # The warm start expects RGB 0-255 less 127, not scaled further.
+    grey = layers.Rescaling(255.0, -127.0, name="rescale")(image)
+    x = layers.Concatenate(name="rgb")([grey, grey, grey])
+    graph = _Graph(first=0, normalised=False)
+    if frozen_blocks:
+        x = _relu6(graph.convolve(x, 32, 3, 2))
+    for block in BLOCKS[:frozen_blocks]:
+        x = graph.block(x, block)
+    return keras.Model(image, x, name="trunk")
+
+
+def build_head(trunk: keras.Model, frozen_blocks: int, outputs: int, dropout: float) -> keras.Model:
+    """Return the rest of the network with batch normalisation: trunk features to (N, outputs) logits.
+
+    Global average pooling and one linear layer end it, so the class activation map is the logit, spread over space.
+    """
+    features = keras.Input(trunk.output.shape[1:], name="trunk_features")
+    graph = _Graph(first=_convolution_count(trunk), normalised=True)
+    x = features if frozen_blocks else _relu6(graph.convolve(features, 32, 3, 2))
+    for block in BLOCKS[frozen_blocks:]:
+        x = graph.block(x, block)
+    x = layers.ReLU(6.0, name="last_map")(graph.convolve(x, FEATURES, 1, 1))
+    pooled = layers.GlobalAveragePooling2D(name="pooled")(x)
+    logits = layers.Dense(outputs, name="logits")(layers.Dropout(dropout, name="dropout")(pooled))
+    return keras.Model(features, logits, name="head")
+
+
+def warm_start(trunk: keras.Model, head: keras.Model, weights: Path) -> None:
+    """Load kernels and biases with batch norm folded in; the head's batch norm becomes the identity plus bias.
+
+    Raises: ConfigurationError when the file is not such a warm start.
+    """
+    arrays = _read_warm_start(weights)
+    for model in (trunk, head):
+        for layer in _convolutions(model):
+            kernel, bias = arrays[_index(layer)]
+            if layer.use_bias:
+                layer.set_weights([kernel, bias])
+                continue
+            layer.set_weights([kernel])
+            norm = model.get_layer(f"norm{_index(layer):02d}")
+            scale = np.full_like(bias, np.sqrt(1.0 + BN_EPSILON))
+            norm.set_weights([scale, bias, np.zeros_like(bias), np.ones_like(bias)])
+
+
+def unfold_normalisation(head: keras.Model, features: FloatArray) -> None:
+    """Give each batch norm its channel's real mean and variance, without changing what the network computes.
+
+    A folded network trains badly: nothing normalises it. Here mean and variance are measured on `features`, (N, h, w,
+    C) trunk outputs of training images, and undone by the layer's scale and offset, so training starts both
+    normalised and at the warm start. Valid only right after `warm_start`, while the layers are identities plus bias.
+    """
+    convolutions = _convolutions(head)
+    probe = keras.Model(head.input, [layer.output for layer in convolutions])
+    batches = [features[at : at + STATISTICS_BATCH] for at in range(0, len(features), STATISTICS_BATCH)]
+    sums = [np.zeros((2, layer.output.shape[-1])) for layer in convolutions]
+    for batch in batches:
+        for position, output in enumerate(probe.predict_on_batch(batch)):
+            flat = output.reshape(-1, output.shape[-1]).astype(np.float64)
+            sums[position] += np.stack([flat.mean(axis=0), (flat**2).mean(axis=0)]) * len(batch) / len(features)
+    for layer, (mean, square) in zip(convolutions, sums, strict=True):
+        norm = head.get_layer(f"norm{_index(layer):02d}")
+        variance = np.maximum(square - mean**2, 0.0)
+        bias = norm.get_weights()[1]
+        norm.set_weights([np.sqrt(variance + BN_EPSILON), bias + mean, mean, variance])
+
+
+def _relu6(x: keras.KerasTensor) -> keras.KerasTensor:
+    return layers.ReLU(6.0)(x)
+
+
+def _convolutions(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model.layers if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D))]
+
+
+def _convolution_count(model: keras.Model) -> int:
+    return len(_convolutions(model))
+
+
+def _index(layer: keras.layers.Layer) -> int:
+    return int(layer.name.removeprefix("conv"))
+
+
+def _read_warm_start(path: Path) -> dict[int, tuple[FloatArray, FloatArray]]:
+    """Return kernel and bias by position in the graph."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            named = {name: np.asarray(held[name], dtype=np.float32) for name in held.files}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not a warm start: it cannot be read as NPZ") from error
+    pattern = re.compile(r"(\d\d)_(?:DEPTHWISE_)?CONV_2D_([wb])")
+    found = {(int(match[1]), match[2]): array for name, array in named.items() if (match := pattern.fullmatch(name))}
+    if set(found) != {(n, kind) for n in range(CONVOLUTIONS) for kind in "wb"}:
+        raise ConfigurationError(f"{path} does not hold the {CONVOLUTIONS} kernels and biases of {BACKBONE}")
+    return {n: (found[n, "w"], found[n, "b"]) for n in range(CONVOLUTIONS)}
