@@ -1,1 +1,5 @@
-"""What the node has promised: blobs, and the states of instances, jobs and deliveries; the only SQL."""
+"""The durable store: received instances, jobs, results, deliveries, and a ledger of everything that happened."""
+
+from dicomnode.store.composition import Store
+
+__all__ = ["Store"]

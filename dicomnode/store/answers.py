@@ -1,0 +1,120 @@
+"""Writing down an answer, in the transaction that closes its job: results, deliveries, rejections, and every fate."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+from dicomnode.domain.job import Job, ResultInstance, StudyAnswer
+from dicomnode.store.rows import EventKind, record, shortened, to_text
+
+log = logging.getLogger(__name__)
+
+# The UID of a result derives from what it was made of: if it is there already, the first one stays, since a
+# destination may hold it.
+ADD_RESULT = """
+INSERT INTO result (study, series, sop_class, sop_instance, kind, transfer_syntax, blob, size_bytes, derived_from,
+    created_at)
+VALUES (:study, :series, :sop_class, :sop_instance, :kind, :transfer_syntax, :blob, :size_bytes, :derived_from, :now)
+ON CONFLICT (sop_instance) DO NOTHING
+"""
+
+RESULT_ID = "SELECT result_id FROM result WHERE sop_instance = ?"
+
+LINK_RESULT = "INSERT INTO job_result (job_id, result_id) VALUES (?, ?)"
+
+ADD_DELIVERY = """
+INSERT INTO delivery (result_id, destination, state, next_attempt_at, created_at, waiting_since, changed_at)
+VALUES (:result_id, :destination, 'waiting', :now, :now, :now, :now)
+ON CONFLICT (result_id, destination) DO NOTHING
+"""
+
+ADD_REJECTION = """
+INSERT INTO rejection (job_id, sop_instance, reason, detail) VALUES (:job_id, :sop_instance, :reason, :detail)
+"""
+
+SEAL = """
+UPDATE instance SET fate = :fate, job_id = :job_id
+WHERE sop_instance = :sop_instance AND blob = :blob AND received_at = :received_at
+"""
+
+
+def write_answer(
+    connection: sqlite3.Connection,
+    job: Job,
+    answer: StudyAnswer,
+    blobs: Sequence[str],
+    destinations: Sequence[str],
+    now: datetime,
+) -> None:
+    """Write down the answer to a job in work; `blobs` are the names of the results' bytes, in their order."""
+    for result, blob in zip(answer.results, blobs, strict=True):
+        _write_result(connection, job, result, blob, destinations, now)
+    for rejection in answer.rejections:
+        uid, reason = rejection.source.sop_instance, rejection.reason.value
+        facts = {"job_id": job.job_id, "sop_instance": uid, "reason": reason, "detail": shortened(rejection.detail)}
+        connection.execute(ADD_REJECTION, facts)
+        detail = f"{uid}: {reason}: {rejection.detail}"
+        record(connection, now, job.study, job.version, EventKind.IMAGE_REJECTED, detail)
+    _seal_fates(connection, job, answer, now)
+    _record_answer(connection, job, answer, destinations, now)
+
+
+def _write_result(
+    connection: sqlite3.Connection,
+    job: Job,
+    result: ResultInstance,
+    blob: str,
+    destinations: Sequence[str],
+    now: datetime,
+) -> None:
+    facts = {
+        "study": result.ref.study,
+        "series": result.ref.series,
+        "sop_class": result.ref.sop_class,
+        "sop_instance": result.ref.sop_instance,
+        "kind": result.kind,
+        "transfer_syntax": result.transfer_syntax,
+        "blob": blob,
+        "size_bytes": len(result.part10),
+        "derived_from": json.dumps(result.derived_from),
+        "now": to_text(now),
+    }
+    connection.execute(ADD_RESULT, facts)
+    result_id = connection.execute(RESULT_ID, (result.ref.sop_instance,)).fetchone()["result_id"]
+    connection.execute(LINK_RESULT, (job.job_id, result_id))
+    for destination in destinations:
+        delivery = {"result_id": result_id, "destination": destination, "now": to_text(now)}
+        if connection.execute(ADD_DELIVERY, delivery).rowcount:
+            detail = f"{result.kind.value} {result.ref.sop_instance} for {destination}"
+            record(connection, now, job.study, job.version, EventKind.QUEUED, detail)
+
+
+def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, now: datetime) -> None:
+    """Give every image of the job its fate. One that the answer does not mention is a fault, and is said to be one."""
+    rejected = {rejection.source.sop_instance for rejection in answer.rejections}
+    answered = {uid for result in answer.results for uid in result.derived_from}
+    for instance in job.instances:
+        uid = instance.ref.sop_instance
+        fate = "rejected" if uid in rejected else "answered" if uid in answered else "unmentioned"
+        facts = {"fate": fate, "job_id": job.job_id, "sop_instance": uid, "blob": instance.blob}
+        connection.execute(SEAL, facts | {"received_at": to_text(instance.received_at)})
+        if fate == "unmentioned":
+            detail = f"{uid} is neither in a result nor rejected"
+            record(connection, now, job.study, job.version, EventKind.IMAGE_UNMENTIONED, detail)
+            log.error("image-unmentioned", extra={"study": job.study, "version": job.version, "instance": uid})
+
+
+def _record_answer(
+    connection: sqlite3.Connection, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime
+) -> None:
+    if answer.rejections and not answer.results:
+        detail = f"all {len(answer.rejections)} image(s) were rejected"
+        record(connection, now, job.study, job.version, EventKind.REJECTED, detail)
+        return
+    detail = f"{len(answer.results)} result(s), {len(answer.rejections)} image(s) rejected"
+    record(connection, now, job.study, job.version, EventKind.ANSWERED, detail)
+    if answer.results and not destinations:
+        detail = f"{len(answer.results)} result(s) stay in the store: no destination is configured"
+        record(connection, now, job.study, job.version, EventKind.KEPT, detail)

@@ -1,0 +1,145 @@
+"""The parts of the store, opened and closed together."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
+from dicomnode.settings import AssemblySettings, StoreSettings
+from dicomnode.store.blobs import Blobs, SystemCalls
+from dicomnode.store.database import Database, migrations
+from dicomnode.store.inbox import Inbox
+from dicomnode.store.ledger import Ledger
+from dicomnode.store.lock import StoreLock
+from dicomnode.store.outbox import Outbox
+
+_DATABASE, _LOCK, _BLOBS, _UNCLAIMED = "store.db", "node.lock", "blobs", "unclaimed"
+
+_NAMED = """
+SELECT blob FROM instance WHERE blob >= :low AND blob < :high
+UNION
+SELECT blob FROM result WHERE blob >= :low AND blob < :high
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Everything the node remembers, in one folder: `store.db`, `blobs/`, and `unclaimed/` for blobs without a row."""
+
+    inbox: Inbox
+    outbox: Outbox
+    ledger: Ledger
+    blobs: Blobs
+    _database: Database
+    _lock: StoreLock | None
+
+    @classmethod
+    def open(
+        cls,
+        settings: StoreSettings,
+        assembly: AssemblySettings,
+        *,
+        exclusive: bool,
+        calls: SystemCalls | None = None,
+        busy_timeout_s: float = 10.0,
+    ) -> Self:
+        """Open the store: `exclusive` for a node, which creates, checks and tidies it, and not for a look beside it.
+
+        Raises: ConfigurationError (in use by another node, of a newer version, damaged, absent, or not writable),
+        DiskFull, StoreUnavailable.
+        """
+        with contextlib.ExitStack() as opened:
+            lock = _own(settings.path, opened) if exclusive else None
+            if not exclusive:
+                _require_store(settings.path)
+            database = Database(settings.path / _DATABASE, busy_timeout_s=busy_timeout_s)
+            opened.callback(database.close)
+            blobs = Blobs(
+                settings.path / _BLOBS,
+                settings.path / _UNCLAIMED,
+                minimum_free_bytes=settings.minimum_free_bytes,
+                calls=calls,
+            )
+            if exclusive:
+                _tidy(database, blobs, settings.path)
+            else:
+                _bring_up_to_date(database, settings.path)
+            store = cls(
+                inbox=Inbox(database, blobs, assembly),
+                outbox=Outbox(database, blobs),
+                ledger=Ledger(database),
+                blobs=blobs,
+                _database=database,
+                _lock=lock,
+            )
+            opened.pop_all()
+        return store
+
+    def close(self) -> None:
+        """Close the database and let another node have the store."""
+        self._database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _own(path: Path, opened: contextlib.ExitStack) -> StoreLock:
+    """Create the store's folder and take its lock."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"the store {path} cannot be created: {error.strerror}") from error
+    lock = StoreLock.acquire(path / _LOCK)
+    opened.callback(lock.release)
+    return lock
+
+
+def _require_store(path: Path) -> None:
+    if not (path / _DATABASE).is_file():
+        raise ConfigurationError(f"there is no store at {path}")
+
+
+def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
+    """Migrate, read every page once, and compare blobs with rows."""
+    database.migrate(migrations())
+    database.check()
+    try:
+        for folder in (path, path.parent):
+            _sync(folder)
+    except OSError as error:
+        raise StoreUnavailable(f"the store {path} cannot be made durable: {error.strerror}") from error
+
+    def named(prefix: str) -> set[str]:
+        with database.reading() as connection:
+            # 'g' follows every hexadecimal digit.
+            rows = connection.execute(_NAMED, {"low": prefix, "high": f"{prefix}g"}).fetchall()
+        return {row["blob"] for row in rows}
+
+    blobs.prepare().reconcile(named)
+
+
+def _bring_up_to_date(database: Database, path: Path) -> None:
+    """Migrate an older store, which is only right while no node runs on it."""
+    if database.is_current(migrations()):
+        return
+    lock = StoreLock.acquire(path / _LOCK)
+    try:
+        database.migrate(migrations())
+    finally:
+        lock.release()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,352 @@
+"""From an arriving image to a study's answer: accept, claim, finish, fail, recover.
+
+What `accept` promises: when it returns, the bytes and their row survive a loss of power. What `finish` promises: the
+results are durable and are queued for every destination in the same transaction that closes the job.
+
+The same SOP Instance UID again:
+
+- with the same bytes, it is a duplicate: nothing is done twice;
+- with other bytes, the newest content is current and makes a new version of the answer; the former row stays;
+- under another study, it is refused: a SOP instance belongs to one study (PS3.3 A.1.2);
+- as one of this node's own results, it is a duplicate: the node has it, and must not answer itself.
+"""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from dicomnode.domain.errors import UidMismatch
+from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.domain.job import Job, JobState, StudyAnswer
+from dicomnode.settings import AssemblySettings
+from dicomnode.store.answers import write_answer
+from dicomnode.store.assembly import (
+    OPEN_JOB,
+    OpenVersion,
+    hand_over,
+    join_open_version,
+    note_arrival,
+    reschedule,
+)
+from dicomnode.store.blobs import Blobs
+from dicomnode.store.database import Database
+from dicomnode.store.outbox import recover_deliveries
+from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_ref, to_stored_instance, to_text
+
+log = logging.getLogger(__name__)
+
+HELD = "SELECT instance_id, study, blob, job_id FROM instance WHERE sop_instance = ? AND current = 1"
+
+OWN_RESULT = """
+SELECT 1 FROM result WHERE sop_instance = :sop_instance
+UNION ALL
+SELECT 1 FROM delivery WHERE sent_sop_instance = :sop_instance
+LIMIT 1
+"""
+
+NOTE_ASSOCIATION = """
+INSERT INTO association (association_id, calling_ae, called_ae, peer_address, opened_at)
+VALUES (:association_id, :calling_ae, :called_ae, :peer_address, :opened_at)
+ON CONFLICT (association_id) DO NOTHING
+"""
+
+REPLACE = "UPDATE instance SET current = 0 WHERE instance_id = ?"
+
+ADD_INSTANCE = """
+INSERT INTO instance (job_id, study, series, sop_class, sop_instance, transfer_syntax, blob, size_bytes,
+    association_id, received_at)
+VALUES (:job_id, :study, :series, :sop_class, :sop_instance, :transfer_syntax, :blob, :size_bytes,
+    :association_id, :received_at)
+"""
+
+RELEASE = "UPDATE association SET released_at = :now WHERE association_id = :association_id AND released_at IS NULL"
+
+HELD_BY = """
+SELECT DISTINCT instance.job_id FROM instance JOIN job USING (job_id)
+WHERE instance.association_id = ? AND job.state = 'collecting'
+"""
+
+CLAIM = """
+UPDATE job SET state = 'working', attempts = attempts + 1, due_at = NULL, changed_at = :now
+WHERE job_id = (
+    SELECT due.job_id FROM job AS due
+    WHERE due.due_at <= :now
+        AND NOT EXISTS (SELECT 1 FROM job AS busy WHERE busy.study = due.study AND busy.state = 'working')
+    ORDER BY due.due_at
+    LIMIT 1
+)
+RETURNING job_id, study, version, attempts
+"""
+
+CONTENTS = """
+SELECT instance.*, association.calling_ae FROM instance JOIN association USING (association_id)
+WHERE instance.study = ? AND instance.current = 1
+ORDER BY instance.instance_id
+"""
+
+PREDECESSORS = """
+SELECT result.* FROM job_result JOIN result USING (result_id)
+WHERE result.kind = 'sr' AND job_result.job_id = (
+    SELECT former.job_id FROM job AS former
+    JOIN job_result AS link ON link.job_id = former.job_id
+    JOIN result AS report ON report.result_id = link.result_id AND report.kind = 'sr'
+    WHERE former.study = :study AND former.version < :version
+    ORDER BY former.version DESC
+    LIMIT 1
+)
+ORDER BY result.result_id
+"""
+
+PUT_BACK = """
+UPDATE job SET state = 'waiting', due_at = :due_at, last_error = :cause, changed_at = :now
+WHERE job_id = :job_id AND state = 'working'
+RETURNING version
+"""
+
+CLOSE = """
+UPDATE job SET state = :state, last_error = :cause, changed_at = :now
+WHERE job_id = :job_id AND state = 'working'
+RETURNING version
+"""
+
+CLOSE_ANSWERED = """
+UPDATE job SET state = :state, summary = :summary, last_error = NULL, changed_at = :now
+WHERE job_id = :job_id AND state = 'working'
+RETURNING version
+"""
+
+IN_WORK = "SELECT job_id, study, version, attempts FROM job WHERE state = 'working' ORDER BY job_id"
+
+COLLECTING = "SELECT job_id FROM job WHERE state = 'collecting'"
+
+RELEASE_ALL = "UPDATE association SET released_at = ? WHERE released_at IS NULL"
+
+NEXT_DUE = "SELECT MIN(due_at) FROM job WHERE due_at IS NOT NULL"
+
+
+class ReceiptKind(StrEnum):
+    """What accepting an image meant."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The promise that an instance is durable; `version` of the study's answer will speak of it (None: a duplicate)."""
+
+    kind: ReceiptKind
+    study: str
+    version: int | None
+
+
+class Inbox:
+    """Received studies, from their first image to their answer."""
+
+    def __init__(self, database: Database, blobs: Blobs, settings: AssemblySettings) -> None:
+        self._database, self._blobs, self._settings = database, blobs, settings
+        # Which associations are open is a fact about this process: none of them survives it.
+        self._opened_at: dict[str, datetime] = {}
+
+    def association_opened(self, association_id: str, now: datetime) -> None:
+        """Hold the studies to which this association contributes until it is released."""
+        self._opened_at[association_id] = now
+
+    def association_released(self, association_id: str, now: datetime) -> None:
+        """Let the studies to which this association contributed become complete; it may have ended in any way.
+
+        Raises: StoreUnavailable; the studies then become complete after their maximum wait.
+        """
+        self._opened_at.pop(association_id, None)
+        with self._database.transaction() as connection:
+            connection.execute(RELEASE, {"association_id": association_id, "now": to_text(now)})
+            for row in connection.execute(HELD_BY, (association_id,)).fetchall():
+                reschedule(connection, row["job_id"], self._settings, self._opened_at)
+
+    def accept(
+        self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
+    ) -> Receipt:
+        """Make an instance durable and add it to its study; success may be answered once this returns.
+
+        Raises: UidMismatch (the SOP instance is held under another study), DiskFull, StoreUnavailable.
+        """
+        if (known := self._known(ref, now)) is not None:
+            return known
+        blob = self._blobs.write(part10)
+        facts = {
+            "study": ref.study,
+            "series": ref.series,
+            "sop_class": ref.sop_class,
+            "sop_instance": ref.sop_instance,
+            "transfer_syntax": transfer_syntax,
+            "blob": blob,
+            "size_bytes": len(part10),
+            "association_id": association.association_id,
+            "received_at": to_text(now),
+        }
+        with self._database.transaction() as connection:
+            return self._add(connection, ref, facts, association, now)
+
+    def claim(self, now: datetime) -> Job | None:
+        """Take the study that has been complete for longest, if any, and put it in work.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            row = connection.execute(CLAIM, {"now": to_text(now)}).fetchone()
+            if row is None:
+                return None
+            instances = connection.execute(CONTENTS, (row["study"],)).fetchall()
+            former = connection.execute(PREDECESSORS, {"study": row["study"], "version": row["version"]}).fetchall()
+            detail = f"attempt {row['attempts']}, {len(instances)} instance(s)"
+            record(connection, now, row["study"], row["version"], EventKind.CLAIMED, detail)
+        return Job(
+            job_id=row["job_id"],
+            study=row["study"],
+            version=row["version"],
+            attempts=row["attempts"],
+            instances=tuple(to_stored_instance(found) for found in instances),
+            predecessors=tuple(to_ref(found) for found in former),
+        )
+
+    def finish(self, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime) -> None:
+        """Make the answer durable, queue it for the destinations and close the job, all or nothing.
+
+        A job that is no longer in work is left as it is, so that finishing twice is finishing once. Without
+        destinations the results stay in the store, and the ledger says so.
+
+        Raises: DiskFull, StoreUnavailable; the job then stays in work and is the caller's to finish or fail.
+        """
+        blobs = tuple(self._blobs.write(result.part10) for result in answer.results)
+        rejected = bool(answer.rejections) and not answer.results
+        closing = {
+            "job_id": job.job_id,
+            "state": JobState.REJECTED if rejected else JobState.DONE,
+            "summary": json.dumps(answer.summary, sort_keys=True),
+            "now": to_text(now),
+        }
+        with self._database.transaction() as connection:
+            if connection.execute(CLOSE_ANSWERED, closing).fetchone() is None:
+                log.warning("answer-too-late", extra={"study": job.study, "version": job.version})
+                return
+            write_answer(connection, job, answer, blobs, destinations, now)
+
+    def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
+        """Put a job back until `retry_at`, or close it as a dead letter; `cause` carries no patient data.
+
+        If a newer version has the study's images by now, the failed one is superseded by it instead.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            self._settle(connection, job.job_id, job.study, cause, retry_at, now)
+
+    def recover(self, now: datetime, *, maximum_attempts: int) -> None:
+        """Take up what a former run left open; to be called once, before anything else.
+
+        A claim that was interrupted counts as an attempt, so that a study that kills the node is a dead letter after
+        `maximum_attempts`.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            connection.execute(RELEASE_ALL, (to_text(now),))
+            for row in connection.execute(IN_WORK).fetchall():
+                cause = f"the node stopped during attempt {row['attempts']}"
+                record(connection, now, row["study"], row["version"], EventKind.INTERRUPTED, cause)
+                retry_at = now if row["attempts"] < maximum_attempts else None
+                self._settle(connection, row["job_id"], row["study"], cause, retry_at, now)
+            for row in connection.execute(COLLECTING).fetchall():
+                reschedule(connection, row["job_id"], self._settings, self._opened_at)
+            recover_deliveries(connection, now)
+
+    def next_due(self) -> datetime | None:
+        """Return when the next study is due, if one is expected."""
+        with self._database.reading() as connection:
+            return to_optional_time(connection.execute(NEXT_DUE).fetchone()[0])
+
+    def _known(self, ref: InstanceRef, now: datetime) -> Receipt | None:
+        """Deal with an instance that needs no bytes written: this node's own result, or one of another study."""
+        with self._database.reading() as connection:
+            held = connection.execute(HELD, (ref.sop_instance,)).fetchone()
+            own = connection.execute(OWN_RESULT, {"sop_instance": ref.sop_instance}).fetchone()
+        if own is not None:
+            with self._database.transaction() as connection:
+                detail = f"{ref.sop_instance} is a result of this node"
+                record(connection, now, ref.study, None, EventKind.OWN_RESULT_RETURNED, detail)
+            return Receipt(kind=ReceiptKind.DUPLICATE, study=ref.study, version=None)
+        if held is not None and held["study"] != ref.study:
+            with self._database.transaction() as connection:
+                detail = f"{ref.sop_instance} is already held in study {held['study']}"
+                record(connection, now, ref.study, None, EventKind.REFUSED, detail)
+            raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
+        return None
+
+    def _add(
+        self,
+        connection: sqlite3.Connection,
+        ref: InstanceRef,
+        facts: dict[str, object],
+        association: AssociationInfo,
+        now: datetime,
+    ) -> Receipt:
+        held = connection.execute(HELD, (ref.sop_instance,)).fetchone()
+        if held is not None and held["study"] != ref.study:  # it came over another association in between
+            raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
+        if held is not None and held["blob"] == facts["blob"]:
+            detail = f"{ref.sop_instance} came again, unchanged, from {association.calling_ae}"
+            record(connection, now, ref.study, None, EventKind.DUPLICATE, detail)
+            return Receipt(kind=ReceiptKind.DUPLICATE, study=ref.study, version=None)
+        self._note_association(connection, association, now)
+        if held is not None:
+            connection.execute(REPLACE, (held["instance_id"],))
+        joined = join_open_version(connection, ref.study, now)
+        connection.execute(ADD_INSTANCE, facts | {"job_id": joined.job_id})
+        note_arrival(connection, joined.job_id, now)
+        reschedule(connection, joined.job_id, self._settings, self._opened_at)
+        came = "came" if held is None else "came again with other content"
+        detail = f"{ref.sop_instance} {came} from {association.calling_ae} at {association.peer_address}"
+        event, kind = _ARRIVALS[held is not None]
+        record(connection, now, ref.study, joined.version, event, detail)
+        return Receipt(kind=kind, study=ref.study, version=joined.version)
+
+    def _note_association(self, connection: sqlite3.Connection, association: AssociationInfo, now: datetime) -> None:
+        facts = {
+            "association_id": association.association_id,
+            "calling_ae": association.calling_ae,
+            "called_ae": association.called_ae,
+            "peer_address": association.peer_address,
+            "opened_at": to_text(self._opened_at.get(association.association_id, now)),
+        }
+        connection.execute(NOTE_ASSOCIATION, facts)
+
+    def _settle(
+        self,
+        connection: sqlite3.Connection,
+        job_id: int,
+        study: str,
+        cause: str,
+        retry_at: datetime | None,
+        now: datetime,
+    ) -> None:
+        """Decide what becomes of a job in work that gave no answer."""
+        facts = {"job_id": job_id, "cause": shortened(cause), "now": to_text(now)}
+        heir = connection.execute(OPEN_JOB, (study,)).fetchone()
+        if heir is not None:
+            if (closed := connection.execute(CLOSE, facts | {"state": JobState.SUPERSEDED}).fetchone()) is not None:
+                former = OpenVersion(job_id=job_id, version=closed["version"])
+                hand_over(connection, study, former, OpenVersion(job_id=heir["job_id"], version=heir["version"]), now)
+        elif retry_at is not None:
+            if (back := connection.execute(PUT_BACK, facts | {"due_at": to_text(retry_at)}).fetchone()) is not None:
+                detail = f"{cause}; next attempt at {to_text(retry_at)}"
+                record(connection, now, study, back["version"], EventKind.DEFERRED, detail)
+        elif (dead := connection.execute(CLOSE, facts | {"state": JobState.DEAD}).fetchone()) is not None:
+            record(connection, now, study, dead["version"], EventKind.DEAD, cause)
+
+
+_ARRIVALS = {False: (EventKind.RECEIVED, ReceiptKind.NEW), True: (EventKind.REPLACED, ReceiptKind.REPLACED)}

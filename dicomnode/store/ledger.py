@@ -1,0 +1,311 @@
+"""What the store knows, for people: what waits and why, what happened to a study, and whether anything is missing."""
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from dicomnode.domain.errors import UnknownStudy
+from dicomnode.domain.job import DeliveryState, JobState, RejectionReason, ResultKind
+from dicomnode.store.actions import Changed, OfStudy, Selection, drop, retry
+from dicomnode.store.database import Database
+from dicomnode.store.rows import EventKind, to_optional_time, to_time
+
+JOB_ENTRY = """
+SELECT job.*, (SELECT COUNT(*) FROM instance WHERE instance.study = job.study AND current = 1) AS instances FROM job
+"""
+JOBS_IN_STATE = JOB_ENTRY + "WHERE state = :state AND job_id > :after ORDER BY job_id LIMIT :limit"
+JOBS_OF_STUDY = JOB_ENTRY + "WHERE study = ? ORDER BY version"
+
+DELIVERY_ENTRY = """
+SELECT delivery.*, result.study, result.kind, result.sop_instance, (
+    SELECT MIN(version) FROM job_result JOIN job USING (job_id) WHERE job_result.result_id = delivery.result_id
+) AS version FROM delivery JOIN result USING (result_id)
+"""
+DELIVERIES_IN_STATE = (
+    DELIVERY_ENTRY + "WHERE delivery.state = :state AND delivery_id > :after ORDER BY delivery_id LIMIT :limit"
+)
+DELIVERIES_OF_STUDY = DELIVERY_ENTRY + "WHERE result.study = ? ORDER BY delivery_id"
+
+REJECTIONS = """
+SELECT version, sop_instance, reason, detail FROM rejection JOIN job USING (job_id)
+WHERE study = ? ORDER BY version, sop_instance
+"""
+
+EVENTS = "SELECT at, study, version, kind, detail FROM event WHERE study = ? ORDER BY event_id"
+
+KNOWN = "SELECT 1 FROM job WHERE study = ? LIMIT 1"
+
+JOB_COUNTS = "SELECT state, COUNT(*) AS count FROM job GROUP BY state"
+DELIVERY_COUNTS = "SELECT state, COUNT(*) AS count FROM delivery GROUP BY state"
+
+OLDEST_WAITING = """
+SELECT MIN(since) FROM (
+    SELECT MIN(first_instance_at) AS since FROM job WHERE state IN ('collecting', 'waiting', 'working')
+    UNION ALL
+    SELECT MIN(waiting_since) FROM delivery WHERE state IN ('waiting', 'sending')
+)
+"""
+
+# One row per received instance; the order of the cases is the order of precedence.
+BALANCE = """
+WITH deliveries AS (
+    SELECT job_result.job_id,
+        SUM(delivery.state IN ('waiting', 'sending')) AS pending,
+        SUM(delivery.state = 'dead') AS dead,
+        SUM(delivery.state = 'dropped') AS dropped
+    FROM job_result JOIN delivery USING (result_id) GROUP BY job_result.job_id
+)
+SELECT CASE
+    WHEN instance.fate = 'rejected' THEN 'rejected'
+    WHEN instance.fate = 'answered' THEN CASE
+        WHEN deliveries.pending > 0 THEN 'pending'
+        WHEN deliveries.dead > 0 THEN 'dead'
+        WHEN deliveries.dropped > 0 THEN 'dropped'
+        ELSE 'answered' END
+    WHEN instance.fate = 'unmentioned' THEN 'unaccounted'
+    WHEN instance.current = 0 THEN 'replaced'
+    WHEN job.state IN ('collecting', 'waiting', 'working') THEN 'pending'
+    WHEN job.state IN ('dead', 'dropped') THEN job.state
+    ELSE 'unaccounted' END AS fate, COUNT(*) AS count
+FROM instance JOIN job USING (job_id) LEFT JOIN deliveries USING (job_id)
+GROUP BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEvent:
+    """Something that happened to a study; `detail` carries no patient data."""
+
+    at: datetime
+    study: str
+    version: int | None
+    kind: EventKind
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEntry:
+    """One version of one study's answer; `instances` counts what the study holds now."""
+
+    job_id: int
+    study: str
+    version: int
+    state: JobState
+    instances: int
+    attempts: int
+    due_at: datetime | None
+    last_error: str | None
+    first_instance_at: datetime
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryEntry:
+    """One result and one destination. `sent_*`: the fallback that was stored in the result's place, if one was."""
+
+    delivery_id: int
+    study: str
+    version: int
+    destination: str
+    kind: ResultKind
+    sop_instance: str
+    state: DeliveryState
+    attempts: int
+    next_attempt_at: datetime | None
+    last_error: str | None
+    last_status: int | None
+    sent_sop_class: str | None
+    sent_sop_instance: str | None
+    created_at: datetime
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectionEntry:
+    """One image that a version of the answer gave no findings for."""
+
+    version: int
+    sop_instance: str
+    reason: RejectionReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many jobs and deliveries are in each state; every state is there."""
+
+    jobs: dict[JobState, int]
+    deliveries: dict[DeliveryState, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Where every received instance stands: in exactly one of these.
+
+    Pending: an answer is owed, or is on its way. Answered: its results are delivered, or kept for want of a
+    destination. Replaced: newer content came before it was answered. Unaccounted is a fault, and 0.
+    """
+
+    pending: int = 0
+    answered: int = 0
+    rejected: int = 0
+    dead: int = 0
+    dropped: int = 0
+    replaced: int = 0
+    unaccounted: int = 0
+
+
+class Ledger:
+    """The store's books, and the operator's actions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def explain(self, study: str) -> tuple[LedgerEvent, ...]:
+        """Return everything that happened to a study, in order.
+
+        Raises: UnknownStudy, StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(EVENTS, (study,)).fetchall()
+        if not rows:
+            raise UnknownStudy(f"the store holds nothing of study {study}")
+        return tuple(_to_event(row) for row in rows)
+
+    def jobs(self, states: Collection[JobState], *, limit: int = 100, after: int = 0) -> tuple[JobEntry, ...]:
+        """Return a page of the jobs in these states, oldest first; `after` is the last job_id of the page before."""
+        with self._database.reading() as connection:
+            rows = _page(connection, JOBS_IN_STATE, states, limit, after)
+        return tuple(sorted(map(_to_job, rows), key=lambda entry: entry.job_id)[:limit])
+
+    def deliveries(
+        self, states: Collection[DeliveryState], *, limit: int = 100, after: int = 0
+    ) -> tuple[DeliveryEntry, ...]:
+        """Return a page of the deliveries in these states, oldest first; `after` is the last id of the page before."""
+        with self._database.reading() as connection:
+            rows = _page(connection, DELIVERIES_IN_STATE, states, limit, after)
+        return tuple(sorted(map(_to_delivery, rows), key=lambda entry: entry.delivery_id)[:limit])
+
+    def jobs_of(self, study: str) -> tuple[JobEntry, ...]:
+        """Return every version of a study's answer."""
+        with self._database.reading() as connection:
+            return tuple(_to_job(row) for row in connection.execute(JOBS_OF_STUDY, (study,)).fetchall())
+
+    def deliveries_of(self, study: str) -> tuple[DeliveryEntry, ...]:
+        """Return every delivery of a study's results."""
+        with self._database.reading() as connection:
+            return tuple(_to_delivery(row) for row in connection.execute(DELIVERIES_OF_STUDY, (study,)).fetchall())
+
+    def rejections_of(self, study: str) -> tuple[RejectionEntry, ...]:
+        """Return every rejected image of a study, per version."""
+        with self._database.reading() as connection:
+            rows = connection.execute(REJECTIONS, (study,)).fetchall()
+        return tuple(
+            RejectionEntry(
+                version=row["version"],
+                sop_instance=row["sop_instance"],
+                reason=RejectionReason(row["reason"]),
+                detail=row["detail"],
+            )
+            for row in rows
+        )
+
+    def counts(self) -> Counts:
+        """Return how many jobs and deliveries are in each state."""
+        with self._database.reading() as connection:
+            jobs = {row["state"]: row["count"] for row in connection.execute(JOB_COUNTS).fetchall()}
+            deliveries = {row["state"]: row["count"] for row in connection.execute(DELIVERY_COUNTS).fetchall()}
+        return Counts(
+            jobs={state: jobs.get(state, 0) for state in JobState},
+            deliveries={state: deliveries.get(state, 0) for state in DeliveryState},
+        )
+
+    def oldest_waiting(self) -> datetime | None:
+        """Return since when the oldest unfinished study or delivery has waited, if any does."""
+        with self._database.reading() as connection:
+            return to_optional_time(connection.execute(OLDEST_WAITING).fetchone()[0])
+
+    def balance(self) -> Balance:
+        """Return where every received instance stands. Reads the whole store."""
+        with self._database.reading() as connection:
+            return Balance(**{row["fate"]: row["count"] for row in connection.execute(BALANCE).fetchall()})
+
+    def retry(self, selection: Selection, now: datetime) -> Changed:
+        """Make selected work due now: what waits, is dead, or was dropped.
+
+        Raises: UnknownStudy, StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            _require_known(connection, selection)
+            return retry(connection, selection, now)
+
+    def drop(self, selection: Selection, now: datetime) -> Changed:
+        """Give up selected work that has not ended well; its records stay, and `retry` brings it back.
+
+        Raises: UnknownStudy, StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            _require_known(connection, selection)
+            return drop(connection, selection, now)
+
+
+def _require_known(connection: sqlite3.Connection, selection: Selection) -> None:
+    if isinstance(selection, OfStudy) and connection.execute(KNOWN, (selection.study,)).fetchone() is None:
+        raise UnknownStudy(f"the store holds nothing of study {selection.study}")
+
+
+def _page(
+    connection: sqlite3.Connection, statement: str, states: Collection[str], limit: int, after: int
+) -> list[sqlite3.Row]:
+    """Return up to `limit` rows per state: one index walk each, where one query over all would have to sort."""
+    return [
+        row
+        for state in states
+        for row in connection.execute(statement, {"state": state, "after": after, "limit": limit}).fetchall()
+    ]
+
+
+def _to_event(row: sqlite3.Row) -> LedgerEvent:
+    return LedgerEvent(
+        at=to_time(row["at"]),
+        study=row["study"],
+        version=row["version"],
+        kind=EventKind(row["kind"]),
+        detail=row["detail"],
+    )
+
+
+def _to_job(row: sqlite3.Row) -> JobEntry:
+    return JobEntry(
+        job_id=row["job_id"],
+        study=row["study"],
+        version=row["version"],
+        state=JobState(row["state"]),
+        instances=row["instances"],
+        attempts=row["attempts"],
+        due_at=to_optional_time(row["due_at"]),
+        last_error=row["last_error"],
+        first_instance_at=to_time(row["first_instance_at"]),
+        changed_at=to_time(row["changed_at"]),
+    )
+
+
+def _to_delivery(row: sqlite3.Row) -> DeliveryEntry:
+    return DeliveryEntry(
+        delivery_id=row["delivery_id"],
+        study=row["study"],
+        version=row["version"],
+        destination=row["destination"],
+        kind=ResultKind(row["kind"]),
+        sop_instance=row["sop_instance"],
+        state=DeliveryState(row["state"]),
+        attempts=row["attempts"],
+        next_attempt_at=to_optional_time(row["next_attempt_at"]),
+        last_error=row["last_error"],
+        last_status=row["last_status"],
+        sent_sop_class=row["sent_sop_class"],
+        sent_sop_instance=row["sent_sop_instance"],
+        created_at=to_time(row["created_at"]),
+        changed_at=to_time(row["changed_at"]),
+    )
