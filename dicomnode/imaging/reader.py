@@ -1,0 +1,73 @@
+"""Part 10 bytes to a data set, pixels untouched."""
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicomnode.domain.errors import UnreadableObject
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, quiet, text
+
+_PREAMBLE = 132
+_LONGEST_META = 1 << 20
+
+
+def read(part10: bytes | Path) -> Dataset:
+    """Read a DICOM file, held in memory or named by its path, without decoding its pixels.
+
+    Deflated objects are refused before they are inflated: their size is not known beforehand.
+    Raises: UnreadableObject.
+    """
+    try:
+        with quiet(), _open(part10) as file:
+            _refuse_deflated(file)
+            ds = dcmread(file)
+    except (*HOSTILE_DATA_RAISES, InvalidDicomError, zlib.error) as error:
+        raise UnreadableObject(f"the bytes are not a DICOM file this node can parse ({type(error).__name__})") from None
+    return ds
+
+
+def ref_of(ds: Dataset) -> InstanceRef:
+    """Return the identifiers of an object that came from a file rather than over an association.
+
+    Raises: UnreadableObject when one of them is missing.
+    """
+    found = {
+        keyword: text(ds, keyword)
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+    }
+    missing = [keyword for keyword, value in found.items() if not value]
+    if missing:
+        raise UnreadableObject(f"the object has no {', '.join(missing)}")
+    return InstanceRef(
+        study=found["StudyInstanceUID"],
+        series=found["SeriesInstanceUID"],
+        sop_class=found["SOPClassUID"],
+        sop_instance=found["SOPInstanceUID"],
+    )
+
+
+def _open(part10: bytes | Path) -> BinaryIO:
+    return part10.open("rb") if isinstance(part10, Path) else BytesIO(part10)
+
+
+def _refuse_deflated(file: BinaryIO) -> None:
+    """Read the file meta information alone; leave the file at its start."""
+    head = file.read(_PREAMBLE)
+    if len(head) < _PREAMBLE or head[128:] != b"DICM":
+        raise InvalidDicomError
+    meta = read_dataset(
+        BytesIO(file.read(_LONGEST_META)),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != 2,
+    )
+    file.seek(0)
+    if text(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise UnreadableObject("the transfer syntax is Deflated, which this node refuses")
