@@ -3,6 +3,7 @@
 import pydicom.config
 import typer
 
+from dicomnode import __version__
 from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
 from dicomnode.cli.link import echo, send
@@ -11,7 +12,6 @@ from dicomnode.cli.serve import serve
 from dicomnode.cli.terminal import out, stop_with
 from dicomnode.cli.train import train
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
-from dicomnode.results.context import SOFTWARE_VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +26,7 @@ app.add_typer(queue, name="queue")
 @app.command()
 def version() -> None:
     """Print the version."""
-    out.print(f"cxrnode {SOFTWARE_VERSION}")
+    out.print(f"cxrnode {__version__}")
 
 
 def run() -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -16,7 +16,7 @@ DEFAULT_CONFIG = Path("conf/node.toml")
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML); conf/node.toml is read if present."),
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML); by default conf/node.toml."),
 ]
 StoreOption = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Folder of the durable store.")]
 BundleOption = Annotated[
@@ -64,5 +64,5 @@ def stop_with(message: str, code: int) -> NoReturn:
 
 
 def escape(text: str) -> str:
-    """Return text that rich prints as it is."""
-    return text.replace("[", r"\[")
+    """Return text that rich prints as it is; control characters, which a peer may have chosen, become marks."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("[", r"\[")

@@ -1,0 +1,118 @@
+"""`cxrnode check`: everything that must be right before the node can serve, one line each."""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.bundle.reader import open_bundle
+from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.domain.errors import ConfigurationError, CxrNodeError
+from dicomnode.domain.job import Destination
+from dicomnode.inference.operating import choose_operating_point
+from dicomnode.inference.predictor import Predictor
+from dicomnode.net.scu import echo
+from dicomnode.node import destinations_of
+from dicomnode.settings import Settings, default_bundle
+
+_GIB = 1 << 30
+
+
+def check(
+    config: ConfigOption = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port of the Storage SCP.")] = None,
+    store: StoreOption = None,
+    send_to: Annotated[
+        list[str] | None, typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go.")
+    ] = None,
+    bundle: BundleOption = None,
+) -> None:
+    """Check configuration, model, store, disk, port and destinations; exit 0 when all is well, 1 when not."""
+    try:
+        settings = settings_from(config, store=store, bundle=bundle, port=port, send_to=send_to)
+    except ConfigurationError as error:
+        _print_line("configuration", str(error), good=False)
+        sys.exit(1)
+    _print_line("configuration", "read", good=True)
+    verdicts = [_run(name, step) for name, step in _steps(settings)]
+    sys.exit(0 if all(verdicts) else 1)
+
+
+def _steps(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "bundle", lambda: _check_bundle(settings)
+    yield "store", lambda: _check_store(settings.store.path)
+    yield "disk", lambda: _check_disk(settings.store.path, settings.store.minimum_free_bytes)
+    yield "port", lambda: _check_port(settings.scp.bind, settings.scp.port)
+    if not settings.delivery.destinations:
+        yield "destinations", lambda: "none: results stay in the store"
+    for destination in destinations_of(settings):
+        yield f"destination {destination.name}", lambda to=destination: _check_destination(to, settings)
+
+
+def _run(name: str, step: Callable[[], str]) -> bool:
+    try:
+        detail = step()
+    except CxrNodeError as error:
+        _print_line(name, str(error), good=False)
+        return False
+    _print_line(name, detail, good=True)
+    return True
+
+
+def _print_line(name: str, detail: str, *, good: bool) -> None:
+    mark = "[green]ok   [/]" if good else "[bold red]wrong[/]"
+    out.print(f"{mark} {escape(name)}: {escape(detail)}")
+
+
+def _check_bundle(settings: Settings) -> str:
+    bundle = open_bundle(settings.inference.bundle or default_bundle())
+    point = choose_operating_point(bundle.manifest, settings.inference.operating_point)
+    difference = Predictor(bundle, threads=settings.inference.threads).replay_golden()
+    return (
+        f"{bundle.identity.name} {bundle.identity.version}, {bundle.identity.bundle_hash[:12]}, hashes agree, "
+        f"golden vectors agree to {difference:.1g}, operating point {point}"
+    )
+
+
+def _check_store(path: Path) -> str:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"probe")
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+    return f"{path.resolve()} can be written"
+
+
+def _check_disk(path: Path, minimum_free_bytes: int) -> str:
+    free = shutil.disk_usage(path if path.exists() else Path.cwd()).free
+    if free < minimum_free_bytes:
+        raise ConfigurationError(
+            f"{free / _GIB:.1f} GiB free, {minimum_free_bytes / _GIB:.1f} GiB are to be kept: images would be refused"
+        )
+    return f"{free / _GIB:.1f} GiB free, {minimum_free_bytes / _GIB:.1f} GiB are kept"
+
+
+def _check_port(bind: str, port: int) -> str:
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((bind, port))
+    except OSError as error:
+        raise ConfigurationError(f"{bind}:{port} cannot be listened on: {error.strerror}") from error
+    return f"{bind}:{port} is free"
+
+
+def _check_destination(destination: Destination, settings: Settings) -> str:
+    result = echo(destination, calling_ae=settings.scp.ae_title, settings=settings.delivery)
+    if not result.succeeded:
+        raise ConfigurationError(result.cause)
+    return f"answers C-ECHO in {result.round_trip_ms:.0f} ms"

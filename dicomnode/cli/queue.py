@@ -1,0 +1,220 @@
+"""`cxrnode queue` and `cxrnode why`: what waits, what failed and why, and what happened to a study."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.node import utc_now
+from dicomnode.store import Store
+from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
+from dicomnode.store.ledger import DeliveryEntry, JobEntry
+
+queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try it again or give it up.")
+
+_UNFINISHED_JOBS = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
+_UNFINISHED_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEAD)
+_ENTRY = re.compile(r"(?P<kind>[AaDd])(?P<number>[0-9]{1,18})")
+
+EntryArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="ENTRY...", help="A12 or D34, as listed, or a Study Instance UID.")
+]
+AllDeadOption = Annotated[bool, typer.Option("--all-dead", help="Every dead letter.")]
+
+
+@queue.command("list")
+def list_entries(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many of each kind.")] = 100,
+) -> None:
+    """List analyses (A…) and deliveries (D…) that are not finished, oldest first."""
+    with _open(config, store) as opened:
+        jobs = opened.ledger.jobs(_UNFINISHED_JOBS, limit=limit)
+        deliveries = opened.ledger.deliveries(_UNFINISHED_DELIVERIES, limit=limit)
+        counts = opened.ledger.counts()
+    if jobs or deliveries:
+        out.print(_table(jobs, deliveries))
+    unfinished = sum(counts.jobs[state] for state in _UNFINISHED_JOBS)
+    undelivered = sum(counts.deliveries[state] for state in _UNFINISHED_DELIVERIES)
+    out.print(
+        f"{unfinished} analyses and {undelivered} deliveries unfinished, of them "
+        f"{counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]} dead letters"
+    )
+
+
+@queue.command()
+def show(
+    study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Show every version of a study's answer, every delivery of its results, and every rejected image."""
+    with _open(config, store) as opened:
+        opened.ledger.explain(_checked_uid(study))
+        jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
+        rejections = opened.ledger.rejections_of(study)
+    out.print(_table(jobs, deliveries))
+    for entry in rejections:
+        out.print(
+            f"version {entry.version}: {entry.sop_instance} got no findings, "
+            f"{entry.reason.value}: {escape(entry.detail)}"
+        )
+
+
+@queue.command()
+def retry(
+    entries: EntryArgument = None,
+    all_dead: AllDeadOption = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Try again now what waits, is dead, or was dropped; a running node takes it up within a second."""
+    _act(
+        entries,
+        all_dead,
+        config,
+        store,
+        lambda opened, chosen: opened.ledger.retry(chosen, utc_now()),
+        "to be tried again",
+    )
+
+
+@queue.command()
+def drop(
+    entries: EntryArgument = None,
+    all_dead: AllDeadOption = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Give up what waits or is dead; its records stay, and `retry` brings it back."""
+    _act(entries, all_dead, config, store, lambda opened, chosen: opened.ledger.drop(chosen, utc_now()), "dropped")
+
+
+def why(
+    study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Tell what happened to a study, from reception to delivery."""
+    with _open(config, store) as opened:
+        events = opened.ledger.explain(_checked_uid(study))
+        jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
+    for event in events:
+        out.print(f"{_time(event.at)}  {escape(f'{event.kind.value}: {event.detail}')}")
+    out.print()
+    out.print(_conclusion(jobs, deliveries))
+
+
+def _open(config: Path | None, store: Path | None) -> Store:
+    settings = settings_from(config, store=store)
+    return Store.open(settings.store, settings.assembly, exclusive=False)
+
+
+def _act(
+    entries: list[str] | None,
+    all_dead: bool,
+    config: Path | None,
+    store: Path | None,
+    action: Callable[[Store, Selection], Changed],
+    done: str,
+) -> None:
+    if bool(entries) == all_dead:
+        raise ConfigurationError("name entries (A12, D34 or a Study Instance UID), or --all-dead, not both")
+    selections = [AllDead()] if all_dead else [_selection(entry) for entry in entries or ()]
+    with _open(config, store) as opened:
+        changes = [action(opened, selection) for selection in selections]
+    jobs, deliveries = sum(change.jobs for change in changes), sum(change.deliveries for change in changes)
+    out.print(f"{jobs} analyses and {deliveries} deliveries {done}")
+    if not jobs + deliveries:
+        sys.exit(1)
+
+
+def _selection(entry: str) -> Selection:
+    match = _ENTRY.fullmatch(entry)
+    if match is None:
+        return OfStudy(study=_checked_uid(entry))
+    number = int(match["number"])
+    return OneJob(job_id=number) if match["kind"] in "Aa" else OneDelivery(delivery_id=number)
+
+
+def _checked_uid(text: str) -> str:
+    if not is_valid_uid(text):
+        raise ConfigurationError(f"{text!r} is not a Study Instance UID")
+    return text
+
+
+def _table(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> Table:
+    table = Table("entry", "state", "study", "what", "attempts", "next attempt", "why")
+    for row in (*_job_rows(jobs), *_delivery_rows(deliveries)):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
+    for entry in jobs:
+        what = f"analysis, version {entry.version}, {entry.instances} images"
+        yield (
+            f"A{entry.job_id}",
+            entry.state.value,
+            entry.study,
+            what,
+            str(entry.attempts),
+            _time(entry.due_at),
+            entry.last_error or "",
+        )
+
+
+def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str, ...]]:
+    for entry in deliveries:
+        yield (
+            f"D{entry.delivery_id}",
+            entry.state.value,
+            entry.study,
+            f"{entry.kind.value.upper()} to {entry.destination}",
+            str(entry.attempts),
+            _time(entry.next_attempt_at),
+            entry.last_error or "",
+        )
+
+
+def _conclusion(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> str:
+    """Return the study's state in one sentence."""
+    if not jobs:
+        return "The node holds no image of this study that it owes an answer for."
+    newest = max(jobs, key=lambda entry: entry.version)
+    if newest.state is not JobState.DONE:
+        return _UNANSWERED[newest.state].format(reason=escape(newest.last_error or "no reason recorded"))
+    if not deliveries:
+        return "It is answered; there is no destination, so the results are in the store."
+    open_ones = [entry for entry in deliveries if entry.state is not DeliveryState.DELIVERED]
+    if not open_ones:
+        return "It is answered and everything is delivered."
+    reasons = sorted(
+        {f"{entry.destination} {entry.state.value}: {entry.last_error or 'not tried yet'}" for entry in open_ones}
+    )
+    return f"It is answered; {len(open_ones)} of {len(deliveries)} deliveries are open ({escape('; '.join(reasons))})."
+
+
+_UNANSWERED = {
+    JobState.COLLECTING: "It is still being received, or its quiet time has not passed.",
+    JobState.WAITING: "Its analysis waits for the next attempt: {reason}.",
+    JobState.WORKING: "It is being analysed now.",
+    JobState.REJECTED: "It got no findings: every image was rejected, as said above.",
+    JobState.DEAD: "Its analysis failed for good: {reason}. `cxrnode queue retry` tries again.",
+    JobState.DROPPED: "An operator dropped it. `cxrnode queue retry` brings it back.",
+    JobState.SUPERSEDED: "A newer version took it over.",
+}
+
+
+def _time(at: datetime | None) -> str:
+    return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

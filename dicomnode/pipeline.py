@@ -1,0 +1,190 @@
+"""The answer to a study: instances in, result instances and rejections out. Pure: no network, no store, no clock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dicomnode import __version__
+from dicomnode.bundle.manifest import Manifest
+from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
+from dicomnode.domain.finding import Assessment, ModelIdentity
+from dicomnode.domain.frame import Frame
+from dicomnode.domain.identifiers import digest_of
+from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.job import Job, Rejection, RejectionReason, ResultInstance, StudyAnswer
+from dicomnode.imaging.eligibility import Ineligible, judge
+from dicomnode.imaging.pixels import render
+from dicomnode.imaging.reader import read
+from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, judge_pixels, repair
+from dicomnode.inference.operating import findings_of
+from dicomnode.inference.predictor import Predictor, Reading
+from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.sc import write_heatmap
+from dicomnode.results.sr import write_not_analysed, write_report
+from dicomnode.results.summary import summarise
+from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessed:
+    """An image the model has read: where it came from, the frame that was read, and what the model said."""
+
+    instance: StoredInstance
+    context: SourceContext
+    frame: Frame
+    assessment: Assessment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotAssessed:
+    """An image that got no findings; its context is None when it could not even be read."""
+
+    instance: StoredInstance
+    context: SourceContext | None
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """Everything an answer depends on besides the study itself."""
+
+    predictor: Predictor
+    manifest: Manifest
+    identity: ModelIdentity
+    operating_point: str
+    eligibility: EligibilitySettings
+    pixels: PixelSettings
+    results: ResultSettings
+
+    def answer(self, job: Job, bytes_of: Callable[[StoredInstance], bytes], now: datetime) -> StudyAnswer:
+        """Answer one version of a study; `bytes_of` gives an instance's Part 10 bytes.
+
+        What is wrong with an object is a rejection, not an error. Raises: whatever `bytes_of` raises.
+        """
+        outcomes = [self._assess(instance, bytes_of(instance), now) for instance in job.instances]
+        assessed = [outcome for outcome in outcomes if isinstance(outcome, Assessed)]
+        rejected = [outcome for outcome in outcomes if isinstance(outcome, NotAssessed)]
+        if assessed:
+            results = self._write_results(job, assessed, rejected, now)
+        else:
+            results = self._write_refusal(job, rejected, now)
+        return StudyAnswer(
+            results=results,
+            rejections=tuple(outcome.rejection for outcome in rejected),
+            summary=summarise(job.study, [one.assessment for one in assessed], [one.rejection for one in rejected]),
+        )
+
+    def _assess(self, instance: StoredInstance, part10: bytes, now: datetime) -> Assessed | NotAssessed:
+        """Take one instance through both gates: tags, then pixels."""
+        context = None
+        try:
+            dataset = read(part10)
+            context = SourceContext.of(dataset)
+            verdict = judge(dataset, instance.ref, self.eligibility)
+            if isinstance(verdict, Ineligible):
+                return _rejected(instance, context, verdict.reason, verdict.detail)
+            frame = render(dataset, instance.ref, self.pixels)
+        except UnreadableObject as error:
+            return _rejected(instance, context, RejectionReason.UNREADABLE, str(error))
+        except UndecodablePixels as error:
+            return _rejected(instance, context, RejectionReason.CORRUPT_PIXELS, str(error))
+        frame, reading, seen = self._look(frame)
+        if not isinstance(seen, Typical):
+            return _rejected(instance, context, *_why_not(seen))
+        return Assessed(
+            instance=instance, context=context, frame=frame, assessment=self._interpret(instance.ref, reading, now)
+        )
+
+    def _look(self, frame: Frame) -> tuple[Frame, Reading, GateVerdict]:
+        """Run the model and the pixel gate; an image that is certainly turned or inverted is righted once."""
+        reading = self.predictor.read(frame)
+        verdict = judge_pixels(reading, self.manifest.gate)
+        if isinstance(verdict, Turned):
+            frame = repair(frame, verdict)
+            reading = self.predictor.read(frame)
+            verdict = judge_pixels(reading, self.manifest.gate)
+        return frame, reading, verdict
+
+    def _interpret(self, ref: InstanceRef, reading: Reading, now: datetime) -> Assessment:
+        abnormality, *findings = findings_of(reading.scores, self.manifest, self.operating_point)
+        return Assessment(
+            source=ref,
+            model=self.identity,
+            abnormality=abnormality,
+            findings=tuple(findings),
+            saliency=reading.saliency,
+            assessed_at=now,
+        )
+
+    def _write_results(
+        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime
+    ) -> tuple[ResultInstance, ...]:
+        # Only what was analysed identifies the results: a late lateral, or a result that came back, changes nothing.
+        equipment, identity = self._identify(job, [one.instance for one in assessed])
+        report = write_report(
+            sources={one.instance.ref.sop_instance: one.context for one in assessed},
+            assessments=[one.assessment for one in assessed],
+            rejections=[one.rejection for one in rejected],
+            predecessors=job.predecessors,
+            equipment=equipment,
+            identity=identity,
+            now=now,
+        )
+        heatmaps = (
+            write_heatmap(
+                source=one.context,
+                frame=one.frame,
+                assessment=one.assessment,
+                equipment=equipment,
+                identity=identity,
+                now=now,
+            )
+            for one in assessed
+        )
+        return (report, *heatmaps)
+
+    def _write_refusal(self, job: Job, rejected: Sequence[NotAssessed], now: datetime) -> tuple[ResultInstance, ...]:
+        """Write the "not analysed" report if it is asked for and the study holds more than results come back."""
+        sources = {one.instance.ref.sop_instance: one.context for one in rejected if one.context is not None}
+        foreign = any(one.rejection.reason is not RejectionReason.OWN_RESULT for one in rejected)
+        if not (self.results.report_rejected and foreign and sources):
+            return ()
+        equipment, identity = self._identify(job, [one.instance for one in rejected])
+        report = write_not_analysed(
+            sources=sources,
+            rejections=[one.rejection for one in rejected],
+            predecessors=job.predecessors,
+            equipment=equipment,
+            identity=identity,
+            now=now,
+        )
+        return (report,)
+
+    def _identify(self, job: Job, inputs: Sequence[StoredInstance]) -> tuple[Equipment, ResultIdentity]:
+        equipment = Equipment(settings=self.results, model=self.identity, software_version=__version__)
+        identity = ResultIdentity(
+            study=job.study,
+            inputs_digest=digest_of(*sorted(instance.sha256 for instance in inputs)),
+            bundle_hash=self.identity.bundle_hash,
+            settings_digest=equipment.settings_digest(self.operating_point, self.pixels.model_dump_json()),
+        )
+        return equipment, identity
+
+
+def _rejected(
+    instance: StoredInstance, context: SourceContext | None, reason: RejectionReason, detail: str
+) -> NotAssessed:
+    return NotAssessed(
+        instance=instance,
+        context=context,
+        rejection=Rejection(source=instance.ref, reason=reason, detail=detail),
+    )
+
+
+def _why_not(verdict: GateVerdict) -> tuple[RejectionReason, str]:
+    if isinstance(verdict, Turned | Doubtful):
+        return RejectionReason.ORIENTATION, "the image seems to be turned or inverted, and could not be righted"
+    return (
+        RejectionReason.NOT_CHEST_FRONTAL,
+        "the pixels do not look like the upright frontal chest radiographs the model was trained on",
+    )

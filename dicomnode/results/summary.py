@@ -1,0 +1,47 @@
+"""The answer as plain values, for the ledger and for `analyze`'s JSON: UIDs and numbers, no patient data."""
+
+from collections.abc import Sequence
+
+from dicomnode.domain.finding import Assessment, Finding
+from dicomnode.domain.job import Rejection
+
+_DIGITS = 6
+
+
+def summarise(study: str, assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> dict[str, object]:
+    """Return what was said of each image of a study."""
+    return {
+        "study": study,
+        "model": _model(assessments),
+        "images": [_image(assessment) for assessment in assessments],
+        "rejected": [
+            {"sop_instance": entry.source.sop_instance, "reason": entry.reason.value, "detail": entry.detail}
+            for entry in rejections
+        ],
+    }
+
+
+def _model(assessments: Sequence[Assessment]) -> dict[str, str] | None:
+    if not assessments:
+        return None
+    model = assessments[0].model
+    return {"name": model.name, "version": model.version, "bundle_hash": model.bundle_hash}
+
+
+def _image(assessment: Assessment) -> dict[str, object]:
+    return {
+        "sop_instance": assessment.source.sop_instance,
+        "abnormality": _finding(assessment.abnormality),
+        "findings": [_finding(finding) for finding in assessment.findings],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, object]:
+    return {
+        "label": finding.label,
+        "probability": round(finding.probability, _DIGITS),
+        "spread": round(finding.spread, _DIGITS),
+        "presence": finding.presence.value,
+        "operating_point": finding.operating_point.name,
+        "threshold": round(finding.operating_point.threshold, _DIGITS),
+    }
