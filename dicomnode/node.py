@@ -2,6 +2,7 @@
 
 import logging
 import random
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,9 @@ from dicomnode.domain.job import Destination
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.scp import StorageScp
-from dicomnode.net.scu import StorageScu
 from dicomnode.net.sender import Sender
 from dicomnode.pipeline import Pipeline
-from dicomnode.results.fallback import variant_for
+from dicomnode.results.fallback import fallback
 from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
 from dicomnode.worker import Worker
@@ -88,15 +88,21 @@ class Node:
         store = Store.open(settings.store, settings.assembly, exclusive=True)
         senders = tuple(
             Sender(
-                destination=destination,
-                outbox=store.outbox,
-                scu=StorageScu(settings.delivery, calling_ae=settings.scp.ae_title, fallback=variant_for),
-                settings=settings.delivery,
+                destination,
+                store.outbox,
+                settings.delivery,
+                calling_ae=settings.scp.ae_title,
                 clock=clock,
                 randomness=randomness,
+                fallback=fallback,
             )
             for destination in destinations_of(settings)
         )
+
+        def wake_senders() -> None:
+            for sender in senders:
+                sender.wake()
+
         worker = Worker(
             inbox=store.inbox,
             read=store.blobs.read_instance,
@@ -104,12 +110,10 @@ class Node:
             destinations=[sender.destination.name for sender in senders],
             settings=settings.work,
             clock=clock,
-            answered=lambda: [sender.wake() for sender in senders] and None,
+            answered=wake_senders,
         )
-        scp = StorageScp(settings.scp, inbox=store.inbox, clock=clock)
-        return cls(
-            settings=settings, bundle=bundle, store=store, scp=scp, worker=worker, senders=senders, clock=clock
-        )
+        scp = StorageScp(settings.scp, store.inbox, clock=clock, identifiers=lambda: uuid.uuid4().hex)
+        return cls(settings=settings, bundle=bundle, store=store, scp=scp, worker=worker, senders=senders, clock=clock)
 
     def start(self) -> None:
         """Recover what a former run left open, then start from the end of the path to its beginning."""

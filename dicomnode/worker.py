@@ -51,6 +51,8 @@ class Worker:
         self._inbox, self._read, self._answer = inbox, read, answer
         self._destinations, self._settings = tuple(destinations), settings
         self._clock, self._answered = clock, answered
+        # A failure that could not be written down: the store was in trouble too.
+        self._unrecorded: tuple[Job, str, datetime | None] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker")
 
@@ -61,10 +63,15 @@ class Worker:
     def stop(self) -> None:
         """Finish the study at hand, then end."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def work_once(self) -> bool:
-        """Answer one study if one is due; tell whether there was one."""
+        """Answer one study if one is due; tell whether there was one.
+
+        Raises: StoreUnavailable, when not even a failure can be recorded; the next call records it.
+        """
+        self._record_failure()
         job = self._inbox.claim(self._clock())
         if job is None:
             return False
@@ -72,9 +79,9 @@ class Worker:
             answer = self._answer(job, self._read, self._clock())
             self._inbox.finish(job, answer, self._destinations, self._clock())
         except Permanent as error:
-            self._inbox.fail(job, _cause(error), None, self._clock())
             log.exception("study-failed", extra={"study": job.study, "version": job.version, "cause": _cause(error)})
-        except Exception as error:
+            self._fail(job, error, None)
+        except Exception as error:  # noqa: BLE001 whatever breaks, the study is not lost and the loop goes on
             self._try_later(job, error)
         else:
             self._report(job, answer)
@@ -84,19 +91,28 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 found = self.work_once()
-            except CxrNodeError as error:  # the store itself is in trouble: the claim stands until restart or recovery
+            except CxrNodeError as error:  # the store itself is in trouble; nothing is lost while it is
                 log.exception("store-failed", extra={"cause": _cause(error)})
                 found = False
             if not found:
                 self._stopping.wait(_POLL_S)
 
     def _try_later(self, job: Job, error: Exception) -> None:
-        now = self._clock()
         last = job.attempts >= self._settings.maximum_attempts
-        retry_at = None if last else now + timedelta(seconds=self._settings.retry_delay_s)
+        retry_at = None if last else self._clock() + timedelta(seconds=self._settings.retry_delay_s)
         event = "study-failed" if last else "study-deferred"
         log.error(event, exc_info=error, extra={"study": job.study, "version": job.version, "attempt": job.attempts})
-        self._inbox.fail(job, _cause(error), retry_at, now)
+        self._fail(job, error, retry_at)
+
+    def _fail(self, job: Job, error: Exception, retry_at: datetime | None) -> None:
+        self._unrecorded = (job, _cause(error), retry_at)
+        self._record_failure()
+
+    def _record_failure(self) -> None:
+        if self._unrecorded is not None:
+            job, cause, retry_at = self._unrecorded
+            self._inbox.fail(job, cause, retry_at, self._clock())
+            self._unrecorded = None
 
     def _report(self, job: Job, answer: StudyAnswer) -> None:
         log.info(

@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def _steps(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     if not settings.delivery.destinations:
         yield "destinations", lambda: "none: results stay in the store"
     for destination in destinations_of(settings):
-        yield f"destination {destination.name}", lambda to=destination: _check_destination(to, settings)
+        yield f"destination {destination.name}", partial(_check_destination, destination, settings)
 
 
 def _run(name: str, step: Callable[[], str]) -> bool:

@@ -7,10 +7,11 @@ from dicomnode import __version__
 from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
 from dicomnode.cli.link import echo, send
-from dicomnode.cli.queue import queue, why
+from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
 from dicomnode.cli.terminal import out, stop_with
 from dicomnode.cli.train import train
+from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
 app = typer.Typer(

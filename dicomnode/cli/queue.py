@@ -1,4 +1,4 @@
-"""`cxrnode queue` and `cxrnode why`: what waits, what failed and why, and what happened to a study."""
+"""`cxrnode queue`: what waits, what failed and why; try it again or give it up."""
 
 import re
 import sys
@@ -38,7 +38,7 @@ def list_entries(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many of each kind.")] = 100,
 ) -> None:
     """List analyses (A…) and deliveries (D…) that are not finished, oldest first."""
-    with _open(config, store) as opened:
+    with open_beside_node(config, store) as opened:
         jobs = opened.ledger.jobs(_UNFINISHED_JOBS, limit=limit)
         deliveries = opened.ledger.deliveries(_UNFINISHED_DELIVERIES, limit=limit)
         counts = opened.ledger.counts()
@@ -59,8 +59,8 @@ def show(
     store: StoreOption = None,
 ) -> None:
     """Show every version of a study's answer, every delivery of its results, and every rejected image."""
-    with _open(config, store) as opened:
-        opened.ledger.explain(_checked_uid(study))
+    with open_beside_node(config, store) as opened:
+        opened.ledger.explain(checked_uid(study))
         jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
         rejections = opened.ledger.rejections_of(study)
     out.print(_table(jobs, deliveries))
@@ -100,22 +100,8 @@ def drop(
     _act(entries, all_dead, config, store, lambda opened, chosen: opened.ledger.drop(chosen, utc_now()), "dropped")
 
 
-def why(
-    study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
-    config: ConfigOption = None,
-    store: StoreOption = None,
-) -> None:
-    """Tell what happened to a study, from reception to delivery."""
-    with _open(config, store) as opened:
-        events = opened.ledger.explain(_checked_uid(study))
-        jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
-    for event in events:
-        out.print(f"{_time(event.at)}  {escape(f'{event.kind.value}: {event.detail}')}")
-    out.print()
-    out.print(_conclusion(jobs, deliveries))
-
-
-def _open(config: Path | None, store: Path | None) -> Store:
+def open_beside_node(config: Path | None, store: Path | None) -> Store:
+    """Open the store without claiming it, so that a node may be running on it."""
     settings = settings_from(config, store=store)
     return Store.open(settings.store, settings.assembly, exclusive=False)
 
@@ -131,7 +117,7 @@ def _act(
     if bool(entries) == all_dead:
         raise ConfigurationError("name entries (A12, D34 or a Study Instance UID), or --all-dead, not both")
     selections = [AllDead()] if all_dead else [_selection(entry) for entry in entries or ()]
-    with _open(config, store) as opened:
+    with open_beside_node(config, store) as opened:
         changes = [action(opened, selection) for selection in selections]
     jobs, deliveries = sum(change.jobs for change in changes), sum(change.deliveries for change in changes)
     out.print(f"{jobs} analyses and {deliveries} deliveries {done}")
@@ -142,12 +128,13 @@ def _act(
 def _selection(entry: str) -> Selection:
     match = _ENTRY.fullmatch(entry)
     if match is None:
-        return OfStudy(study=_checked_uid(entry))
+        return OfStudy(study=checked_uid(entry))
     number = int(match["number"])
     return OneJob(job_id=number) if match["kind"] in "Aa" else OneDelivery(delivery_id=number)
 
 
-def _checked_uid(text: str) -> str:
+def checked_uid(text: str) -> str:
+    """Return a Study Instance UID as typed. Raises: ConfigurationError, if it is none."""
     if not is_valid_uid(text):
         raise ConfigurationError(f"{text!r} is not a Study Instance UID")
     return text
@@ -169,7 +156,7 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            _time(entry.due_at),
+            local_time(entry.due_at),
             entry.last_error or "",
         )
 
@@ -182,39 +169,11 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            _time(entry.next_attempt_at),
+            local_time(entry.next_attempt_at),
             entry.last_error or "",
         )
 
 
-def _conclusion(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> str:
-    """Return the study's state in one sentence."""
-    if not jobs:
-        return "The node holds no image of this study that it owes an answer for."
-    newest = max(jobs, key=lambda entry: entry.version)
-    if newest.state is not JobState.DONE:
-        return _UNANSWERED[newest.state].format(reason=escape(newest.last_error or "no reason recorded"))
-    if not deliveries:
-        return "It is answered; there is no destination, so the results are in the store."
-    open_ones = [entry for entry in deliveries if entry.state is not DeliveryState.DELIVERED]
-    if not open_ones:
-        return "It is answered and everything is delivered."
-    reasons = sorted(
-        {f"{entry.destination} {entry.state.value}: {entry.last_error or 'not tried yet'}" for entry in open_ones}
-    )
-    return f"It is answered; {len(open_ones)} of {len(deliveries)} deliveries are open ({escape('; '.join(reasons))})."
-
-
-_UNANSWERED = {
-    JobState.COLLECTING: "It is still being received, or its quiet time has not passed.",
-    JobState.WAITING: "Its analysis waits for the next attempt: {reason}.",
-    JobState.WORKING: "It is being analysed now.",
-    JobState.REJECTED: "It got no findings: every image was rejected, as said above.",
-    JobState.DEAD: "Its analysis failed for good: {reason}. `cxrnode queue retry` tries again.",
-    JobState.DROPPED: "An operator dropped it. `cxrnode queue retry` brings it back.",
-    JobState.SUPERSEDED: "A newer version took it over.",
-}
-
-
-def _time(at: datetime | None) -> str:
+def local_time(at: datetime | None) -> str:
+    """Return a time as the clock on the wall shows it, or nothing."""
     return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -34,8 +34,8 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.set())
     node = Node.build(settings)
-    node.start()
     try:
+        node.start()
         asked_to_stop.wait()
     finally:
         node.stop()

@@ -5,21 +5,30 @@ from typing import Annotated
 
 import typer
 
+from dicomnode.cli.terminal import out
 from dicomnode.domain.errors import ConfigurationError
 
 
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="A recipe of conf/train.")],
-    images: Annotated[
-        Path, typer.Option("--images", metavar="ZIP", help="NIH ChestX-ray14 images with manifest.csv, as a zip.")
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an unfinished run goes on.")],
+    images: Annotated[Path, typer.Option("--images", metavar="ZIP|DIR", help="NIH ChestX-ray14 images.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run; an unfinished one goes on.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="CSV", help="NIH's table; a manifest.csv beside the images if none."),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", metavar="NPZ", help="EfficientNet-Lite0 weights, batch norm folded in."),
+    ] = None,
 ) -> None:
     """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle."""
     try:
         from modeling import commands
+
+        bundle = commands.train(config, images, labels, output, warm_start=warm_start)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"training needs the extra packages ({error.name} is missing): pip install 'cxrnode[train]'"
         ) from error
-    commands.train(config=config, images=images, out=out)
+    out.print(f"bundle written to {bundle}")

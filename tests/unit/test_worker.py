@@ -24,6 +24,7 @@ class FakeInbox:
         self.jobs = list(jobs)
         self.finished: list[tuple[Job, StudyAnswer, tuple[str, ...]]] = []
         self.failed: list[tuple[Job, str, datetime | None]] = []
+        self.out_of_order = False
 
     def claim(self, now: datetime) -> Job | None:
         return self.jobs.pop(0) if self.jobs else None
@@ -32,6 +33,8 @@ class FakeInbox:
         self.finished.append((job, answer, tuple(destinations)))
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
+        if self.out_of_order:
+            raise StoreUnavailable("disk gone")
         self.failed.append((job, cause, retry_at))
 
 
@@ -87,3 +90,14 @@ def test_the_cause_of_an_unknown_error_quotes_no_data(caplog: pytest.LogCaptureF
     inbox = FakeInbox(job())
     worker(inbox, raising(ValueError("CANARY^NAME"))).work_once()
     assert inbox.failed[0][1] == "ValueError"
+
+
+def test_a_failure_that_cannot_be_recorded_is_recorded_when_the_store_is_back() -> None:
+    inbox = FakeInbox(job())
+    inbox.out_of_order = True
+    loop = worker(inbox, raising(StoreUnavailable("disk gone")))
+    with pytest.raises(StoreUnavailable):
+        loop.work_once()
+    inbox.out_of_order = False
+    loop.work_once()
+    assert [(entry[0], entry[1]) for entry in inbox.failed] == [(job(), "StoreUnavailable: disk gone")]

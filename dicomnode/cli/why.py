@@ -1,0 +1,85 @@
+"""`cxrnode why`: what happened to a study, from reception to delivery, in sentences."""
+
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.queue import checked_uid, local_time, open_beside_node
+from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out
+from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.store.ledger import DeliveryEntry, JobEntry, LedgerEvent
+from dicomnode.store.rows import EventKind
+
+_SENTENCES = {
+    EventKind.RECEIVED: "An image was received: {}.",
+    EventKind.DUPLICATE: "An image was received again; nothing changes: {}.",
+    EventKind.OWN_RESULT_RETURNED: "A result of this node came back and was left alone: {}.",
+    EventKind.REPLACED: "An image was received again with other content: {}.",
+    EventKind.REFUSED: "An image was refused: {}.",
+    EventKind.VERSION_OPENED: "Version {version} of the answer was begun: {}.",
+    EventKind.CLAIMED: "The study was complete; its analysis began: {}.",
+    EventKind.INTERRUPTED: "The analysis was interrupted: {}.",
+    EventKind.SUPERSEDED: "Version {version} was superseded: {}.",
+    EventKind.DEFERRED: "The analysis failed and will be tried again: {}.",
+    EventKind.DEAD: "The analysis failed for good: {}.",
+    EventKind.IMAGE_REJECTED: "An image got no findings: {}.",
+    EventKind.IMAGE_UNMENTIONED: "An image was left out of the answer, which is a fault: {}.",
+    EventKind.ANSWERED: "Version {version} was answered: {}.",
+    EventKind.REJECTED: "Version {version} got no findings: {}.",
+    EventKind.KEPT: "There is nowhere to send results: {}.",
+    EventKind.QUEUED: "A result is to be delivered: {}.",
+    EventKind.DELIVERED: "A result was delivered: {}.",
+    EventKind.DELIVERY_DEFERRED: "A delivery failed and will be tried again: {}.",
+    EventKind.DELIVERY_INTERRUPTED: "A delivery was interrupted: {}.",
+    EventKind.DELIVERY_DEAD: "A delivery failed for good: {}.",
+    EventKind.RETRIED: "It was tried again: {}.",
+    EventKind.DROPPED: "It was given up: {}.",
+}
+
+
+def why(
+    study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Tell what happened to a study, from reception to delivery."""
+    with open_beside_node(config, store) as opened:
+        events = opened.ledger.explain(checked_uid(study))
+        jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
+    for event in events:
+        out.print(f"{local_time(event.at)}  {escape(_sentence(event))}")
+    out.print()
+    out.print(_conclusion(jobs, deliveries))
+
+
+def _sentence(event: LedgerEvent) -> str:
+    return _SENTENCES[event.kind].format(event.detail, version=event.version)
+
+
+def _conclusion(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> str:
+    """Return the study's state in one sentence."""
+    if not jobs:
+        return "The node holds no image of this study that it owes an answer for."
+    newest = max(jobs, key=lambda entry: entry.version)
+    if newest.state is not JobState.DONE:
+        return _UNANSWERED[newest.state].format(reason=escape(newest.last_error or "no reason recorded"))
+    if not deliveries:
+        return "It is answered; there is no destination, so the results are in the store."
+    open_ones = [entry for entry in deliveries if entry.state is not DeliveryState.DELIVERED]
+    if not open_ones:
+        return "It is answered and everything is delivered."
+    reasons = sorted(
+        {f"{entry.destination} {entry.state.value}: {entry.last_error or 'not tried yet'}" for entry in open_ones}
+    )
+    return f"It is answered; {len(open_ones)} of {len(deliveries)} deliveries are open ({escape('; '.join(reasons))})."
+
+
+_UNANSWERED = {
+    JobState.COLLECTING: "It is still being received, or its quiet time has not passed.",
+    JobState.WAITING: "Its analysis waits for the next attempt: {reason}.",
+    JobState.WORKING: "It is being analysed now.",
+    JobState.REJECTED: "It got no findings: every image was rejected, as said above.",
+    JobState.DEAD: "Its analysis failed for good: {reason}. `cxrnode queue retry` tries again.",
+    JobState.DROPPED: "An operator dropped it. `cxrnode queue retry` brings it back.",
+    JobState.SUPERSEDED: "A newer version took it over.",
+}
