@@ -257,7 +257,7 @@ def _part(ds: Dataset) -> tuple[Part | None, str | None]:
     if stated:
         return stated[0]
     described = (*_descriptions(ds, _IMAGE_DESCRIPTIONS, _IMAGE_CODES), *_study_descriptions(ds))
-    named = ((part, keyword) for keyword, words in described if (part := part_of(words)) is not None)
+    named = ((one, keyword) for keyword, words in described if (one := part_of(words)) is not None)
     return next(named, (None, None))
 
 
@@ -282,7 +282,7 @@ def _view(ds: Dataset) -> tuple[View | None, str | None]:
     directed = [found for found in nearer if found[0] is not View.FRONTAL]
     if nearer:
         return (directed or nearer)[0]
-    named = ((view, keyword) for keyword, words in _study_descriptions(ds) if (view := view_of(words)) is not None)
+    named = ((one, keyword) for keyword, words in _study_descriptions(ds) if (one := view_of(words)) is not None)
     return next(named, (None, None))
 
 

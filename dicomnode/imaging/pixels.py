@@ -1,0 +1,110 @@
+"""From pixel data to one `Frame`, bright where the patient is dense, whatever the device made of it."""
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.uid import DigitalXRayImageStorageForProcessing
+
+from dicomnode.domain.errors import UndecodablePixels
+from dicomnode.domain.frame import FloatArray, Frame
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.imaging import area, greyscale
+from dicomnode.imaging.area import BoolArray
+from dicomnode.imaging.decoding import PixelLayout, StoredArray, decode, read_layout
+from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
+from dicomnode.settings import PixelSettings
+
+_SAMPLE = 400_000
+_MARGIN = 8
+_SPACING_MM = (0.01, 10.0)
+
+
+def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings) -> Frame:
+    """Decode the radiograph and bring it to the grey scale it should be looked at in.
+
+    Order: limits, decoding, padding, Modality LUT, VOI LUT or window (or what replaces a useless one), inversion.
+    Padding and what a shutter hides come out black. Raises: UndecodablePixels.
+    """
+    layout = read_layout(ds, settings.maximum_pixels)
+    stored = decode(ds, layout)
+    with quiet(), np.errstate(all="ignore"):
+        try:
+            pixels, rendering = _brightness(ds, stored, layout, settings)
+        except HOSTILE_DATA_RAISES as error:
+            raise UndecodablePixels(f"the grey scale cannot be computed ({type(error).__name__})") from None
+    pixels.setflags(write=False)
+    return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=rendering)
+
+
+def _brightness(
+    ds: Dataset, stored: StoredArray, layout: PixelLayout, settings: PixelSettings
+) -> tuple[FloatArray, str]:
+    excluded = _union(area.padding(ds, stored, layout), area.shutter(ds, layout))
+    modality = greyscale.modality(ds)
+    values = np.asarray(modality(stored.astype(np.float32)), dtype=np.float32)
+    linear = _is_for_processing(ds) and text(ds, "PixelIntensityRelationship").upper() == "LIN"
+    if linear:
+        values = greyscale.logarithm(values)
+    sample, centre = _samples(values, area.content(values, excluded, area.collimator(ds, layout)))
+    whole = _whole_scale(modality, layout)
+    # A window is in units of exposure: after the logarithm it means nothing.
+    chosen = None if linear else greyscale.choose(ds, whole, centre)
+    chosen = chosen or greyscale.percentile_window(sample, settings)
+    pixels = chosen.apply(values)
+    if _dense_is_low(ds, layout):
+        np.subtract(np.float32(1), pixels, out=pixels)
+    if excluded is not None:
+        pixels[excluded] = 0.0
+    return np.ascontiguousarray(pixels, dtype=np.float32), ("log-" if linear else "") + chosen.name
+
+
+def _samples(values: FloatArray, inside: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Return values from inside the radiograph, thinned: of the whole, and of the middle three quarters each way."""
+    step = max(1, int(np.sqrt(values.size / _SAMPLE)))
+    thin, where = values[::step, ::step], inside[::step, ::step]
+    rows, columns = thin.shape[0] // _MARGIN, thin.shape[1] // _MARGIN
+    middle = (slice(rows, thin.shape[0] - rows), slice(columns, thin.shape[1] - columns))
+    sample, centre = thin[where], thin[middle][where[middle]]
+    if not sample.size:
+        sample = thin.ravel()
+    return sample, centre if centre.size else sample
+
+
+def _whole_scale(modality: greyscale.Transformation, layout: PixelLayout) -> tuple[float, float] | None:
+    """Return the modality values of the ends of the stored scale for renderings of up to 8 bits, else None."""
+    if layout.bits_stored > 8:
+        return None
+    ends = modality(np.asarray(layout.stored_range, dtype=np.float32))
+    return float(ends[0]), float(ends[1])
+
+
+def _dense_is_low(ds: Dataset, layout: PixelLayout) -> bool:
+    """Tell whether dense tissue has low values, so that the grey scale must be inverted.
+
+    Objects for presentation say it by MONOCHROME1 or Presentation LUT Shape INVERSE, which mean the same and come
+    together (PS3.3 C.8.11.3.1.2). In objects for processing the sign of the pixel intensity relationship says how
+    values follow the exposure (C.8.11.3.1.2): -1 is higher values where fewer X-rays arrive.
+    """
+    sign = integer(ds, "PixelIntensityRelationshipSign") if _is_for_processing(ds) else None
+    if sign in (-1, 1):
+        return sign == 1
+    return layout.photometric == "MONOCHROME1" or text(ds, "PresentationLUTShape").upper() == "INVERSE"
+
+
+def _is_for_processing(ds: Dataset) -> bool:
+    sop_class, intent = text(ds, "SOPClassUID"), text(ds, "PresentationIntentType").upper()
+    return sop_class == DigitalXRayImageStorageForProcessing or intent == "FOR PROCESSING"
+
+
+def _spacing(ds: Dataset) -> tuple[float, float] | None:
+    """Return the calibrated spacing, or that at the detector; none when it cannot be a radiograph's."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        found = numbers(ds, keyword)
+        if len(found) == 2 and all(_SPACING_MM[0] <= value <= _SPACING_MM[1] for value in found):
+            return found[0], found[1]
+    return None
+
+
+def _union(first: BoolArray | None, second: BoolArray | None) -> BoolArray | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first | second
