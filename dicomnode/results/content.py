@@ -1,0 +1,245 @@
+"""The content tree of the report: TID 1500 Imaging Measurement Report, one measurement group per finding and image.
+
+Source: PS3.16 TID 1500, 1501, 300, 1002, 4019, 1600; the reading of the whole: PS3.17 "AI results", IHE AIR.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodeContentItem,
+    CodedConcept,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    ImageContentItem,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    MeasurementsAndQualitativeEvaluations,
+    NumContentItem,
+    ObserverContext,
+    QualitativeEvaluation,
+    RelationshipTypeValues,
+    SourceImageForMeasurement,
+    TextContentItem,
+    TrackingIdentifier,
+)
+
+from dicomnode.domain.finding import Assessment, Finding, Presence
+from dicomnode.domain.job import Rejection, RejectionReason
+from dicomnode.results import codes
+from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+
+_OUTSIDE_THE_INTENDED_USE = frozenset(
+    {
+        RejectionReason.OWN_RESULT,
+        RejectionReason.NOT_A_PROJECTION,
+        RejectionReason.MODALITY,
+        RejectionReason.BODY_PART,
+        RejectionReason.LATERAL_VIEW,
+        RejectionReason.MULTI_FRAME,
+        RejectionReason.AGE,
+    }
+)
+"""Images the model is not meant to read: leaving them out is no failure of the algorithm."""
+
+
+def worth_reporting(rejections: Sequence[Rejection], *, analysed: bool) -> tuple[Rejection, ...]:
+    """Return the rejections that a report mentions.
+
+    The node's own results never: a report that spoke of their return would beget another. And where something was
+    analysed, only images that should have been analysed too.
+    """
+    unspoken = _OUTSIDE_THE_INTENDED_USE if analysed else {RejectionReason.OWN_RESULT}
+    return tuple(rejection for rejection in rejections if rejection.reason not in unspoken)
+
+
+def report_tree(
+    *,
+    images: Sequence[SourceContext],
+    assessments: Sequence[Assessment],
+    rejections: Sequence[Rejection],
+    equipment: Equipment,
+    identity: ResultIdentity,
+) -> ContainerContentItem:
+    """Return the root container of the report; without assessments, that of a report of images not analysed.
+
+    `rejections` are those worth reporting.
+    """
+    root = ContainerContentItem(name=codes.REPORT_TITLE, template_id="1500")
+    root.ContentSequence = ContentSequence()
+    root.ContentSequence.extend(LanguageOfContentItemAndDescendants(codes.ENGLISH))
+    root.ContentSequence.extend(_observer(equipment))
+    root.ContentSequence.append(
+        CodeContentItem(
+            name=codes.PROCEDURE_REPORTED,
+            value=codes.IMAGING_PROCEDURE,
+            relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
+        )
+    )
+    root.ContentSequence.append(_image_library(images))
+    if assessments:
+        root.ContentSequence.append(_measurements(assessments, equipment, identity))
+    root.ContentSequence.append(_evaluations(assessments, rejections))
+    return root
+
+
+def _observer(equipment: Equipment) -> ObserverContext:
+    """Return TID 1002 for the node as the observer; no person has seen the report."""
+    return ObserverContext(
+        observer_type=codes.DEVICE,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=equipment.observer_uid,
+            name=equipment.settings.station_name,
+            manufacturer_name=equipment.settings.manufacturer,
+            model_name=equipment.model_name,
+            serial_number=equipment.settings.device_serial_number,
+        ),
+    )
+
+
+def _image_library(images: Sequence[SourceContext]) -> ContainerContentItem:
+    group = _container(codes.IMAGE_LIBRARY_GROUP, _library_entries(images))
+    return _container(codes.IMAGE_LIBRARY, iter((group,)))
+
+
+def _library_entries(images: Sequence[SourceContext]) -> Iterator[ContentItem]:
+    for image in images:
+        entry = ImageContentItem(
+            name=codes.SOURCE,
+            referenced_sop_class_uid=image.ref.sop_class,
+            referenced_sop_instance_uid=image.ref.sop_instance,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+        descriptors = tuple(_descriptors(image))
+        if descriptors:
+            entry.ContentSequence = ContentSequence(descriptors)
+        yield entry
+
+
+def _descriptors(image: SourceContext) -> Iterator[ContentItem]:
+    """Yield TID 1602 as far as the source states it."""
+    if image.modality in codes.MODALITIES:
+        yield CodeContentItem(
+            name=codes.MODALITY,
+            value=codes.MODALITIES[image.modality],
+            relationship_type=RelationshipTypeValues.HAS_ACQ_CONTEXT,
+        )
+    for name, count in ((codes.PIXEL_ROWS, image.rows), (codes.PIXEL_COLUMNS, image.columns)):
+        if count is not None:
+            yield NumContentItem(
+                name=name, value=count, unit=codes.PIXELS, relationship_type=RelationshipTypeValues.HAS_ACQ_CONTEXT
+            )
+
+
+def _measurements(
+    assessments: Sequence[Assessment], equipment: Equipment, identity: ResultIdentity
+) -> ContainerContentItem:
+    groups = (
+        _measurement_group(assessment, finding, equipment, identity)
+        for assessment in assessments
+        for finding in (assessment.abnormality, *assessment.findings)
+    )
+    return _container(codes.IMAGING_MEASUREMENTS, groups)
+
+
+def _measurement_group(
+    assessment: Assessment, finding: Finding, equipment: Equipment, identity: ResultIdentity
+) -> ContentItem:
+    """Return TID 1501 for one finding in one image.
+
+    Abnormality is reported the same way: TID 1500 allows only codes and texts among the qualitative evaluations of
+    the whole report, so a measurement group is the one place where its probability can stand.
+    """
+    source = assessment.source
+    probability = Measurement(
+        name=codes.PROBABILITY,
+        value=round(finding.probability, 4),
+        unit=codes.NO_UNITS,
+        referenced_images=[
+            SourceImageForMeasurement(
+                referenced_sop_class_uid=source.sop_class, referenced_sop_instance_uid=source.sop_instance
+            )
+        ],
+    )
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(
+            uid=identity.tracking(source.sop_instance, finding.label), identifier=finding.label
+        ),
+        finding_type=codes.concept(finding.code),
+        finding_sites=[FindingSite(codes.concept(finding.site))] if finding.site else None,
+        algorithm_id=_algorithm(finding, equipment),
+        measurements=[probability],
+        qualitative_evaluations=[
+            QualitativeEvaluation(name=codes.PRESENCE, value=codes.PRESENCE_VALUES[finding.presence])
+        ],
+    )
+    return group[0]
+
+
+def _algorithm(finding: Finding, equipment: Equipment) -> AlgorithmIdentification:
+    """Return TID 4019: which model, and the operating point at which presence was decided."""
+    point = finding.operating_point
+    return AlgorithmIdentification(
+        name=equipment.model.name,
+        version=equipment.model.version,
+        parameters=[
+            f"threshold={point.threshold:.4f}",
+            f"operating point={point.name}",
+            f"sensitivity={point.sensitivity:.3f}",
+            f"specificity={point.specificity:.3f}",
+            f"ensemble spread={finding.spread:.4f}",
+            f"model sha256={equipment.model.bundle_hash}",
+        ],
+    )
+
+
+def _evaluations(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> ContainerContentItem:
+    """Return the container that separates "no finding" from "not evaluated"."""
+    return _container(codes.QUALITATIVE_EVALUATIONS, _evaluation_items(assessments, rejections))
+
+
+def _evaluation_items(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> Iterator[ContentItem]:
+    if assessments:
+        yield _evaluation(codes.NORMALITY, normality(assessments))
+    yield _evaluation(codes.PROCESSING_SUMMARY, processing_summary(assessments, rejections))
+    for rejection in rejections:
+        yield _evaluation(codes.REASON_NOT_ANALYSED, codes.REJECTION_REASONS[rejection.reason])
+        yield TextContentItem(
+            name=codes.COMMENT,
+            value=f"Not analysed: {rejection.detail} (image {rejection.source.sop_instance})",
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+
+
+def normality(assessments: Sequence[Assessment]) -> CodedConcept:
+    """Return the study's normality: abnormal if anything is present in any image, normal only if all is absent."""
+    presences = {
+        finding.presence for assessment in assessments for finding in (assessment.abnormality, *assessment.findings)
+    }
+    if Presence.PRESENT in presences:
+        return codes.ABNORMAL
+    return codes.NORMALITY_UNDETERMINED if Presence.UNDETERMINED in presences else codes.NORMAL
+
+
+def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> CodedConcept:
+    """Return whether the algorithms succeeded, and found anything (CID 6047); any rejection given is a failure."""
+    if not assessments:
+        return codes.NONE_SUCCEEDED
+    complete = not rejections
+    found = normality(assessments) == codes.ABNORMAL
+    if complete:
+        return codes.ALL_SUCCEEDED_WITH_FINDINGS if found else codes.ALL_SUCCEEDED_WITHOUT_FINDINGS
+    return codes.NOT_ALL_SUCCEEDED_WITH_FINDINGS if found else codes.NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS
+
+
+def _evaluation(name: CodedConcept, value: CodedConcept) -> CodeContentItem:
+    return CodeContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _container(name: CodedConcept, items: Iterator[ContentItem]) -> ContainerContentItem:
+    container = ContainerContentItem(name=name, relationship_type=RelationshipTypeValues.CONTAINS)
+    container.ContentSequence = ContentSequence(items)
+    return container

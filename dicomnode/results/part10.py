@@ -1,0 +1,119 @@
+"""The modules every result shares, and its encoding as a DICOM file."""
+
+import io
+import warnings
+from datetime import datetime
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import ResultInstance, ResultKind
+from dicomnode.results import codes, wild
+from dicomnode.results.context import Equipment, SourceContext
+
+DATE, TIME = "%Y%m%d", "%H%M%S.%f"
+
+
+def new_dataset(context: SourceContext, kind_class: UID, sop_instance: str, now: datetime) -> Dataset:
+    """Return a data set with the Patient, Study and SOP Common modules.
+
+    Source: PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.12.1.
+    """
+    ds = Dataset()
+    ds.update(context.identity)
+    ds.SOPClassUID = kind_class
+    ds.SOPInstanceUID = sop_instance
+    ds.InstanceCreatorUID = IMPLEMENTATION_CLASS_UID
+    created = context.local(now)
+    ds.InstanceCreationDate = created.strftime(DATE)
+    ds.InstanceCreationTime = created.strftime(TIME)
+    if context.timezone:
+        ds.TimezoneOffsetFromUTC = context.timezone
+    return ds
+
+
+def add_equipment(ds: Dataset, equipment: Equipment) -> None:
+    """Add the General and Enhanced General Equipment modules, and the model as contributing equipment.
+
+    Source: PS3.3 C.7.5.1, C.7.5.2; IHE AIR 6.5.3.1 (one item per algorithm).
+    """
+    settings = equipment.settings
+    ds.Manufacturer = settings.manufacturer
+    ds.ManufacturerModelName = equipment.model_name
+    ds.DeviceSerialNumber = settings.device_serial_number
+    ds.SoftwareVersions = equipment.software_version
+    ds.StationName = settings.station_name
+    if settings.institution:
+        ds.InstitutionName = settings.institution
+    algorithm = Dataset()
+    algorithm.Manufacturer = settings.manufacturer
+    algorithm.ManufacturerModelName = equipment.model.name
+    algorithm.SoftwareVersions = [equipment.model.version, f"sha256:{equipment.short_hash}"]
+    algorithm.PurposeOfReferenceCodeSequence = [codes.PROCESSING_EQUIPMENT]
+    ds.ContributingEquipmentSequence = [algorithm]
+
+
+def series_description(what: str, equipment: Equipment) -> str:
+    """Return a Series Description that carries the configured mark (LO: at most 64 characters)."""
+    mark = equipment.settings.mark
+    return f"{what} - {mark}"[:64].rstrip() if mark else what
+
+
+def identify_private_scheme(ds: Dataset, manufacturer: str) -> None:
+    """Say whose the node's own coding scheme is. Source: PS3.3 C.12.1.1.6."""
+    item = Dataset()
+    item.CodingSchemeDesignator = codes.PRIVATE_SCHEME
+    item.CodingSchemeUID = derive_uid("coding scheme", codes.PRIVATE_SCHEME)
+    item.CodingSchemeName = "Reasons for not analysing an image"
+    item.CodingSchemeResponsibleOrganization = manufacturer
+    ds.CodingSchemeIdentificationSequence = [item]
+
+
+def finish(
+    ds: Dataset, kind: ResultKind, character_set: tuple[str, ...], derived_from: tuple[str, ...]
+) -> ResultInstance:
+    """Encode the finished data set.
+
+    The source's character set is kept where every text survives it; UTF-8 takes its place otherwise.
+    """
+    strings = wild.non_ascii(ds)
+    terms = character_set if not strings or wild.survives(strings, character_set) else (wild.UTF_8,)
+    if terms:
+        ds.SpecificCharacterSet = list(terms) if len(terms) > 1 else terms[0]
+    ref = InstanceRef(
+        study=str(ds.StudyInstanceUID),
+        series=str(ds.SeriesInstanceUID),
+        sop_class=str(ds.SOPClassUID),
+        sop_instance=str(ds.SOPInstanceUID),
+    )
+    return ResultInstance(
+        ref=ref,
+        kind=kind,
+        transfer_syntax=str(ExplicitVRLittleEndian),
+        part10=encode(ds),
+        derived_from=derived_from,
+    )
+
+
+def encode(ds: Dataset) -> bytes:
+    """Return the Part 10 bytes of a data set in Explicit VR Little Endian; the preamble is zeros."""
+    ds.preamble = b"\x00" * 128
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    ds.file_meta.ImplementationVersionName = "CXRNODE"
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # over-long identifiers are kept on purpose, see `wild.clean_identity`
+        ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def decode(part10: bytes) -> Dataset:
+    """Read back the node's own Part 10 bytes."""
+    return pydicom.dcmread(io.BytesIO(part10), force=False)

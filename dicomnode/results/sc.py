@@ -1,0 +1,121 @@
+"""The heatmap: a Secondary Capture of the radiograph with its Grad-CAM, which every PACS and viewer can show.
+
+Source: PS3.3 A.8.1 (Secondary Capture Image IOD).
+"""
+
+from datetime import datetime
+
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.valuerep import DSfloat
+
+from dicomnode.domain.finding import Assessment
+from dicomnode.domain.frame import Frame
+from dicomnode.domain.job import ResultInstance, ResultKind
+from dicomnode.results import codes, part10
+from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.overlay import Overlay, draw
+from dicomnode.results.panel import repairs
+
+_KIND = ResultKind.SECONDARY_CAPTURE
+
+
+def write_heatmap(
+    *,
+    source: SourceContext,
+    frame: Frame,
+    assessment: Assessment,
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+    number: int = 1,
+) -> ResultInstance:
+    """Write the heatmap of one assessed image; `number` counts the heatmaps of the study."""
+    overlay = draw(frame, assessment, equipment)
+    sop_instance = identity.instance(_KIND, source.ref.sop_instance)
+    local_now = source.local(now)
+    # Patient, General Study, Patient Study, SOP Common
+    ds = part10.new_dataset(source, SecondaryCaptureImageStorage, sop_instance, now)
+    # General Series; a chest has no laterality
+    ds.Modality = "OT"
+    ds.SeriesInstanceUID = identity.series(_KIND)
+    ds.SeriesNumber = equipment.settings.series_number_sc
+    ds.SeriesDescription = part10.series_description("AI heatmap", equipment)
+    ds.BodyPartExamined = "CHEST"
+    # General Equipment
+    part10.add_equipment(ds, equipment)
+    # SC Equipment
+    ds.ConversionType = "WSD"
+    # General Image
+    ds.InstanceNumber = number
+    ds.ContentDate = local_now.strftime(part10.DATE)
+    ds.ContentTime = local_now.strftime(part10.TIME)
+    ds.PatientOrientation = list(source.orientation_after(frame.turned_from_source) or ())
+    ds.BurnedInAnnotation = "YES"
+    _add_derivation(ds, source, frame, overlay)
+    _add_lossy_history(ds, source)
+    # Image Pixel
+    _add_pixels(ds, overlay)
+    # SC Image
+    ds.DateOfSecondaryCapture = local_now.strftime(part10.DATE)
+    ds.TimeOfSecondaryCapture = local_now.strftime(part10.TIME)
+    _add_spacing(ds, source, frame, overlay.scale)
+    return part10.finish(ds, _KIND, source.character_set, (source.ref.sop_instance,))
+
+
+def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: Overlay) -> None:
+    """Say from which image the picture was made, and how. Source: PS3.3 C.7.6.1, C.12.4."""
+    shown = ", ".join(label.replace("_", " ") for label in overlay.shown) or "none"
+    steps = [
+        f"Radiograph at {overlay.scale:.0%} of its size",
+        *repairs(frame.turned_from_source, inverted=frame.inverted_from_source),
+    ]
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.DerivationDescription = f"{'. '.join(steps)}. Grad-CAM of: {shown}. Panel with the findings beside it."
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.ref.sop_class
+    item.ReferencedSOPInstanceUID = source.ref.sop_instance
+    item.PurposeOfReferenceCodeSequence = [codes.SOURCE_IMAGE]
+    item.SpatialLocationsPreserved = "NO"
+    ds.SourceImageSequence = [item]
+
+
+def _add_lossy_history(ds: Dataset, source: SourceContext) -> None:
+    """Carry on what the source lost: a derived image keeps the flag. Source: PS3.3 C.7.6.1.1.5."""
+    if source.lossy is None:
+        ds.LossyImageCompression = "00"
+        return
+    ds.LossyImageCompression = "01"
+    if source.lossy.ratios:
+        ds.LossyImageCompressionRatio = list(source.lossy.ratios)
+    if source.lossy.methods:
+        ds.LossyImageCompressionMethod = list(source.lossy.methods)
+
+
+def _add_pixels(ds: Dataset, overlay: Overlay) -> None:
+    rows, columns, samples = overlay.pixels.shape
+    ds.SamplesPerPixel = samples
+    ds.PhotometricInterpretation = "RGB"
+    ds.PlanarConfiguration = 0
+    ds.Rows, ds.Columns = rows, columns
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelRepresentation = 0
+    pixels = overlay.pixels.tobytes()
+    ds.PixelData = pixels + b"\x00" * (len(pixels) % 2)
+    ds["PixelData"].VR = "OB"
+
+
+def _add_spacing(ds: Dataset, source: SourceContext, frame: Frame, scale: float) -> None:
+    """Give the picture the source's Pixel Spacing, at its own scale; Imager Pixel Spacing is none of the patient.
+
+    Source: PS3.3 10.7.1.
+    """
+    if source.spacing is None:
+        return
+    sides = (source.spacing.row_mm, source.spacing.column_mm)
+    row_mm, column_mm = sides if frame.turned_from_source % 2 == 0 else sides[::-1]
+    ds.PixelSpacing = [DSfloat(value / scale, auto_format=True) for value in (row_mm, column_mm)]
+    if source.spacing.calibration_type:
+        ds.PixelSpacingCalibrationType = source.spacing.calibration_type
+        ds.PixelSpacingCalibrationDescription = source.spacing.calibration_description or "as in the source image"

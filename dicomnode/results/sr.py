@@ -1,0 +1,148 @@
+"""The report: one Comprehensive 3D SR, TID 1500, for one version of one study's answer.
+
+Every piece of time, identity and configuration is an argument: the same arguments give the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage
+
+from dicomnode.domain.finding import Assessment
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import Rejection, ResultInstance, ResultKind
+from dicomnode.results import part10
+from dicomnode.results.content import report_tree, worth_reporting
+from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+
+_KIND = ResultKind.STRUCTURED_REPORT
+
+
+def write_report(
+    *,
+    sources: Mapping[str, SourceContext],
+    assessments: Sequence[Assessment],
+    rejections: Sequence[Rejection],
+    predecessors: Sequence[InstanceRef],
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+) -> ResultInstance:
+    """Write the report of a study of which at least one image was assessed.
+
+    `sources` holds the context of every image assessed, by SOP Instance UID; patient and study come from the first
+    assessment's. `predecessors` are the reports of the former version.
+    """
+    return _write(
+        images=[sources[assessment.source.sop_instance] for assessment in assessments],
+        assessments=assessments,
+        rejections=worth_reporting(rejections, analysed=True),
+        predecessors=predecessors,
+        equipment=equipment,
+        identity=identity,
+        now=now,
+    )
+
+
+def write_not_analysed(
+    *,
+    sources: Mapping[str, SourceContext],
+    rejections: Sequence[Rejection],
+    predecessors: Sequence[InstanceRef],
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+) -> ResultInstance:
+    """Write the report that says of a wholly rejected study that it was not analysed, and why.
+
+    `sources` holds the context of every rejected image that could be read: at least one that is not the node's own.
+    """
+    reported = worth_reporting(rejections, analysed=False)
+    return _write(
+        images=[sources[entry.source.sop_instance] for entry in reported if entry.source.sop_instance in sources],
+        assessments=(),
+        rejections=reported,
+        predecessors=predecessors,
+        equipment=equipment,
+        identity=identity,
+        now=now,
+    )
+
+
+def _write(
+    *,
+    images: Sequence[SourceContext],
+    assessments: Sequence[Assessment],
+    rejections: Sequence[Rejection],
+    predecessors: Sequence[InstanceRef],
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+) -> ResultInstance:
+    context = images[0]
+    # What the report speaks of besides its inputs is part of its identity: one UID never has two contents.
+    sop_instance = identity.instance(_KIND, *(f"{entry.source.sop_instance} {entry.reason}" for entry in rejections))
+    # Patient, General Study, Patient Study, SOP Common
+    ds = part10.new_dataset(context, Comprehensive3DSRStorage, sop_instance, now)
+    # SR Document Series
+    ds.Modality = "SR"
+    ds.SeriesInstanceUID = identity.series(_KIND)
+    ds.SeriesNumber = equipment.settings.series_number_sr
+    ds.SeriesDescription = part10.series_description("AI report", equipment)
+    ds.ReferencedPerformedProcedureStepSequence = []
+    # General Equipment, Enhanced General Equipment
+    part10.add_equipment(ds, equipment)
+    # SR Document General
+    _add_document_general(ds, images, context.local(now))
+    former = [entry for entry in predecessors if entry.sop_instance != sop_instance]
+    if former:
+        ds.PredecessorDocumentsSequence = _references(former)
+    # SR Document Content
+    ds.update(
+        report_tree(
+            images=images, assessments=assessments, rejections=rejections, equipment=equipment, identity=identity
+        )
+    )
+    if rejections:
+        part10.identify_private_scheme(ds, equipment.settings.manufacturer)
+    return part10.finish(ds, _KIND, context.character_set, tuple(image.ref.sop_instance for image in images))
+
+
+def _add_document_general(ds: Dataset, images: Sequence[SourceContext], local_now: datetime) -> None:
+    """Add the SR Document General module: complete, and verified by nobody. Source: PS3.3 C.17.2."""
+    ds.InstanceNumber = 1
+    ds.CompletionFlag = "COMPLETE"
+    ds.VerificationFlag = "UNVERIFIED"
+    ds.PreliminaryFlag = "PRELIMINARY"
+    ds.ContentDate = local_now.strftime(part10.DATE)
+    ds.ContentTime = local_now.strftime(part10.TIME)
+    ds.PerformedProcedureCodeSequence = []
+    ds.CurrentRequestedProcedureEvidenceSequence = _references([image.ref for image in images])
+
+
+def _references(refs: Sequence[InstanceRef]) -> list[Dataset]:
+    """Return the Hierarchical SOP Instance Reference macro. Source: PS3.3 C.17.2.1."""
+    tree: dict[str, dict[str, dict[str, str]]] = {}
+    for ref in refs:
+        tree.setdefault(ref.study, {}).setdefault(ref.series, {})[ref.sop_instance] = ref.sop_class
+    return [_study_item(study, series) for study, series in tree.items()]
+
+
+def _study_item(study: str, series: Mapping[str, Mapping[str, str]]) -> Dataset:
+    item = Dataset()
+    item.StudyInstanceUID = study
+    item.ReferencedSeriesSequence = []
+    for series_uid, instances in series.items():
+        series_item = Dataset()
+        series_item.SeriesInstanceUID = series_uid
+        series_item.ReferencedSOPSequence = [_sop_item(*pair) for pair in instances.items()]
+        item.ReferencedSeriesSequence.append(series_item)
+    return item
+
+
+def _sop_item(sop_instance: str, sop_class: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = sop_class
+    item.ReferencedSOPInstanceUID = sop_instance
+    return item

@@ -1,0 +1,255 @@
+"""Reading attributes of objects as they are found in the wild: absent, empty, repeated, of the wrong form.
+
+No function here raises for anything a peer can send: what cannot be understood reads as absent.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Any
+
+import pydicom.charset
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+from pydicom.valuerep import PersonName
+
+# What pydicom raises on values it cannot convert, decode or look up.
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, ArithmeticError)
+
+UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
+
+LOSSY_METHODS = {
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
+}
+"""Transfer syntaxes that may lose information, with the method's defined term (PS3.3 C.7.6.1.1.5.1).
+
+JPEG 2000 and HTJ2K may also be reversible; an object that says `00` of itself is believed.
+"""
+
+
+def texts(ds: Dataset, keyword: str) -> list[str]:
+    """Return the values of an attribute as stripped, non-empty strings."""
+    return [entry for entry in (_strip(value) for value in _values(ds, keyword)) if entry]
+
+
+def text(ds: Dataset, keyword: str) -> str:
+    """Return the attribute as one string, several values joined as they were encoded, or "" when absent."""
+    return "\\".join(texts(ds, keyword))
+
+
+def code_string(ds: Dataset, keyword: str) -> str | None:
+    """Return the first value as a well-formed code string (CS), or None."""
+    found = next(iter(texts(ds, keyword)), "").upper()
+    return found if re.fullmatch(r"[A-Z0-9_ ]{1,16}", found) else None
+
+
+def numbers(ds: Dataset, keyword: str) -> list[float]:
+    """Return the values as finite numbers; [] when any is none."""
+    try:
+        found = [float(entry) for entry in texts(ds, keyword)]
+    except ValueError:
+        return []
+    return found if all(math.isfinite(value) for value in found) else []
+
+
+def integer(ds: Dataset, keyword: str) -> int | None:
+    """Return the first value as a positive integer, or None."""
+    found = numbers(ds, keyword)
+    return int(found[0]) if found and found[0] >= 1 else None
+
+
+def compression_ratio(ds: Dataset) -> float | None:
+    """Return uncompressed over compressed size of encapsulated pixel data, or None when it is not encapsulated."""
+    syntax = getattr(getattr(ds, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is None or not UID(syntax).is_encapsulated:
+        return None
+    shape = [integer(ds, keyword) for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+    compressed = len(ds.get("PixelData", b"") or b"")
+    if not compressed or None in shape:
+        return None
+    return max(1.0, math.prod(entry for entry in shape if entry) / 8 / compressed)
+
+
+def clean_identity(ds: Dataset) -> Dataset:
+    """Return the Patient, General Study and Patient Study attributes fit for a new object.
+
+    Names and identifiers stay as they are even when over-long: results that the archive cannot match to the patient
+    or order are worse than a length that its own study already has. Other values are dropped unless well formed.
+    Type 2 attributes are always there, empty if need be. Source: PS3.3 C.7.1.1, C.7.2.1, C.7.2.2.
+    """
+    clean = Dataset()
+    for keyword, (cleaner, required) in _IDENTITY.items():
+        value = cleaner(text(ds, keyword))
+        if value or required:
+            put(clean, keyword, value)
+    if "PatientIdentityRemoved" not in clean:
+        clean.pop("DeidentificationMethod", None)
+    elif clean.PatientIdentityRemoved == "YES" and "DeidentificationMethod" not in clean:
+        clean.DeidentificationMethod = "not stated by the source image"  # type 1C
+    return clean
+
+
+def put(ds: Dataset, keyword: str, value: Any) -> None:
+    """Set an attribute without pydicom's check of the value's form."""
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise AttributeError(f"{keyword} is not a DICOM keyword")
+    ds.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
+
+
+def character_set(ds: Dataset, identity: Dataset) -> tuple[str, ...]:
+    """Return the Specific Character Set in which the identity is to be written; () for the default repertoire.
+
+    The source's own, where it names one and its texts survive it. Otherwise, and for bytes outside ASCII that no
+    character set was declared for, UTF-8 if they are UTF-8, else Latin-1; in both cases the bytes stay the same.
+    """
+    declared = tuple(_canonical(_strip(value)) for value in _values(ds, "SpecificCharacterSet"))
+    known = all(term in pydicom.charset.python_encoding for term in declared) and _may_stand_together(declared)
+    strings = non_ascii(identity)
+    if not strings:
+        return declared if known and any(declared) else ()
+    if known and any(declared):
+        return declared if survives(strings, declared) else (UTF_8,)
+    if all(_is_mistaken_utf8(value) for value, _ in strings):
+        for element in identity:
+            if not element.is_empty:
+                put(identity, element.keyword, _as_utf8(str(element.value)))
+        return (UTF_8,)
+    return (LATIN_1,) if survives(strings, (LATIN_1,)) else (UTF_8,)
+
+
+def non_ascii(ds: Dataset) -> list[tuple[str, bool]]:
+    """Return every string outside ASCII anywhere in the data set, and whether it is a person's name."""
+    found: list[tuple[str, bool]] = []
+    for element in ds.iterall():
+        if element.VR in {"LO", "LT", "PN", "SH", "ST", "UC", "UT"} and not element.is_empty:
+            values = element.value if isinstance(element.value, (list, MultiValue)) else [element.value]
+            found.extend((str(value), element.VR == "PN") for value in values if not str(value).isascii())
+    return found
+
+
+def survives(strings: Sequence[tuple[str, bool]], terms: Sequence[str]) -> bool:
+    """Tell whether the strings can be written in, and read back from, these character sets."""
+    try:
+        encodings = pydicom.charset.convert_encodings(list(terms))
+        return all(_round_trip(value, encodings, is_name=is_name) == value for value, is_name in strings)
+    except _MALFORMED:
+        return False
+
+
+def _round_trip(value: str, encodings: list[str], *, is_name: bool) -> str:
+    if is_name:
+        return str(PersonName(PersonName(value).encode(encodings), encodings))
+    encoded = pydicom.charset.encode_string(value, encodings)
+    return pydicom.charset.decode_bytes(encoded, encodings, set())
+
+
+def _values(ds: Dataset, keyword: str) -> list[Any]:
+    try:
+        value = ds.get(keyword)
+        if value is None:
+            return []
+        return list(value) if isinstance(value, (list, tuple, MultiValue)) else [value]
+    except _MALFORMED:
+        return []
+
+
+def _strip(value: Any) -> str:
+    try:
+        found = str(value)
+    except _MALFORMED:
+        return ""
+    return "".join(c for c in found if unicodedata.category(c) != "Cc").strip(" ")
+
+
+def _canonical(term: str) -> str:
+    """Undo the common misspellings of defined terms: `ISO IR 100`, `iso-ir-100`, `ISO_IR_100`."""
+    folded = re.sub(r"[-_ ]+", " ", term.upper())
+    return re.sub(r"^ISO IR (?=\d)", "ISO_IR ", folded)
+
+
+def _may_stand_together(terms: Sequence[str]) -> bool:
+    """Tell whether several terms are all of the kind with code extensions. Source: PS3.3 C.12.1.1.2."""
+    first, *others = terms or ("",)
+    return not others or all(term.startswith("ISO 2022") for term in ([first] if first else []) + others)
+
+
+def _is_mistaken_utf8(value: str) -> bool:
+    return _as_utf8(value) != value
+
+
+def _as_utf8(value: str) -> str:
+    """Return the string whose UTF-8 bytes pydicom read as Latin-1, or the string itself."""
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+def _verbatim(value: str) -> str:
+    return value
+
+
+def _up_to_64(value: str) -> str:
+    return value.replace("\\", " ")[:64].strip()
+
+
+def _date(value: str) -> str:
+    digits = re.sub(r"[.\-/]", "", value)  # ACR-NEMA wrote YYYY.MM.DD
+    try:
+        return date.fromisoformat(digits).strftime("%Y%m%d") if re.fullmatch(r"[0-9]{8}", digits) else ""
+    except ValueError:
+        return ""
+
+
+def _time(value: str) -> str:
+    compact = value.replace(":", "")
+    form = r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9]|60)?)?"
+    return compact if re.fullmatch(rf"{form}|([01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]\.[0-9]{{1,6}}", compact) else ""
+
+
+def _sex(value: str) -> str:
+    return value.upper() if value.upper() in {"M", "F", "O"} else ""
+
+
+def _age(value: str) -> str:
+    return value.upper() if re.fullmatch(r"[0-9]{3}[DWMY]", value.upper()) else ""
+
+
+def _decimal(value: str) -> str:
+    return value if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) else ""
+
+
+def _yes_or_no(value: str) -> str:
+    return value.upper() if value.upper() in {"YES", "NO"} else ""
+
+
+_IDENTITY: dict[str, tuple[Callable[[str], str], bool]] = {
+    "PatientName": (_verbatim, True),
+    "PatientID": (_verbatim, True),
+    "IssuerOfPatientID": (_verbatim, False),
+    "PatientBirthDate": (_date, True),
+    "PatientSex": (_sex, True),
+    "PatientIdentityRemoved": (_yes_or_no, False),
+    "DeidentificationMethod": (_up_to_64, False),
+    "StudyInstanceUID": (_verbatim, True),
+    "StudyDate": (_date, True),
+    "StudyTime": (_time, True),
+    "ReferringPhysicianName": (_verbatim, True),
+    "StudyID": (_verbatim, True),
+    "AccessionNumber": (_verbatim, True),
+    "StudyDescription": (_up_to_64, False),
+    "PatientAge": (_age, False),
+    "PatientSize": (_decimal, False),
+    "PatientWeight": (_decimal, False),
+}
