@@ -9,8 +9,10 @@ _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _NAMESPACE = uuid.UUID("6b1c7a52-5d0e-5b6f-9a39-0c1f9e0c7d11")
 
 OWN_MODEL_NAME = "cxrnode"
-"""Manufacturer's Model Name of every result, and of its Contributing Equipment item: the mark by which the node knows
-its own results when they come back. The manufacturer is the operator's to configure; this is not."""
+"""Manufacturer's Model Name of every result: the mark by which the node knows its own results when they come back.
+
+The manufacturer is the operator's to configure; this is not.
+"""
 
 
 def is_valid_uid(value: str) -> bool:
@@ -33,10 +35,6 @@ def derive_uid(*parts: str) -> str:
 def digest_of(*parts: str) -> str:
     """Return the SHA-256, in hexadecimal, over the parts in the order given."""
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
-
-
-PRODUCT_NAME = "CXRNODE"
-"""Manufacturer's Model Name of every result: how the node recognises its own objects when they come back."""
 
 IMPLEMENTATION_CLASS_UID = derive_uid("cxrnode", "implementation class")
 """Source: PS3.7 D.3.3.2."""
