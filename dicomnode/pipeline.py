@@ -138,8 +138,9 @@ class Pipeline:
                 equipment=equipment,
                 identity=identity,
                 now=now,
+                number=number,
             )
-            for one in assessed
+            for number, one in enumerate(assessed, start=1)
         )
         return (report, *heatmaps)
 

@@ -84,10 +84,10 @@ class NodeProcess:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(STOP_S)
 
-    def terminate(self) -> int:
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask the node to end, as systemd would, and return its exit status."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(number)
         return self._process.wait(STOP_S)
 
     def close(self) -> None:

@@ -138,12 +138,18 @@ def _write(folder: Path, answer: StudyAnswer, files: dict[str, Path]) -> None:
 
 
 def _table(answered: Sequence[_Answered], unreadable: dict[Path, str]) -> Table:
-    table = Table("file", "outcome", "abnormal", "strongest findings", "results in", title_justify="left")
-    for one in answered:
-        for image in _rows(one):
-            table.add_row(*(escape(cell) for cell in image))
+    table = Table(
+        title_justify="left", caption="* present, ? undetermined at its operating point", caption_justify="left"
+    )
+    table.add_column("file", overflow="fold")
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("abnormal", no_wrap=True)
+    table.add_column("strongest findings, or why there are none")
+    table.add_column("folder", no_wrap=True)
+    for row in (row for one in answered for row in _rows(one)):
+        table.add_row(*(escape(cell) for cell in row))
     for file, reason in unreadable.items():
-        table.add_row(escape(str(file)), f"[yellow]unreadable[/]: {escape(reason)}")
+        table.add_row(escape(file.name), "unreadable", "", escape(reason), "")
     return table
 
 
@@ -151,20 +157,19 @@ def _rows(one: _Answered) -> Iterator[tuple[str, ...]]:
     images = one.answer.summary["images"]
     assert isinstance(images, list)  # noqa: S101 the summary's own shape
     for image in images:
-        abnormality = image["abnormality"]
         ranked = sorted(image["findings"], key=lambda finding: -finding["probability"])
         yield (
-            str(one.files[image["sop_instance"]]),
+            one.files[image["sop_instance"]].name,
             "analysed",
-            f"{abnormality['probability']:.2f} {abnormality['presence']}",
-            ", ".join(_brief(finding) for finding in ranked[:_STRONGEST]),
+            _marked(image["abnormality"]),
+            ", ".join(f"{finding['label']} {_marked(finding)}" for finding in ranked[:_STRONGEST]),
             one.folder.name,
         )
     for rejection in one.answer.rejections:
-        file = str(one.files[rejection.source.sop_instance])
-        yield file, f"not analysed: {rejection.reason.value} ({rejection.detail})", "", "", one.folder.name
+        file = one.files[rejection.source.sop_instance].name
+        yield file, rejection.reason.value, "", rejection.detail, one.folder.name
 
 
-def _brief(finding: dict[str, object]) -> str:
-    mark = " !" if finding["presence"] == Presence.PRESENT.value else ""
-    return f"{finding['label']} {finding['probability']:.2f}{mark}"
+def _marked(finding: dict[str, object]) -> str:
+    mark = {Presence.PRESENT.value: "*", Presence.UNDETERMINED.value: "?"}.get(str(finding["presence"]), "")
+    return f"{finding['probability']:.2f}{mark}"

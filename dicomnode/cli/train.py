@@ -15,11 +15,11 @@ def train(
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run; an unfinished one goes on.")],
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", metavar="CSV", help="NIH's table; a manifest.csv beside the images if none."),
+        typer.Option("--labels", metavar="CSV", help="NIH's table; else manifest.csv beside the images."),
     ] = None,
     warm_start: Annotated[
         Path | None,
-        typer.Option("--warm-start", metavar="NPZ", help="EfficientNet-Lite0 weights, batch norm folded in."),
+        typer.Option("--warm-start", metavar="NPZ", help="EfficientNet-Lite0 weights (batch norm folded)."),
     ] = None,
 ) -> None:
     """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle."""
