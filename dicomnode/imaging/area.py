@@ -14,7 +14,7 @@ BoolArray = npt.NDArray[np.bool_]
 _LEAST_CONTENT = 0.25
 _COARSE_SIDE = 512
 _NEARLY_CONSTANT = 0.02
-_LEAST_BORDER = 0.01
+_WHOLE_EDGE = 0.95
 
 
 def padding(ds: Dataset, stored: StoredArray, layout: PixelLayout) -> BoolArray | None:
@@ -44,8 +44,8 @@ def collimator(ds: Dataset, layout: PixelLayout) -> BoolArray | None:
 def content(values: FloatArray, excluded: BoolArray | None, declared_collimator: BoolArray | None) -> BoolArray:
     """Return where the radiograph is: neither excluded, nor collimator by the tags, nor blank border.
 
-    A border is found only when the tags declare no collimator: a connected region that touches the edge, is nearly
-    constant (within 2 % of the grey scale's span) at an end of the grey scale, and covers at least 1 % of the image.
+    A border is found only when the tags declare no collimator: a connected region at an end of the grey scale,
+    nearly constant (within 2 % of the span), that runs along nearly a whole edge of the image.
     Whatever would leave less than a quarter of the image is not believed.
     """
     inside = np.ones(values.shape, dtype=bool) if excluded is None else ~excluded
@@ -117,7 +117,7 @@ def _polygon(vertices: tuple[float, ...], layout: PixelLayout) -> npt.NDArray[np
 
 
 def _blank_border(values: FloatArray, inside: BoolArray) -> BoolArray:
-    """Return the regions that touch the edge and are nearly constant at either end of the grey scale."""
+    """Return the regions along an edge that are nearly constant at either end of the grey scale."""
     step = max(1, max(values.shape) // _COARSE_SIDE)
     coarse, seen = values[::step, ::step], inside[::step, ::step]
     border = np.zeros(coarse.shape, dtype=bool)
@@ -126,16 +126,21 @@ def _blank_border(values: FloatArray, inside: BoolArray) -> BoolArray:
     low, high = np.percentile(coarse[seen], (0.5, 99.5))
     tolerance = _NEARLY_CONSTANT * (high - low)
     for extreme in (coarse <= low + tolerance, coarse >= high - tolerance):
-        border |= _touching_edge(extreme & seen)
+        border |= _along_an_edge(extreme & seen)
     grown = cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8))
     rows, columns = values.shape
     whole = np.repeat(np.repeat(grown, step, axis=0), step, axis=1)[:rows, :columns]
     return np.asarray(whole, dtype=bool)
 
 
-def _touching_edge(mask: BoolArray) -> BoolArray:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    edge = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
-    large = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] >= _LEAST_BORDER * mask.size)
-    wanted = np.intersect1d(edge, large)
-    return np.asarray(np.isin(labels, wanted[wanted > 0]))
+def _along_an_edge(mask: BoolArray) -> BoolArray:
+    """Return the connected regions that run along nearly a whole edge, as a collimator's blade does.
+
+    Air beside the neck and the white of the abdomen touch edges too, but not from corner to corner.
+    """
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    wanted = set()
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        found, counts = np.unique(edge[edge > 0], return_counts=True)
+        wanted.update(found[counts >= _WHOLE_EDGE * edge.size].tolist())
+    return np.asarray(np.isin(labels, list(wanted)))
