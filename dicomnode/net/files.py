@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dicomnode.domain.errors import CxrNodeError, UnreadableObject
-from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Accepted, Destination, StoreOutcome
-from dicomnode.net.part10 import FileHead, read_file_head, read_ref
+from dicomnode.net.part10 import read_file_head
 from dicomnode.net.scu import Outgoing, send
 from dicomnode.settings import DeliverySettings
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 """A DICOMDIR lists files; it is not sent. Source: PS3.4 I.4."""
+
+# More than any file meta information; files are read whole only when their turn comes.
+_HEAD_BYTES = 1_048_576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +66,15 @@ def send_files(
             [item for _, item in batch],
             calling_ae=calling_ae,
             settings=settings,
-            report=lambda position, outcome, batch=batch: settle(batch[position][0], outcome=outcome),
+            report=partial(_settle_position, batch, settle),
         )
     return [report[path] for path in found]
+
+
+def _settle_position(
+    batch: list[tuple[Path, Outgoing]], settle: Callable[..., None], position: int, outcome: StoreOutcome
+) -> None:
+    settle(batch[position][0], outcome=outcome)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -77,23 +86,15 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _outgoing(path: Path) -> Outgoing:
-    part10 = _read(path)
-    head = read_file_head(part10)
+    head = read_file_head(_read(path, _HEAD_BYTES))
     if head.sop_class == MEDIA_DIRECTORY:
         raise UnreadableObject("a DICOMDIR, which is not sent")
-    ref = InstanceRef(study="", series="", sop_class=head.sop_class, sop_instance=head.sop_instance)
-    return Outgoing(ref=_ref(part10, head) or ref, transfer_syntax=head.transfer_syntax, read=lambda: _read(path))
+    return Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=partial(_read, path))
 
 
-def _ref(part10: bytes, head: FileHead) -> InstanceRef | None:
+def _read(path: Path, size: int = -1) -> bytes:
     try:
-        return read_ref(part10[head.offset :], head.transfer_syntax)
-    except UnreadableObject:
-        return None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise UnreadableObject(f"cannot be read: {error.strerror}") from error

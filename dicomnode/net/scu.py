@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, Permanent, Transient
-from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.association import AcceptedContext, NoContextAccepted, RequestedAssociation, open_association
 from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, verification_proposal
@@ -25,7 +24,7 @@ Report = Callable[[int, StoreOutcome], None]
 class Outgoing:
     """An instance to be sent; `read` returns its Part 10 bytes when its turn comes."""
 
-    ref: InstanceRef
+    sop_class: str
     transfer_syntax: str
     read: Callable[[], bytes]
 
@@ -80,7 +79,7 @@ def send(
         if report is not None:
             report(position, outcome)
 
-    for positions, proposals in group_by_contexts((item.ref.sop_class, item.transfer_syntax) for item in items):
+    for positions, proposals in group_by_contexts((item.sop_class, item.transfer_syntax) for item in items):
         group = {position: items[position] for position in positions}
         try:
             _send_group(destination, group, proposals, calling_ae, settings, fallback, settle)

@@ -29,7 +29,10 @@ class Outbox(Protocol):
     def record(
         self, delivery: Delivery, outcome: StoreOutcome, *, now: datetime, policy: RetryPolicy, randomness: float
     ) -> object:
-        """Write what became of a delivery; one that is to be tried again waits by `policy`. Raises: StoreUnavailable."""
+        """Write what became of a delivery; one that is to be tried again waits by `policy`.
+
+        Raises: StoreUnavailable.
+        """
 
 
 class Sender:
@@ -140,7 +143,7 @@ class Sender:
 
     def _outgoing(self, delivery: Delivery) -> Outgoing:
         return Outgoing(
-            ref=delivery.ref,
+            sop_class=delivery.ref.sop_class,
             transfer_syntax=delivery.transfer_syntax,
             read=lambda: self._outbox.read(delivery),
         )

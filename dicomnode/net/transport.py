@@ -5,6 +5,7 @@ requests without limit, and counts idle connections as associations. This module
 and nowhere else.
 """
 
+import contextlib
 import logging
 import socket
 import time
@@ -89,8 +90,16 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             self._ready.set()
 
     def cut(self) -> None:
-        """Close the connection under whoever is reading from it or writing to it."""
-        self._shutdown_socket()
+        """End the connection under whoever is reading from it or writing to it, who then closes the socket."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+    def _shutdown_socket(self) -> None:
+        # pynetdicom's own leaves the descriptor open when the peer was first to close.
+        self.cut()
+        if self.socket is not None:
+            self.socket.close()
 
     @property
     def ready(self) -> bool:
