@@ -60,7 +60,6 @@ def _graph(orientation: int, seed: int) -> onnx.ModelProto:
         "classes": classes,
         "middle": np.asarray(0.5, dtype=np.float32),
         "space": np.asarray([1, 2], dtype=np.int64),
-        "last": np.asarray([1], dtype=np.int64),
         "member_axis": np.asarray([1], dtype=np.int64),
         "row": np.asarray([-1, 1], dtype=np.int64),
         "everything": np.asarray([1, 2, 3], dtype=np.int64),

@@ -58,7 +58,7 @@ def send(node: NodeProcess, folder: Path, *datasets: Dataset) -> None:
         file.unlink()
     for number, dataset in enumerate(datasets):
         (folder / f"{number}.dcm").write_bytes(encode(dataset))
-    sent = node.command("send", f"CXRNODE@127.0.0.1:{node.port}", str(folder))
+    sent = run_cxrnode("send", f"CXRNODE@127.0.0.1:{node.port}", str(folder))
     assert sent.returncode == 0, sent.stdout + sent.stderr
 
 

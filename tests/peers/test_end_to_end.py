@@ -9,7 +9,7 @@ import pydicom
 import pytest
 
 from dicomnode.settings import default_bundle
-from tests.processes import NodeProcess, Orthanc, free_port, wait_until
+from tests.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
 
 pytestmark = [
     pytest.mark.peer,
@@ -119,7 +119,7 @@ def test_a_pacs_that_was_down_gets_its_results_and_the_queue_says_why_they_wait(
     study = pair.pacs.upload(part10(shared_data, CHEST[0]))
     pair.pacs.stop()
     pair.node.start()
-    sent = pair.node.command("send", f"CXRNODE@127.0.0.1:{pair.node.port}", str(shared_data / "dicom" / CHEST[0]))
+    sent = run_cxrnode("send", f"CXRNODE@127.0.0.1:{pair.node.port}", str(shared_data / "dicom" / CHEST[0]))
     assert sent.returncode == 0, sent.stderr
     wait_until(
         lambda: "refused" in pair.node.command("queue", "list").stdout.lower(), WITHIN_S, "a reason in the queue"
