@@ -180,8 +180,10 @@ def test_a_page_that_is_damaged_later_is_said_to_be(tmp_path: Path) -> None:
         for number in range(40):
             accept(store, number=number)
     path = tmp_path / "store.db"
-    half = path.stat().st_size // 2
-    path.write_bytes(path.read_bytes()[:half] + os.urandom(half))
+    [(page,)] = table(path, "SELECT rootpage FROM sqlite_master WHERE name = 'event_study'")
+    with path.open("r+b") as file:
+        file.seek((int(str(page)) - 1) * 4096)
+        file.write(b"\xff" * 4096)
     with open_store(tmp_path, exclusive=False) as beside, pytest.raises(ConfigurationError, match="damaged"):
         beside.ledger.explain("1.1")
 
