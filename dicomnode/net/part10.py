@@ -17,10 +17,9 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from dicomnode.domain.errors import UnreadableObject
-from dicomnode.domain.identifiers import derive_uid, is_valid_uid
+from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, is_valid_uid
 from dicomnode.domain.instance import InstanceRef
 
-IMPLEMENTATION_CLASS_UID = derive_uid("cxrnode", "implementation class")
 # Without the node's version: the same object received again after an upgrade must give the same bytes.
 _FILE_IMPLEMENTATION_NAME = "CXRNODE"
 

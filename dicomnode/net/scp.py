@@ -120,15 +120,8 @@ class StorageScp:
         while time.monotonic() < deadline and self.associations:
             time.sleep(_POLL_S / 2)
             self._sweep()
-        remaining = server.active_associations
-        for association in remaining:
-            if association.is_established:
-                association.abort(block=False)
-        for association in remaining:
-            association.join(_ABORT_S / max(len(remaining), 1))
-            association.dul.socket.cut()
+        _end(server.active_associations)
         self._sweep()
-        log.info("scp-stopped", extra={"aborted": len(remaining)})
 
     def _handlers(self) -> list[tuple[Any, Callable[[Any], Any]]]:
         return [
@@ -235,6 +228,18 @@ class StorageScp:
         )
         self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
         return ref
+
+
+def _end(associations: list[Any]) -> None:
+    """Abort what is established, and cut the connections over which nothing was asked."""
+    established = [entry for entry in associations if entry.is_established]
+    for entry in established:
+        entry.abort(block=False)
+    for entry in established:
+        entry.join(_ABORT_S / len(established))
+    for entry in associations:
+        entry.dul.socket.cut()
+    log.info("scp-stopped", extra={"aborted": len(established)})
 
 
 def _check_command(ref: InstanceRef, sop_class: str, sop_instance: str, context: Any) -> None:

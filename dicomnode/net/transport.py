@@ -25,7 +25,7 @@ from pynetdicom.transport import (
     ThreadedAssociationServer,
 )
 
-from dicomnode.net.part10 import IMPLEMENTATION_CLASS_UID
+from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from pydicom import dcmread
 from pynetdicom import AE, evt
-from pynetdicom.presentation import build_context
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
@@ -133,34 +134,45 @@ class Peer:
         return status
 
 
-def send_raw(destination: Destination, part10: bytes, *, calling_ae: str = "SENDER", **command: Any) -> Any:
-    """Send an object with pynetdicom, with another command set than its data set asks for; return the response."""
+def store_request(part10: bytes, **command: Any) -> C_STORE:
+    """Return a C-STORE request for an object; `command` changes what the command set says."""
     head = read_file_head(part10)
-    ae = AE(ae_title=calling_ae)
-    context = command.pop("context", head.sop_class)
-    association = ae.associate(
-        destination.host,
-        destination.port,
-        contexts=[build_context(context, [head.transfer_syntax])],
-        ae_title=destination.ae_title,
-    )
-    assert association.is_established
-    from pynetdicom.dimse_primitives import C_STORE
-
     request = C_STORE()
     request.MessageID = 1
     request.Priority = 0
     request.AffectedSOPClassUID = command.get("sop_class", head.sop_class)
     request.AffectedSOPInstanceUID = command.get("sop_instance", head.sop_instance)
     request.DataSet = BytesIO(command.get("data_set", part10[head.offset :]))
-    association._reactor_checkpoint.clear()
-    while not association._is_paused:
-        time.sleep(0.001)
-    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
-    _, response = association.dimse.get_msg(block=True)
-    association._reactor_checkpoint.set()
-    if association.is_established:
-        association.release()
+    return request
+
+
+@contextmanager
+def requested(destination: Destination, *contexts: PresentationContext, calling_ae: str = "SENDER") -> Iterator[Any]:
+    """Associate with pynetdicom alone, and leave no socket behind, however the association ends."""
+    association = AE(ae_title=calling_ae).associate(
+        destination.host, destination.port, contexts=list(contexts), ae_title=destination.ae_title
+    )
+    assert association.is_established
+    wire = association.dul.socket.socket
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+        wire.close()
+
+
+def send_raw(destination: Destination, part10: bytes, *, calling_ae: str = "SENDER", **command: Any) -> Any:
+    """Send an object with pynetdicom, with another command set than its data set asks for; return the response."""
+    head = read_file_head(part10)
+    context = build_context(command.pop("context", head.sop_class), [head.transfer_syntax])
+    with requested(destination, context, calling_ae=calling_ae) as association:
+        association._reactor_checkpoint.clear()
+        while not association._is_paused:
+            time.sleep(0.001)
+        association.dimse.send_msg(store_request(part10, **command), association.accepted_contexts[0].context_id)
+        _, response = association.dimse.get_msg(block=True)
+        association._reactor_checkpoint.set()
     return response
 
 

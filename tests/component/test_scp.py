@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
-from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable, UidMismatch
+from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 from dicomnode.domain.job import Accepted, Destination, Refused
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
-from dicomnode.net.part10 import IMPLEMENTATION_CLASS_UID
 from dicomnode.net.scu import echo, send
 from tests.component.dimse import (
     EXPLICIT,
@@ -26,6 +25,7 @@ from tests.component.dimse import (
     data_set_of,
     outgoing,
     renamed,
+    requested,
     running_scp,
     send_raw,
 )
@@ -237,11 +237,8 @@ def test_deflated_and_big_endian_are_not_negotiated(syntax: uids.UID) -> None:
     with running_scp(MemoryInbox()) as (_, destination):
         context = build_context(uids.ComputedRadiographyImageStorage, [syntax])
         verification = build_context("1.2.840.10008.1.1")
-        association = AE("SENDER").associate(
-            destination.host, destination.port, [context, verification], destination.ae_title
-        )
-        rejected = [entry.abstract_syntax for entry in association.rejected_contexts]
-        association.release()
+        with requested(destination, context, verification) as association:
+            rejected = [entry.abstract_syntax for entry in association.rejected_contexts]
     assert rejected == [uids.ComputedRadiographyImageStorage]
 
 
@@ -249,9 +246,8 @@ def test_a_peer_that_offers_several_transfer_syntaxes_is_never_asked_to_lose_any
     offered = [uids.JPEGBaseline8Bit, uids.JPEG2000, uids.JPEGLosslessSV1, uids.ImplicitVRLittleEndian]
     with running_scp(MemoryInbox()) as (_, destination):
         context = build_context(uids.ComputedRadiographyImageStorage, offered)
-        association = AE("SENDER").associate(destination.host, destination.port, [context], destination.ae_title)
-        chosen = association.accepted_contexts[0].transfer_syntax
-        association.release()
+        with requested(destination, context) as association:
+            chosen = association.accepted_contexts[0].transfer_syntax
     assert chosen == [uids.ImplicitVRLittleEndian]
 
 
@@ -282,11 +278,10 @@ def test_an_association_aborted_within_an_object_stores_nothing_and_is_closed_in
     inbox = MemoryInbox()
     with running_scp(inbox) as (_, destination):
         context = build_context(uids.ComputedRadiographyImageStorage, [EXPLICIT])
-        association = AE("SENDER").associate(destination.host, destination.port, [context], destination.ae_title)
-        wire = association.dul.socket.socket
-        pdv = b"\x01\x00" + data_set_of(cr)[:1000]
-        wire.sendall(struct.pack(">BBLL", 4, 0, len(pdv) + 4, len(pdv)) + pdv)
-        association.abort()
+        with requested(destination, context) as association:
+            pdv = b"\x01\x00" + data_set_of(cr)[:1000]
+            association.dul.socket.socket.sendall(struct.pack(">BBLL", 4, 0, len(pdv) + 4, len(pdv)) + pdv)
+            association.abort()
         wait_until(lambda: inbox.released, 5, "the end of the association")
     assert inbox.opened == inbox.released
     assert inbox.received == []
@@ -296,9 +291,9 @@ def test_a_lost_connection_is_closed_in_the_books() -> None:
     inbox = MemoryInbox()
     with running_scp(inbox) as (scp, destination):
         context = build_context("1.2.840.10008.1.1")
-        association = AE("SENDER").associate(destination.host, destination.port, [context], destination.ae_title)
-        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-        wait_until(lambda: inbox.released == inbox.opened and inbox.opened, 5, "the end of the association")
+        with requested(destination, context) as association:
+            association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: inbox.released == inbox.opened and inbox.opened, 5, "the end of the association")
         assert scp.associations == 0
 
 
@@ -321,9 +316,8 @@ def test_an_end_that_cannot_be_recorded_is_recorded_later(cr: bytes) -> None:
 def test_an_association_beyond_the_limit_is_rejected_for_now() -> None:
     with running_scp(MemoryInbox(), maximum_associations=1) as (_, destination):
         context = build_context("1.2.840.10008.1.1")
-        first = AE("SENDER").associate(destination.host, destination.port, [context], destination.ae_title)
-        second = echo(destination, calling_ae="SENDER", settings=QUICK)
-        first.release()
+        with requested(destination, context):
+            second = echo(destination, calling_ae="SENDER", settings=QUICK)
     assert second.cause == "association rejected: its limit of associations is reached"
 
 
@@ -344,9 +338,10 @@ def test_stopping_lets_the_object_at_hand_finish(cr: bytes) -> None:
 
 def test_stopping_does_not_wait_for_ever_for_an_idle_peer() -> None:
     inbox = MemoryInbox()
-    with running_scp(inbox) as (scp, destination):
-        context = build_context("1.2.840.10008.1.1")
-        association = AE("SENDER").associate(destination.host, destination.port, [context], destination.ae_title)
+    with (
+        running_scp(inbox) as (scp, destination),
+        requested(destination, build_context("1.2.840.10008.1.1")) as association,
+    ):
         began = time.monotonic()
         scp.stop(drain_s=0.3)
         took = time.monotonic() - began

@@ -1,0 +1,177 @@
+"""A hostile peer, while a good one keeps being served."""
+
+import random
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pydicom.uid import ComputedRadiographyImageStorage
+from pynetdicom.presentation import build_context
+
+from dicomnode.domain.job import Accepted, Destination
+from dicomnode.net.scu import echo, send
+from tests.component.dimse import EXPLICIT, QUICK, MemoryInbox, outgoing, requested, running_scp, store_request
+from tests.make import build, encode
+from tests.processes import wait_until
+
+ASSOCIATE_RQ, P_DATA = 1, 4
+
+
+def connect(destination: Destination, *, source: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection((destination.host, destination.port), timeout=5, source_address=(source, 0))
+
+
+@contextmanager
+def association(destination: Destination) -> Iterator[socket.socket]:
+    """Establish a real association and yield its bare socket."""
+    context = build_context(ComputedRadiographyImageStorage, [EXPLICIT])
+    with requested(destination, context, calling_ae="HOSTILE") as established:
+        yield established.dul.socket.socket
+
+
+def flood(wire: socket.socket, data: bytes) -> None:
+    for _ in range(200):
+        wire.sendall(data)
+
+
+def closed(wire: socket.socket) -> bool:
+    """Tell whether the node has ended the connection."""
+    try:
+        wire.settimeout(0.05)
+        return wire.recv(4096) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def serves(destination: Destination) -> bool:
+    item = outgoing(encode(build("cr", rows=64, columns=64)))
+    return send(destination, [item], calling_ae="GOOD", settings=QUICK) == [Accepted()]
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.parametrize("pdu_type", [ASSOCIATE_RQ, P_DATA])
+def test_a_pdu_that_announces_four_gigabytes_is_cut_off_at_once(pdu_type: int) -> None:
+    with running_scp(MemoryInbox()) as (_, destination), connect(destination) as wire:
+        before = resident_bytes()
+        wire.sendall(struct.pack(">BBL", pdu_type, 0, 0xFFFFFFFF))
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            flood(wire, bytes(1_048_576))
+        grown = resident_bytes() - before
+        assert serves(destination)
+    assert grown < 40_000_000
+
+
+def test_an_oversized_pdu_within_an_association_ends_it() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox) as (_, destination):
+        with association(destination) as wire:
+            wire.sendall(struct.pack(">BBL", P_DATA, 0, 300_000))
+            wait_until(lambda: inbox.released, 5, "the end of the association")
+        assert serves(destination)
+
+
+def test_an_object_without_end_is_cut_off_at_the_limit() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox, maximum_object_bytes=1_048_576) as (_, destination):
+        with association(destination) as wire:
+            fragment = bytes(60_000)
+            pdu = struct.pack(">BBLLBB", P_DATA, 0, len(fragment) + 6, len(fragment) + 2, 1, 0) + fragment
+            with pytest.raises(OSError, match=r"reset|Broken pipe"):
+                flood(wire, pdu)
+            wait_until(lambda: inbox.released, 5, "the end of the association")
+        assert serves(destination)
+    assert len(inbox.received) == 1
+
+
+@pytest.mark.parametrize("head", [b"", b"\x01\x00\x00", b"\x01\x00\x00\x00\x10\x00\x00\x01"])
+def test_a_connection_that_asks_for_nothing_ends_with_the_acse_timeout(head: bytes) -> None:
+    with running_scp(MemoryInbox(), acse_timeout_s=0.5) as (_, destination), connect(destination) as wire:
+        wire.sendall(head)
+        began = time.monotonic()
+        wait_until(lambda: closed(wire), 5, "the end of the connection")
+        assert time.monotonic() - began < 2.5
+
+
+def test_a_request_dripping_in_byte_by_byte_ends_with_the_acse_timeout() -> None:
+    with running_scp(MemoryInbox(), acse_timeout_s=0.5) as (_, destination), connect(destination) as wire:
+        wire.sendall(struct.pack(">BBL", ASSOCIATE_RQ, 0, 4096))
+        began = time.monotonic()
+        while not closed(wire):
+            assert time.monotonic() - began < 3
+            wire.sendall(b"\x00")
+
+
+def test_idle_connections_hold_no_association_slot() -> None:
+    with (
+        running_scp(MemoryInbox(), maximum_associations=2, acse_timeout_s=30) as (_, destination),
+        connect(destination),
+        connect(destination, source="127.0.0.2"),
+        connect(destination, source="127.0.0.2"),
+    ):
+        time.sleep(0.3)
+        assert echo(destination, calling_ae="GOOD", settings=QUICK).succeeded
+
+
+def test_one_address_cannot_pile_up_idle_connections() -> None:
+    with running_scp(MemoryInbox(), maximum_associations=4, acse_timeout_s=3) as (_, destination):
+        idle = []
+        for _ in range(12):
+            idle.append(connect(destination))
+            time.sleep(0.05)
+        refused = sum(closed(wire) for wire in idle)
+        wait_until(lambda: all(closed(wire) for wire in idle), 5, "the end of the idle connections")
+        assert echo(destination, calling_ae="GOOD", settings=QUICK).succeeded
+        for wire in idle:
+            wire.close()
+    assert refused == 8
+
+
+def test_a_peer_that_stalls_within_a_pdu_is_cut_off() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox, network_timeout_s=0.6) as (_, destination), association(destination) as wire:
+        wire.sendall(struct.pack(">BBL", P_DATA, 0, 5000) + bytes(100))
+        wait_until(lambda: inbox.released, 5, "the end of the association")
+
+
+def test_an_association_at_rest_ends_with_the_network_timeout() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox, network_timeout_s=0.6) as (_, destination), association(destination):
+        wait_until(lambda: inbox.released, 5, "the end of the association")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_bytes_never_take_the_listener_down(seed: int) -> None:
+    source = random.Random(seed)
+    with running_scp(MemoryInbox(), acse_timeout_s=0.5) as (_, destination):
+        for _ in range(8):
+            body = source.randbytes(source.randrange(0, 400))
+            with connect(destination) as wire:
+                wire.sendall(struct.pack(">BBL", source.randrange(0, 9), 0, len(body)) + body)
+        assert serves(destination)
+
+
+def test_a_flood_of_requests_within_one_association_is_held_back() -> None:
+    inbox = MemoryInbox(delay_s=0.05)
+    item = encode(build("cr", rows=64, columns=64))
+    with running_scp(inbox) as (scp, destination):
+        context = build_context(ComputedRadiographyImageStorage, [EXPLICIT])
+        with requested(destination, context, calling_ae="HOSTILE") as established:
+            for _ in range(30):
+                established.dimse.send_msg(store_request(item), established.accepted_contexts[0].context_id)
+            waiting = 0
+            for _ in range(20):
+                time.sleep(0.02)
+                waiting = max([waiting, *(entry.dimse.msg_queue.qsize() for entry in scp._open)])
+            wait_until(lambda: len(inbox.received) == 30, 10, "the last of the requests")
+    assert waiting <= 2
