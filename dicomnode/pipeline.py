@@ -80,7 +80,7 @@ class Pipeline:
         try:
             dataset = read(part10)
             context = SourceContext.of(dataset)
-            verdict = judge(dataset, instance.ref, self.eligibility)
+            verdict = judge(dataset, instance.ref, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
             if isinstance(verdict, Ineligible):
                 return _rejected(instance, context, verdict.reason, verdict.detail)
             frame = render(dataset, instance.ref, self.pixels)
