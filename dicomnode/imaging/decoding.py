@@ -1,20 +1,23 @@
 """Stored pixel values of one frame, decoded by known libraries in a fixed order, within limits checked before.
 
-Native code decodes here. What a decoder would allocate is bounded first by what the tags and the frame's own header
-say; frames whose two sizes disagree are refused.
+What a decoder would allocate is bounded first by what the tags and the frame's own header say; frames whose two sizes
+disagree are refused. GDCM, whose JPEG code aborts on some damaged frames, runs in a process of its own.
 """
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import gdcm
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.imaging.codestream import FrameHeader, read_header
@@ -22,28 +25,37 @@ from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, quiet, text
 
 StoredArray = npt.NDArray[Any]
 
-PLUGINS: dict[str, tuple[str, ...]] = {
+_GDCM = "gdcm"
+DECODERS: dict[str, tuple[str, ...]] = {
     uids.ImplicitVRLittleEndian: (),
     uids.ExplicitVRLittleEndian: (),
-    uids.RLELossless: ("pylibjpeg", "pydicom"),
-    uids.JPEGBaseline8Bit: ("gdcm", "pillow"),
-    uids.JPEGExtended12Bit: ("gdcm", "pillow"),
-    uids.JPEGLossless: ("gdcm",),
-    uids.JPEGLosslessSV1: ("gdcm",),
-    uids.JPEGLSLossless: ("pyjpegls", "gdcm"),
-    uids.JPEGLSNearLossless: ("pyjpegls", "gdcm"),
-    uids.JPEG2000Lossless: ("pylibjpeg", "gdcm"),
-    uids.JPEG2000: ("pylibjpeg", "gdcm"),
+    # pylibjpeg's faster RLE decoder panics on damaged segments, with what is no Exception.
+    uids.RLELossless: ("pydicom",),
+    uids.JPEGBaseline8Bit: ("pillow", _GDCM),
+    uids.JPEGExtended12Bit: (_GDCM, "pillow"),
+    uids.JPEGLossless: (_GDCM,),
+    uids.JPEGLosslessSV1: (_GDCM,),
+    uids.JPEGLSLossless: ("pyjpegls",),
+    uids.JPEGLSNearLossless: ("pyjpegls",),
+    uids.JPEG2000Lossless: ("pylibjpeg",),
+    uids.JPEG2000: ("pylibjpeg",),
     uids.HTJ2KLossless: ("pylibjpeg",),
     uids.HTJ2KLosslessRPCL: ("pylibjpeg",),
     uids.HTJ2K: ("pylibjpeg",),
 }
-"""Transfer syntaxes this node decodes, with pydicom's plugins in the order they are tried (none: uncompressed)."""
+"""Transfer syntaxes this node decodes, with the decoders in the order they are tried (none: uncompressed).
+
+`gdcm` is `gdcm_child`; the others are pydicom's plugins. All are libraries the project requires.
+"""
 
 _PHOTOMETRIC = {
     1: frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}),
     3: frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}),
 }
+_END_OF_IMAGE = b"\xff\xd9"
+_TRAILER = 64
+_CHILD_BYTES = 1 << 30
+_CHILD_S = 60
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -121,63 +133,71 @@ def _decode(ds: Dataset, layout: PixelLayout) -> StoredArray:
     data = ds.get("PixelData")
     _require(isinstance(data, bytes | bytearray) and len(data) > 0, "the object has no Pixel Data")
     if layout.transfer_syntax.is_compressed:
-        header = _check_frame(bytes(data), layout)
-        if layout.transfer_syntax == uids.JPEGExtended12Bit and layout.samples == 1 and header is not None:
-            return _decode_extended(get_frame(data, 0, number_of_frames=1), layout, header)
-        return _decode_compressed(ds, layout)
+        return _decode_compressed(ds, bytes(data), layout)
     shifted = layout.high_bit != layout.bits_stored - 1
     decoder = get_decoder(layout.transfer_syntax)
     stored, _ = decoder.as_array(ds, index=0, correct_unused_bits=not shifted)  # type: ignore[arg-type]
     return _align(stored, layout) if shifted else stored
 
 
-def _decode_compressed(ds: Dataset, layout: PixelLayout) -> StoredArray:
-    decoder = get_decoder(layout.transfer_syntax)
-    failed: list[str] = []
-    for plugin in PLUGINS[layout.transfer_syntax]:
-        if plugin not in decoder.available_plugins:
-            continue
-        try:
-            stored, _ = decoder.as_array(ds, index=0, decoding_plugin=plugin)
-        except HOSTILE_DATA_RAISES as error:
-            failed.append(f"{plugin}: {type(error).__name__}")
-        else:
-            return stored
-    raise UndecodablePixels(f"no decoder could read the frame ({', '.join(failed) or 'none is installed'})")
-
-
-def _check_frame(data: bytes, layout: PixelLayout) -> FrameHeader | None:
-    """Compare the compressed frame with the tags, so that no decoder allocates more than the tags admit."""
+def _decode_compressed(ds: Dataset, data: bytes, layout: PixelLayout) -> StoredArray:
     frame = get_frame(data, 0, number_of_frames=1)
+    header = _check_frame(frame, layout)
+    failed: list[str] = []
+    for name in DECODERS[layout.transfer_syntax]:
+        try:
+            if name == _GDCM and header is not None:
+                return _decode_by_gdcm(frame, header, layout)
+            return get_decoder(layout.transfer_syntax).as_array(ds, index=0, decoding_plugin=name)[0]
+        except (*HOSTILE_DATA_RAISES, subprocess.SubprocessError) as error:
+            failed.append(f"{name}: {type(error).__name__}")
+    raise UndecodablePixels(f"no decoder could read the frame ({', '.join(failed)})")
+
+
+def _check_frame(frame: bytes, layout: PixelLayout) -> FrameHeader | None:
+    """Compare the compressed frame with the tags, so that no decoder allocates more than the tags admit."""
     native = layout.rows * layout.columns * layout.samples * layout.bits_allocated // 8
     _require(len(frame) <= 2 * native + 65_536, "the compressed frame is larger than twice its pixels")
     header = read_header(frame, layout.transfer_syntax)
     if header is not None:
+        # Decoders fill in what a frame cut short lacks, and half a lung must not be read.
+        _require(_END_OF_IMAGE in frame[-_TRAILER:], "the compressed frame has no end marker")
         stated, found = (layout.rows, layout.columns, layout.samples), (header.rows, header.columns, header.samples)
         _require(stated == found, "the compressed frame has another size than the tags say")
-        _require(1 <= header.precision <= 16, "the compressed frame has more than 16 bits per sample")
+        _require(2 <= header.precision <= 16, "the compressed frame has less than 2 or more than 16 bits per sample")
     return header
 
 
-def _decode_extended(frame: bytes, layout: PixelLayout, header: FrameHeader) -> StoredArray:
-    """Decode 8 or 12 bits of JPEG Extended by GDCM itself: pydicom's plugin for it refuses 12 bits."""
-    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(frame)
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((layout.columns, layout.rows, 1))
-    image.SetDataElement(element)
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    container = 8 if header.precision <= 8 else 16
-    image.SetPixelFormat(gdcm.PixelFormat(1, container, header.precision, header.precision - 1, int(layout.signed)))
-    # GDCM hands its char* over as text.
-    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")
-    dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{container // 8}")
-    return np.frombuffer(decoded, dtype=dtype).reshape(layout.rows, layout.columns)
+def _decode_by_gdcm(frame: bytes, header: FrameHeader, layout: PixelLayout) -> StoredArray:
+    """Return the samples that `gdcm_child` decodes, in RGB if they are colours.
+
+    Raises: CalledProcessError when it fails or dies, TimeoutExpired, ValueError when it returns another size.
+    """
+    values = layout.rows * layout.columns * layout.samples
+    request = {
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "samples": layout.samples,
+        "precision": header.precision,
+        "signed": layout.signed,
+        "photometric": layout.photometric,
+        "transfer_syntax": str(layout.transfer_syntax),
+        "limit_bytes": _CHILD_BYTES + 16 * values,
+        "limit_s": _CHILD_S,
+    }
+    finished = subprocess.run(  # noqa: S603 this interpreter, and a file of this package
+        [sys.executable, "-I", str(Path(__file__).with_name("gdcm_child.py"))],
+        input=json.dumps(request).encode() + b"\n" + frame,
+        capture_output=True,
+        check=True,
+        timeout=_CHILD_S,
+    )
+    dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{1 if header.precision <= 8 else 2}")
+    decoded = np.frombuffer(finished.stdout, dtype=dtype)
+    if layout.samples == 1:
+        return decoded.reshape(layout.rows, layout.columns)
+    colours = decoded.reshape(layout.rows, layout.columns, layout.samples)
+    return colours if layout.photometric == "RGB" else convert_color_space(colours, "YBR_FULL", "RGB")
 
 
 def _align(stored: StoredArray, layout: PixelLayout) -> StoredArray:
@@ -196,7 +216,7 @@ def _palette_luminance(ds: Dataset, stored: StoredArray, layout: PixelLayout) ->
 def _transfer_syntax(ds: Dataset) -> uids.UID:
     meta = getattr(ds, "file_meta", None)
     stated = text(meta, "TransferSyntaxUID") if meta is not None else ""
-    _require(stated in PLUGINS, "the transfer syntax is not one this node decodes")
+    _require(stated in DECODERS, "the transfer syntax is not one this node decodes")
     return uids.UID(stated)
 
 

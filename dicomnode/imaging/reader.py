@@ -1,6 +1,5 @@
 """Part 10 bytes to a data set, pixels untouched."""
 
-import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +27,7 @@ def read(part10: bytes | Path) -> Dataset:
         with quiet(), _open(part10) as file:
             _refuse_deflated(file)
             ds = dcmread(file)
-    except (*HOSTILE_DATA_RAISES, InvalidDicomError, zlib.error) as error:
+    except HOSTILE_DATA_RAISES as error:
         raise UnreadableObject(f"the bytes are not a DICOM file this node can parse ({type(error).__name__})") from None
     return ds
 

@@ -4,6 +4,7 @@ import math
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import InvalidOperation
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
@@ -19,8 +21,10 @@ HOSTILE_DATA_RAISES = (
     AssertionError,
     AttributeError,
     BufferError,
+    BytesLengthException,
     EOFError,
     ImportError,
+    InvalidDicomError,
     InvalidOperation,
     LookupError,
     MemoryError,
@@ -31,11 +35,12 @@ HOSTILE_DATA_RAISES = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 """What pydicom, NumPy and the decoders raise on damaged or hostile data.
 
-RecursionError is a RuntimeError, UnicodeError and pydicom's BytesLengthException are ValueErrors; InvalidDicomError and
-zlib.error are met in `reader`. A message of these may quote the data set, so none is passed on.
+RecursionError is a RuntimeError and UnicodeError a ValueError. A message of these may quote the data set, so none is
+passed on.
 """
 
 _LONGEST_TEXT = 1024
