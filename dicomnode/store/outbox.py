@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, Delivery, NoAnswer, Refused, RetryPolicy, StoreOutcome
+from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy, StoreOutcome
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, record, shortened, to_delivery, to_optional_time, to_text, to_time
@@ -109,20 +109,21 @@ class Outbox:
         policy: RetryPolicy,
         randomness: float,
         sent_as: InstanceRef | None = None,
-    ) -> None:
+    ) -> DeliveryState:
         """Write down what a destination said; `sent_as` is the fallback that went in the result's place, if one did.
 
-        A delivery that is no longer sending is left as it is. Raises: StoreUnavailable.
+        Returns the state that follows. A delivery that is no longer sending is left as it is. Raises: StoreUnavailable.
         """
         with self._database.transaction() as connection:
             row = connection.execute(WAITING_SINCE, (delivery.delivery_id,)).fetchone()
             if row is None:
                 log.warning("outcome-too-late", extra={"delivery": delivery.delivery_id})
-            elif isinstance(outcome, Accepted):
+                return DeliveryState.DROPPED
+            if isinstance(outcome, Accepted):
                 self._delivered(connection, delivery, outcome, sent_as, now)
-            else:
-                age_s = (now - to_time(row["waiting_since"])).total_seconds()
-                self._not_delivered(connection, delivery, outcome, now, policy, randomness, age_s)
+                return DeliveryState.DELIVERED
+            age_s = (now - to_time(row["waiting_since"])).total_seconds()
+            return self._not_delivered(connection, delivery, outcome, now, policy, randomness, age_s)
 
     def release(self, deliveries: Sequence[Delivery], now: datetime) -> None:
         """Put claimed deliveries back that were not tried, as if they had not been claimed.
@@ -170,7 +171,7 @@ class Outbox:
         policy: RetryPolicy,
         randomness: float,
         age_s: float,
-    ) -> None:
+    ) -> DeliveryState:
         cause = shortened(outcome.cause)
         status = outcome.status if isinstance(outcome, Refused) else None
         facts = {"delivery_id": delivery.delivery_id, "cause": cause, "status": status, "now": to_text(now)}
@@ -178,11 +179,12 @@ class Outbox:
             why = cause if outcome.permanent else f"{cause}; given up after {delivery.attempts} attempt(s)"
             connection.execute(DEAD, facts | {"cause": shortened(why)})
             _record(connection, delivery, EventKind.DELIVERY_DEAD, why, now)
-            return
+            return DeliveryState.DEAD
         next_attempt_at = to_text(now + timedelta(seconds=policy.delay_s(delivery.attempts, randomness)))
         connection.execute(DEFERRED, facts | {"next_attempt_at": next_attempt_at})
         detail = f"attempt {delivery.attempts}: {cause}; next attempt at {next_attempt_at}"
         _record(connection, delivery, EventKind.DELIVERY_DEFERRED, detail, now)
+        return DeliveryState.WAITING
 
 
 def recover_deliveries(connection: sqlite3.Connection, now: datetime) -> None:
