@@ -72,7 +72,7 @@ def send_files(
 
 
 def _settle_position(
-    batch: list[tuple[Path, Outgoing]], settle: Callable[..., None], position: int, outcome: StoreOutcome
+    batch: list[tuple[Path, Outgoing]], settle: Callable[..., None], position: int, outcome: StoreOutcome, _: object
 ) -> None:
     settle(batch[position][0], outcome=outcome)
 

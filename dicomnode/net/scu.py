@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, Permanent, Transient
+from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.association import AcceptedContext, NoContextAccepted, RequestedAssociation, open_association
 from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, verification_proposal
-from dicomnode.net.part10 import FileHead, read_file_head
+from dicomnode.net.part10 import FileHead, read_file_head, read_ref
 from dicomnode.net.status import describe, is_success, outcome_for
 from dicomnode.net.transcode import can_transcode, uncompressed_data_set
 from dicomnode.settings import DeliverySettings
@@ -16,8 +17,8 @@ from dicomnode.settings import DeliverySettings
 Fallback = Callable[[bytes, frozenset[str]], bytes | None]
 """Given Part 10 bytes and the SOP classes that the peer accepted: the same content as one of these, or None."""
 
-Report = Callable[[int, StoreOutcome], None]
-"""Called with the position of an item and its outcome as soon as that is known."""
+Report = Callable[[int, StoreOutcome, InstanceRef | None], None]
+"""Called as soon as an outcome is known: the position of the item, the outcome, what was sent if it was a fallback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +75,10 @@ def send(
     """
     outcomes: dict[int, StoreOutcome] = {}
 
-    def settle(position: int, outcome: StoreOutcome) -> None:
+    def settle(position: int, outcome: StoreOutcome, sent_as: InstanceRef | None = None) -> None:
         outcomes[position] = outcome
         if report is not None:
-            report(position, outcome)
+            report(position, outcome, sent_as)
 
     for positions, proposals in group_by_contexts((item.sop_class, item.transfer_syntax) for item in items):
         group = {position: items[position] for position in positions}
@@ -104,9 +105,9 @@ def _send_group(
             prepared = _prepare(association, item, fallback)
             if isinstance(prepared, _Prepared):
                 status = association.store(prepared.data_set, prepared.sop_instance, prepared.context)
-                settle(position, outcome_for(status))
+                settle(position, outcome_for(status), prepared.sent_as)
             else:
-                settle(position, prepared)
+                settle(position, prepared, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,23 +115,26 @@ class _Prepared:
     data_set: bytes
     sop_instance: str
     context: AcceptedContext
+    sent_as: InstanceRef | None
 
 
 def _prepare(association: RequestedAssociation, item: Outgoing, fallback: Fallback | None) -> _Prepared | StoreOutcome:
     """Read an object and bring it into a form that the peer accepted, or say why that cannot be."""
     try:
         part10 = item.read()
-        head = read_file_head(part10)
+        head, sent_as = read_file_head(part10), None
         classes = frozenset(entry.abstract_syntax for entry in association.contexts)
         if head.sop_class not in classes:
             variant = fallback(part10, classes) if fallback is not None else None
             if variant is None:
                 return Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
             part10, head = variant, read_file_head(variant)
+            sent_as = read_ref(part10[head.offset :], head.transfer_syntax)
         context = _context_for(head, association.contexts)
         if context is None:
             return Refused(status=None, cause="no presentation context for the transfer syntax", permanent=True)
-        return _Prepared(data_set=_data_set(part10, head, context), sop_instance=head.sop_instance, context=context)
+        data_set = _data_set(part10, head, context)
+        return _Prepared(data_set=data_set, sop_instance=head.sop_instance, context=context, sent_as=sent_as)
     except Permanent as error:
         return Refused(status=None, cause=str(error), permanent=True)
     except Transient as error:

@@ -3,18 +3,37 @@
 import logging
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from dicomnode.domain.errors import CxrNodeError
-from dicomnode.domain.job import Accepted, Delivery, Destination, NoAnswer, RetryPolicy, StoreOutcome
+from dicomnode.domain.errors import CxrNodeError, Transient
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import (
+    Accepted,
+    Delivery,
+    DeliveryState,
+    Destination,
+    NoAnswer,
+    RetryPolicy,
+    StoreOutcome,
+)
 from dicomnode.net.scu import Fallback, Outgoing, send
 from dicomnode.settings import DeliverySettings
 
 log = logging.getLogger(__name__)
 
+# Other processes put deliveries back (`cxrnode queue retry`), so the loop looks even when nothing is due.
 _POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    delivery: Delivery
+    outcome: StoreOutcome
+    sent_as: InstanceRef | None = None
 
 
 class Outbox(Protocol):
@@ -26,10 +45,19 @@ class Outbox(Protocol):
     def read(self, delivery: Delivery) -> bytes:
         """Return the Part 10 bytes of a delivery. Raises: BlobDamaged, StoreUnavailable."""
 
+    def next_due(self, destination: str) -> datetime | None:
+        """Return when the next delivery is due. Raises: StoreUnavailable."""
+
     def record(
-        self, delivery: Delivery, outcome: StoreOutcome, *, now: datetime, policy: RetryPolicy, randomness: float
-    ) -> object:
-        """Write what became of a delivery; one that is to be tried again waits by `policy`.
+        self,
+        delivery: Delivery,
+        outcome: StoreOutcome,
+        now: datetime,
+        policy: RetryPolicy,
+        randomness: float,
+        sent_as: InstanceRef | None = None,
+    ) -> DeliveryState:
+        """Write what became of a delivery and return its state; one to be tried again waits by `policy`.
 
         Raises: StoreUnavailable.
         """
@@ -63,6 +91,7 @@ class Sender:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._kept: deque[_Result] = deque()
 
     @property
     def destination(self) -> Destination:
@@ -97,14 +126,15 @@ class Sender:
 
         Raises: StoreUnavailable.
         """
+        self._record_kept()
         deliveries = self._outbox.claim(self._destination.name, self._settings.batch, self._clock())
         if not deliveries:
             return 0
-        recorded: set[int] = set()
+        reported: set[int] = set()
 
-        def report(position: int, outcome: StoreOutcome) -> None:
-            recorded.add(position)
-            self._record(deliveries[position], outcome)
+        def report(position: int, outcome: StoreOutcome, sent_as: InstanceRef | None) -> None:
+            reported.add(position)
+            self._record(_Result(delivery=deliveries[position], outcome=outcome, sent_as=sent_as))
 
         try:
             send(
@@ -117,16 +147,24 @@ class Sender:
             )
         finally:
             # After an unknown failure nothing may stay claimed for ever: what has no outcome is tried again.
-            for position in range(len(deliveries)):
-                if position not in recorded:
-                    self._record(deliveries[position], NoAnswer(cause="internal error while sending"))
+            for position, delivery in enumerate(deliveries):
+                if position not in reported:
+                    self._record(_Result(delivery=delivery, outcome=NoAnswer(cause="internal error while sending")))
         return len(deliveries)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             if not self._deliver_or_log():
-                self._wake.wait(_POLL_S)
+                self._wake.wait(self._rest_s())
                 self._wake.clear()
+
+    def _rest_s(self) -> float:
+        """Return how long nothing is due, at most until the next poll."""
+        try:
+            due = self._outbox.next_due(self._destination.name)
+        except CxrNodeError:
+            return _POLL_S
+        return _POLL_S if due is None else min(max((due - self._clock()).total_seconds(), 0.01), _POLL_S)
 
     def _deliver_or_log(self) -> int:
         try:
@@ -148,24 +186,41 @@ class Sender:
             read=lambda: self._outbox.read(delivery),
         )
 
-    def _record(self, delivery: Delivery, outcome: StoreOutcome) -> None:
-        now = self._clock()
-        about: dict[str, Any] = {
-            "destination": self._destination.name,
-            "study": delivery.ref.study,
-            "instance": delivery.ref.sop_instance,
-            "kind": delivery.kind,
-            "attempt": delivery.attempts,
-        }
+    def _record(self, result: _Result) -> None:
+        """Record a result; one that the store cannot take now is kept, and recorded before the next claim."""
         try:
-            self._outbox.record(delivery, outcome, now=now, policy=self._policy, randomness=self._randomness())
-        except CxrNodeError as error:
-            # The claim stands until the store releases it; the object is then sent again, which the peer recognises.
-            log.warning("outbox-unavailable", extra={**about, "cause": str(error)})
-            return
-        if isinstance(outcome, Accepted):
-            log.info("instance-delivered", extra={**about, "warning": outcome.warning})
-        elif outcome.permanent or self._policy.exhausted((now - delivery.created_at).total_seconds()):
-            log.error("delivery-dead", extra={**about, "cause": outcome.cause})
+            self._record_or_raise(result)
+        except Transient as error:
+            self._kept.append(result)
+            log.warning("outbox-unavailable", extra={**self._about(result), "cause": str(error)})
+
+    def _record_kept(self) -> None:
+        while self._kept:
+            self._record_or_raise(self._kept[0])
+            self._kept.popleft()
+
+    def _record_or_raise(self, result: _Result) -> None:
+        state = self._outbox.record(
+            result.delivery,
+            result.outcome,
+            now=self._clock(),
+            policy=self._policy,
+            randomness=self._randomness(),
+            sent_as=result.sent_as,
+        )
+        about = self._about(result)
+        if isinstance(result.outcome, Accepted):
+            log.info("instance-delivered", extra={**about, "warning": result.outcome.warning})
+        elif state is DeliveryState.DEAD:
+            log.error("delivery-dead", extra={**about, "cause": result.outcome.cause})
         else:
-            log.warning("delivery-deferred", extra={**about, "cause": outcome.cause})
+            log.warning("delivery-deferred", extra={**about, "cause": result.outcome.cause})
+
+    def _about(self, result: _Result) -> dict[str, Any]:
+        return {
+            "destination": self._destination.name,
+            "study": result.delivery.ref.study,
+            "instance": (result.sent_as or result.delivery.ref).sop_instance,
+            "kind": result.delivery.kind,
+            "attempt": result.delivery.attempts,
+        }
