@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom import uid as uids
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
 
@@ -212,8 +213,7 @@ def lut(values: Sequence[int], *, first: int = 0, bits: int = 16, explanation: s
 def encode(ds: Dataset, transfer_syntax: str = uids.ExplicitVRLittleEndian, **options: Any) -> bytes:
     """Return Part 10 bytes with zeros as preamble; `ds` stays as it is.
 
-    JPEG of 1992 needs DCMTK's dcmcjpeg and skips the test without it; HTJ2K has no free encoder among the
-    installed libraries (see tests/data). `options` go to pydicom's encoder (`j2k_cr`, `jls_error` ...).
+    JPEG of 1992 needs DCMTK's dcmcjpeg and skips the test without it; for HTJ2K see `htj2k`. `options` go to pydicom's encoder (`j2k_cr`, `jls_error` ...).
     """
     syntax = uids.UID(transfer_syntax)
     if syntax in _DCMCJPEG:
@@ -227,6 +227,29 @@ def encode(ds: Dataset, transfer_syntax: str = uids.ExplicitVRLittleEndian, **op
         copy.compress(syntax, generate_instance_uid=False, **options)
         _mark_lossy(copy, syntax)
     return _write(copy, syntax)
+
+
+def htj2k(*, lossless: bool) -> tuple[Dataset, npt.NDArray[np.uint16], bytes]:
+    """Return an object, its stored values, and its Part 10 bytes in HTJ2K.
+
+    No library among the dependencies encodes HTJ2K; the frames in tests/data were made by OpenJPH of this synthetic
+    chest, and stay as they are.
+    """
+    values = stored(chest(160, 128, seed=7), bits=16)
+    ds = build("cr", pixels=values, bits=16)
+    frame = (Path(__file__).parent / "data" / f"chest-htj2k-{'lossless' if lossless else 'lossy'}.j2c").read_bytes()
+    syntax = uids.HTJ2KLossless if lossless else uids.HTJ2K
+    copy = dcmread(BytesIO(_write(ds, uids.ExplicitVRLittleEndian)))
+    return ds, values, _write(with_frame(copy, frame, syntax), syntax)
+
+
+def with_frame(ds: Dataset, frame: bytes, syntax: uids.UID) -> Dataset:
+    """Put a compressed frame into a data set in place of its pixels."""
+    ds.add_new(Tag("PixelData"), "OB", encapsulate([frame]))
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta = _meta(ds, syntax)
+    _mark_lossy(ds, syntax)
+    return ds
 
 
 def write(ds: Dataset, path: Path, transfer_syntax: str = uids.ExplicitVRLittleEndian, **options: Any) -> Path:
