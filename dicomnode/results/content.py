@@ -92,7 +92,7 @@ def _observer(equipment: Equipment) -> ObserverContext:
         observer_type=codes.DEVICE,
         observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
             uid=equipment.observer_uid,
-            name=equipment.settings.station_name,
+            name=equipment.settings.station_name or equipment.model_name,
             manufacturer_name=equipment.settings.manufacturer,
             model_name=equipment.model_name,
             serial_number=equipment.settings.device_serial_number,

@@ -26,7 +26,6 @@ def new_dataset(context: SourceContext, kind_class: UID, sop_instance: str, now:
     ds.update(context.identity)
     ds.SOPClassUID = kind_class
     ds.SOPInstanceUID = sop_instance
-    ds.InstanceCreatorUID = IMPLEMENTATION_CLASS_UID
     created = context.local(now)
     ds.InstanceCreationDate = created.strftime(DATE)
     ds.InstanceCreationTime = created.strftime(TIME)
@@ -45,7 +44,9 @@ def add_equipment(ds: Dataset, equipment: Equipment) -> None:
     ds.ManufacturerModelName = equipment.model_name
     ds.DeviceSerialNumber = settings.device_serial_number
     ds.SoftwareVersions = equipment.software_version
-    ds.StationName = settings.station_name
+    ds.InstanceCreatorUID = equipment.observer_uid
+    if settings.station_name:
+        ds.StationName = settings.station_name
     if settings.institution:
         ds.InstitutionName = settings.institution
     algorithm = Dataset()

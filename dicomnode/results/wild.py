@@ -6,6 +6,7 @@ No function here raises for anything a peer can send: what cannot be understood 
 import math
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any
@@ -21,6 +22,9 @@ from pydicom.valuerep import PersonName
 
 # What pydicom raises on values it cannot convert, decode or look up.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, ArithmeticError)
+
+# pydicom leaves the escape sequences of some code extensions in the decoded text (ISO 2022: intermediates, then final).
+_LEFTOVER_ESCAPE = re.compile(r"\x1b[ -/]*[0-~]")
 
 UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
 
@@ -140,11 +144,13 @@ def non_ascii(ds: Dataset) -> list[tuple[str, bool]]:
 
 def survives(strings: Sequence[tuple[str, bool]], terms: Sequence[str]) -> bool:
     """Tell whether the strings can be written in, and read back from, these character sets."""
-    try:
-        encodings = pydicom.charset.convert_encodings(list(terms))
-        return all(_round_trip(value, encodings, is_name=is_name) == value for value, is_name in strings)
-    except _MALFORMED:
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of each character it replaces; here that is the answer
+        try:
+            encodings = pydicom.charset.convert_encodings(list(terms))
+            return all(_round_trip(value, encodings, is_name=is_name) == value for value, is_name in strings)
+        except _MALFORMED:
+            return False
 
 
 def _round_trip(value: str, encodings: list[str], *, is_name: bool) -> str:
@@ -169,6 +175,7 @@ def _strip(value: Any) -> str:
         found = str(value)
     except _MALFORMED:
         return ""
+    found = _LEFTOVER_ESCAPE.sub("", found)
     return "".join(c for c in found if unicodedata.category(c) != "Cc").strip(" ")
 
 

@@ -1,0 +1,274 @@
+"""Whatever a source says of itself, results get what is fit to be said again, and no error escapes."""
+
+import warnings
+from io import BytesIO
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+from pydicom.uid import Comprehensive3DSRStorage
+
+from dicomnode.domain.errors import UnreadableObject
+from dicomnode.results.context import LossyHistory, PixelSpacing, SourceContext
+from dicomnode.results.sr import write_report
+from tests.assessments import NOW, assessment, equipment, identity
+from tests.make import build, encode
+
+JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+KOREAN = "Hong^Gildong=洪^吉洞=홍^길동"
+
+
+def as_received(ds: Dataset) -> Dataset:
+    """Return the data set as it is after the network: raw bytes, not yet decoded."""
+    return dcmread(BytesIO(encode(ds)))
+
+
+def with_raw(ds: Dataset, **values: bytes) -> Dataset:
+    """Return the data set with these bytes standing in it unencoded, as a careless modality writes them."""
+    for keyword, value in values.items():
+        setattr(ds, keyword, "Q" * (len(value) + len(value) % 2))
+    part10 = encode(ds)
+    for value in values.values():
+        padded = value + b" " * (len(value) % 2)
+        part10 = part10.replace(b"Q" * len(padded), padded, 1)
+    return dcmread(BytesIO(part10))
+
+
+def reported(ds: Dataset) -> Dataset:
+    context = SourceContext.of(ds)
+    result = write_report(
+        sources={context.ref.sop_instance: context},
+        assessments=[assessment(context.ref)],
+        rejections=(),
+        predecessors=(),
+        equipment=equipment(),
+        identity=identity(context.ref.study),
+        now=NOW,
+    )
+    return dcmread(BytesIO(result.part10))
+
+
+@pytest.mark.parametrize(
+    ("terms", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("ISO_IR 144", "Иванов^Иван"),
+        ("ISO_IR 127", "قباني^لنزار"),
+        ("ISO_IR 166", "สมชาย^ใจดี"),
+        (["", "ISO 2022 IR 87"], JAPANESE),
+        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], KOREAN),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("GBK", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小東"),
+    ],
+)
+def test_names_survive_in_the_character_set_of_the_source(terms: str | list[str], name: str) -> None:
+    source = as_received(build("cr", character_set=terms, patient_name=name))
+    ds = reported(source)
+    assert str(ds.PatientName) == name
+    assert ds.SpecificCharacterSet == source.SpecificCharacterSet
+    assert ds["PatientName"].value.original_string == source["PatientName"].value.original_string
+
+
+def test_a_character_set_that_cannot_be_written_gives_way_to_utf_8() -> None:
+    # pydicom reads GB2312 by code extension, but writes it without its escape sequences.
+    name = b"Wang^XiaoDong=" + b"\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab"
+    ds = reported(with_raw(build("cr", character_set=["", "ISO 2022 IR 58"]), PatientName=name))
+    assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 192", "Wang^XiaoDong=王^小东")
+
+
+@pytest.mark.parametrize(
+    ("declared", "raw", "name", "written"),
+    [
+        (None, "Müller^Jürgen".encode(), "Müller^Jürgen", "ISO_IR 192"),
+        (None, "Müller^Jürgen".encode("latin-1"), "Müller^Jürgen", "ISO_IR 100"),
+        ("ISO_IR 100", b"Plain^Name", "Plain^Name", "ISO_IR 100"),
+        (None, b"Plain^Name", "Plain^Name", None),
+    ],
+)
+def test_bytes_without_a_declared_character_set_stay_the_bytes_they_were(
+    declared: str | None, raw: bytes, name: str, written: str | None
+) -> None:
+    ds = reported(with_raw(build("cr", character_set=declared), PatientName=raw))
+    assert str(ds.PatientName) == name
+    assert ds.get("SpecificCharacterSet") == written
+    assert ds["PatientName"].value.original_string == raw
+
+
+@pytest.mark.parametrize("term", ["ISO IR 100", "iso-ir-100", "ISO_IR_100"])
+def test_a_misspelt_character_set_is_understood(term: str) -> None:
+    source = build("cr", character_set=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source.SpecificCharacterSet = term
+        source.PatientName = "Müller"
+        ds = reported(as_received(source))
+    assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 100", "Müller")
+
+
+def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_8() -> None:
+    context = SourceContext.of(as_received(build("cr", patient_name="Müller^Jürgen")))
+    result = write_report(
+        sources={context.ref.sop_instance: context},
+        assessments=[assessment(context.ref)],
+        rejections=(),
+        predecessors=(),
+        equipment=equipment(institution="東京病院"),
+        identity=identity(context.ref.study),
+        now=NOW,
+    )
+    ds = dcmread(BytesIO(result.part10))
+    assert (ds.SpecificCharacterSet, ds.InstitutionName) == ("ISO_IR 192", "東京病院")
+    assert str(ds.PatientName) == "Müller^Jürgen"
+
+
+def test_absent_type_2_attributes_are_empty_and_absent_optional_ones_stay_absent() -> None:
+    source = build("sc", age=None)
+    required = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+    for keyword in (
+        *required,
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "PatientOrientation",
+        "SpecificCharacterSet",
+    ):
+        source.pop(keyword, None)
+    ds = reported(as_received(source))
+    assert all(keyword in ds and not ds[keyword].value for keyword in required)
+    assert "PatientAge" not in ds
+    assert "StudyDescription" not in ds
+
+
+@pytest.mark.parametrize(
+    ("keyword", "raw", "kept"),
+    [
+        ("StudyDate", b"2024.02.29", "20240229"),
+        ("StudyDate", b"20240231", ""),
+        ("StudyTime", b"10:15:00", "101500"),
+        ("StudyTime", b"99", ""),
+        ("PatientSex", b"female", ""),
+        ("PatientSex", b"m", "M"),
+        ("PatientAge", b"81", None),
+        ("PatientWeight", b"heavy", None),
+        ("PatientBirthDate", b"unknown", ""),
+        ("StudyDescription", b"x" * 80, "x" * 64),
+        ("PatientID", b"1" * 70, "1" * 70),
+        ("AccessionNumber", b"A" * 20, "A" * 20),
+        ("PatientID", b"12\\34", ["12", "34"]),
+    ],
+)
+def test_ill_formed_values_are_mended_or_dropped_but_identifiers_kept(
+    keyword: str, raw: bytes, kept: str | list[str] | None
+) -> None:
+    source = build("cr")
+    add_raw(source, keyword, raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an over-long identifier is kept, and pydicom says so
+        assert reported(source).get(keyword) == kept
+
+
+def test_a_deidentified_source_without_method_still_gives_a_complete_patient_module() -> None:
+    ds = reported(build("cr", tags={"PatientIdentityRemoved": "YES"}))
+    assert ds.DeidentificationMethod == "not stated by the source image"
+    assert "DeidentificationMethod" not in reported(build("cr", tags={"DeidentificationMethod": "by hand"}))
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"])
+def test_an_object_without_its_identifiers_is_unreadable(keyword: str) -> None:
+    source = build("cr")
+    del source[keyword]
+    with pytest.raises(UnreadableObject, match="lacks a study"):
+        SourceContext.of(source)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turns", "expected"),
+    [
+        (["L", "F"], 0, ("L", "F")),
+        # Stored lying down: the rows run to the head, or to the feet.
+        (["H", "L"], 1, ("L", "F")),
+        (["F", "R"], 3, ("L", "F")),
+        (["F", "R"], 1, None),
+        (["H", "L"], 3, None),
+        (["R", "H"], 2, ("L", "F")),
+        (["L", "F"], 2, None),
+        (["L"], 0, None),
+        (["X", "Y"], 0, None),
+        (None, 1, None),
+    ],
+)
+def test_orientation_turns_with_the_image(
+    orientation: list[str] | None, turns: int, expected: tuple[str, str] | None
+) -> None:
+    context = SourceContext.of(build("cr", tags={"PatientOrientation": orientation}))
+    assert context.orientation_after(turns) == expected
+
+
+def test_lossy_history_comes_from_the_flag_or_the_transfer_syntax() -> None:
+    stated = build(
+        "cr",
+        tags={
+            "LossyImageCompression": "01",
+            "LossyImageCompressionRatio": ["10", "3.5"],
+            "LossyImageCompressionMethod": ["ISO_10918_1", "ISO_15444_1"],
+        },
+    )
+    assert SourceContext.of(stated).lossy == LossyHistory(ratios=("10", "3.5"), methods=("ISO_10918_1", "ISO_15444_1"))
+    assert SourceContext.of(build("cr")).lossy is None
+    silent = dcmread(BytesIO(encode(build("cr"), "1.2.840.10008.1.2.4.91")))
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        del silent[keyword]
+    lossy = SourceContext.of(silent).lossy
+    assert lossy is not None
+    assert lossy.methods == ("ISO_15444_1",)
+    assert float(lossy.ratios[0]) > 1
+
+
+@pytest.mark.parametrize(("spacing", "kept"), [(["0.2", "0.3"], (0.2, 0.3)), (["0", "0"], None), (["25", "25"], None)])
+def test_pixel_spacing_is_kept_only_when_a_radiograph_can_have_it(
+    spacing: list[str], kept: tuple[float, float] | None
+) -> None:
+    found = SourceContext.of(build("sc", tags={"PixelSpacing": spacing})).spacing
+    if kept is None:
+        assert found is None
+    else:
+        assert found == PixelSpacing(
+            row_mm=kept[0], column_mm=kept[1], calibration_type=None, calibration_description=None
+        )
+
+
+_KEYWORDS = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyDate",
+    "StudyTime", "AccessionNumber", "StudyDescription", "PatientOrientation", "PixelSpacing", "TimezoneOffsetFromUTC",
+    "LossyImageCompression", "LossyImageCompressionRatio", "Modality", "ReferringPhysicianName", "PatientSize",
+)  # fmt: skip
+
+
+@given(
+    values=st.dictionaries(st.sampled_from(_KEYWORDS), st.binary(max_size=40), max_size=8),
+    character_set=st.sampled_from([b"ISO_IR 192", b"ISO_IR 100", b"GB18030   "])
+    | st.binary(min_size=10, max_size=10).filter(lambda term: 0 not in term),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_bytes_in_any_attribute_keep_a_report_from_being_written(
+    values: dict[str, bytes], character_set: bytes
+) -> None:
+    source = build("cr", rows=8, columns=8)
+    for keyword, value in values.items():
+        add_raw(source, keyword, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        part10 = encode(source).replace(b"ISO_IR 100", character_set, 1)
+        assert reported(dcmread(BytesIO(part10))).SOPClassUID == Comprehensive3DSRStorage
+
+
+def add_raw(ds: Dataset, keyword: str, value: bytes) -> None:
+    """Put undecoded bytes into a data set, as reading does."""
+    tag = Tag(tag_for_keyword(keyword) or 0)
+    padded = value + b" " * (len(value) % 2)
+    ds._dict[tag] = RawDataElement(tag, dictionary_VR(tag), len(padded), padded, 0, False, True)
