@@ -1,0 +1,31 @@
+"""The README names the commands there are, and the two that set everything up."""
+
+import re
+
+import typer
+
+from dicomnode.cli.main import app
+from dicomnode.settings import Settings
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_commands_is_the_command_line() -> None:
+    there = {name for name in typer.main.get_group(app).commands if name != "version"}
+    listed = set(re.findall(r"^\| `cxrnode ([a-z]+)", README, flags=re.MULTILINE))
+    assert listed == there
+
+
+def test_the_two_commands_are_on_the_first_screen_and_in_the_makefile() -> None:
+    first_screen = README.splitlines()[:24]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("serve", "test"):
+        assert any(line.startswith(f"make {target} ") for line in first_screen)
+        assert f"\n{target}:" in makefile
+
+
+def test_settings_named_in_the_readme_exist() -> None:
+    sections = Settings.model_fields
+    for section, field in re.findall(r"`([a-z]+)\.([a-z_]+)`", README):
+        assert field in type(sections[section].default).model_fields, f"{section}.{field}"
