@@ -4,13 +4,15 @@
 pixels; keyword arguments change what they name, and None removes it. `encode` turns a data set into Part 10 bytes.
 """
 
+import functools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +26,8 @@ from pydicom.tag import Tag
 
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 CANARY_NAME = "CANARY^NAMEZQX"
 CANARY_ID = "CANARYIDZQX"
@@ -62,6 +66,7 @@ _DCMCJPEG = {
 }
 
 
+@functools.cache
 def chest(rows: int = 640, columns: int = 560, *, seed: int = 1, collimator: int = 0) -> npt.NDArray[np.float32]:
     """Return a plausible frontal chest: (rows, columns) float32 in [0, 1]; 1 is bright (dense).
 
@@ -95,7 +100,9 @@ def chest(rows: int = 640, columns: int = 560, *, seed: int = 1, collimator: int
     image += 0.012 * texture + 0.004 * random.normal(0, 1, (rows, columns))
     if collimator:
         image[:collimator] = image[-collimator:] = image[:, :collimator] = image[:, -collimator:] = 0.97
-    return np.asarray(np.clip(image, 0, 1), dtype=np.float32)
+    pixels = np.asarray(np.clip(image, 0, 1), dtype=np.float32)
+    pixels.setflags(write=False)
+    return pixels
 
 
 def stored(
@@ -109,6 +116,19 @@ def stored(
     return integers.astype(f"{'i' if signed else 'u'}{container // 8}")
 
 
+def _without_warnings(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a builder write the invalid values that it is asked for."""
+
+    @functools.wraps(function)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> T:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+@_without_warnings
 def build(
     kind: str = "dx",
     *,
@@ -210,10 +230,12 @@ def lut(values: Sequence[int], *, first: int = 0, bits: int = 16, explanation: s
     return item
 
 
+@_without_warnings
 def encode(ds: Dataset, transfer_syntax: str = uids.ExplicitVRLittleEndian, **options: Any) -> bytes:
     """Return Part 10 bytes with zeros as preamble; `ds` stays as it is.
 
-    JPEG of 1992 needs DCMTK's dcmcjpeg and skips the test without it; for HTJ2K see `htj2k`. `options` go to pydicom's encoder (`j2k_cr`, `jls_error` ...).
+    JPEG of 1992 needs DCMTK's dcmcjpeg and skips the test without it; for HTJ2K see `htj2k`. `options` go to
+    pydicom's encoder (`j2k_cr`, `jls_error` ...).
     """
     syntax = uids.UID(transfer_syntax)
     if syntax in _DCMCJPEG:

@@ -25,10 +25,12 @@ def read(part10: bytes | Path) -> Dataset:
     """
     try:
         with quiet(), _open(part10) as file:
-            _refuse_deflated(file)
+            _check_transfer_syntax(file)
             ds = dcmread(file)
     except HOSTILE_DATA_RAISES as error:
         raise UnreadableObject(f"the bytes are not a DICOM file this node can parse ({type(error).__name__})") from None
+    if len(ds) == 0:
+        raise UnreadableObject("the file holds no data set")
     return ds
 
 
@@ -56,8 +58,8 @@ def _open(part10: bytes | Path) -> BinaryIO:
     return part10.open("rb") if isinstance(part10, Path) else BytesIO(part10)
 
 
-def _refuse_deflated(file: BinaryIO) -> None:
-    """Read the file meta information alone; leave the file at its start."""
+def _check_transfer_syntax(file: BinaryIO) -> None:
+    """Read the file meta information alone and refuse what must not be read on; leave the file at its start."""
     head = file.read(_PREAMBLE)
     if len(head) < _PREAMBLE or head[128:] != b"DICM":
         raise InvalidDicomError
@@ -68,5 +70,8 @@ def _refuse_deflated(file: BinaryIO) -> None:
         stop_when=lambda tag, _vr, _length: tag.group != 2,
     )
     file.seek(0)
-    if text(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    syntax = text(meta, "TransferSyntaxUID")
+    if not syntax:
+        raise UnreadableObject("the file does not state its transfer syntax")
+    if syntax == DeflatedExplicitVRLittleEndian:
         raise UnreadableObject("the transfer syntax is Deflated, which this node refuses")
