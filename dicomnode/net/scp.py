@@ -8,7 +8,6 @@ import errno
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from dicomnode.net.part10 import part10_bytes, read_ref
 from dicomnode.net.status import StoreStatus, describe, status_for
 from dicomnode.net.transport import BoundedHandler, BoundedServer, Limits, new_entity
 from dicomnode.settings import ScpSettings
+from dicomnode.telemetry import where_raised
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,8 @@ class StorageScp:
     def _on_requested(self, event: Any) -> None:
         if self._draining:  # PS3.8 9.3.4: rejected-transient, presentation related, temporary congestion
             event.assoc.acse.send_reject(2, 3, 1)
+            # Waits until the rejection is sent; pynetdicom would close the connection before.
+            event.assoc.kill()
 
     def _on_rejected(self, event: Any) -> None:
         requestor, answer = event.assoc.requestor, event.assoc.acceptor.primitive
@@ -208,9 +210,8 @@ class StorageScp:
             log.warning("instance-refused", extra={**about, "status": describe(status), "cause": str(error)})
             return _answer(status, str(error))
         except Exception as error:  # noqa: BLE001 whatever fails, the peer gets a status and the listener lives
-            # The message of an unknown error may quote the data set; where it happened cannot.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error("instance-failed", extra={**about, "error": type(error).__name__, "traceback": place})  # noqa: TRY400
+            # Without its message, which may quote the data set.
+            log.error("instance-failed", extra={**about, "raised": where_raised(error)})  # noqa: TRY400
             return _answer(StoreStatus.INTERNAL_ERROR, "internal error")
         log.info("instance-received", extra={**about, "study": ref.study, "instance": ref.sop_instance})
         return _answer(StoreStatus.SUCCESS)

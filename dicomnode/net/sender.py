@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dicomnode.domain.job import (
 )
 from dicomnode.net.scu import Fallback, Outgoing, send
 from dicomnode.settings import DeliverySettings
+from dicomnode.telemetry import where_raised
 
 log = logging.getLogger(__name__)
 
@@ -172,10 +172,9 @@ class Sender:
         except CxrNodeError as error:
             log.warning("outbox-unavailable", extra={"destination": self._destination.name, "cause": str(error)})
         except Exception as error:  # noqa: BLE001 a destination without its sender would lose results silently
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error(  # noqa: TRY400 the message of an unknown error may quote the data set
-                "sending-failed",
-                extra={"destination": self._destination.name, "error": type(error).__name__, "traceback": place},
+            # Without its message, which may quote the data set.
+            log.error(  # noqa: TRY400
+                "sending-failed", extra={"destination": self._destination.name, "raised": where_raised(error)}
             )
         return 0
 

@@ -1,5 +1,6 @@
 """Both ends of an association for the network's tests: a remembering inbox, and a peer that misbehaves on demand."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,29 +101,42 @@ class Peer:
         on_store: Callable[[Any], int] = lambda event: 0x0000,
         ae_title: str = "PEER",
         handlers: list[Any] | None = None,
+        port: int = 0,
         **attributes: Any,
     ) -> None:
         self.stored: list[bytes] = []
         self.associations = 0
         self._on_store = on_store
+        self._wires: list[socket.socket] = []
         self._ae = AE(ae_title=ae_title)
         for name, value in attributes.items():
             setattr(self._ae, name, value)
         contexts = [build_context(sop_class, syntaxes) for sop_class, syntaxes in sop_classes.items()]
         self._server = self._ae.start_server(
-            ("127.0.0.1", 0),
+            ("127.0.0.1", port),
             block=False,
             contexts=contexts,
-            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._count), *(handlers or [])],
+            evt_handlers=[
+                (evt.EVT_C_STORE, self._store),
+                (evt.EVT_ACCEPTED, self._count),
+                (evt.EVT_CONN_OPEN, self._note_wire),
+                *(handlers or []),
+            ],
         )
-        port = self._server.server_address[1]
-        self.destination = Destination(name="peer", ae_title=ae_title, host="127.0.0.1", port=port)
+        chosen = self._server.server_address[1]
+        self.destination = Destination(name="peer", ae_title=ae_title, host="127.0.0.1", port=chosen)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ae.shutdown()
+        # pynetdicom leaves the socket open when the other side was first to close.
+        for wire in self._wires:
+            wire.close()
+
+    def _note_wire(self, event: Any) -> None:
+        self._wires.append(event.assoc.dul.socket.socket)
 
     def _count(self, event: Any) -> None:
         self.associations += 1

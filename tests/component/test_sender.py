@@ -1,0 +1,222 @@
+"""The delivery loop, with the real store between results and real sockets."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydicom import uid as uids
+
+from dicomnode.domain.errors import StoreUnavailable
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import (
+    Accepted,
+    Delivery,
+    DeliveryState,
+    Destination,
+    NoAnswer,
+    Refused,
+    ResultKind,
+    RetryPolicy,
+    StoreOutcome,
+)
+from dicomnode.net.sender import Sender
+from dicomnode.settings import DeliverySettings, RetrySettings
+from tests.component.dimse import EXPLICIT, Peer, renamed
+from tests.make import build, encode
+from tests.processes import free_port, wait_until
+
+CR = str(uids.ComputedRadiographyImageStorage)
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SETTINGS = DeliverySettings(
+    connect_timeout_s=1, response_timeout_s=2, batch=2, retry=RetrySettings(first_delay_s=0.2, max_delay_s=0.2)
+)
+
+
+class MemoryOutbox:
+    """Deliveries in memory, by the rules of the store's outbox."""
+
+    def __init__(self, *names: str, refuse_record: int = 0) -> None:
+        part10 = encode(build("cr", rows=64, columns=64))
+        self._lock = threading.Lock()
+        self._bytes = {number: renamed(part10, str(number)) for number in range(len(names))}
+        self._due: dict[int, datetime | None] = {}
+        self._attempts = dict.fromkeys(range(len(names)), 0)
+        self._names = names
+        self._refuse_record = refuse_record
+        self.states: dict[int, DeliveryState] = dict.fromkeys(range(len(names)), DeliveryState.WAITING)
+        self.outcomes: list[StoreOutcome] = []
+
+    def claim(self, destination: str, limit: int, now: datetime) -> tuple[Delivery, ...]:
+        with self._lock:
+            due = [
+                number
+                for number, state in self.states.items()
+                if state is DeliveryState.WAITING
+                and self._names[number] == destination
+                and (self._due.get(number) or now) <= now
+            ][:limit]
+            for number in due:
+                self.states[number] = DeliveryState.SENDING
+                self._attempts[number] += 1
+            return tuple(self._delivery(number) for number in due)
+
+    def next_due(self, destination: str) -> datetime | None:
+        waiting = [due for number, due in self._due.items() if due and self.states[number] is DeliveryState.WAITING]
+        return min(waiting, default=None)
+
+    def read(self, delivery: Delivery) -> bytes:
+        return self._bytes[delivery.delivery_id]
+
+    def record(
+        self,
+        delivery: Delivery,
+        outcome: StoreOutcome,
+        now: datetime,
+        policy: RetryPolicy,
+        randomness: float,
+        sent_as: InstanceRef | None = None,
+    ) -> DeliveryState:
+        with self._lock:
+            if self._refuse_record:
+                self._refuse_record -= 1
+                raise StoreUnavailable("the database is locked")
+            self.outcomes.append(outcome)
+            state = DeliveryState.DELIVERED
+            if isinstance(outcome, Refused | NoAnswer):
+                state = DeliveryState.DEAD if outcome.permanent else DeliveryState.WAITING
+                self._due[delivery.delivery_id] = now + timedelta(seconds=policy.delay_s(delivery.attempts, randomness))
+            self.states[delivery.delivery_id] = state
+            return state
+
+    def all_are(self, state: DeliveryState) -> bool:
+        return set(self.states.values()) == {state}
+
+    def _delivery(self, number: int) -> Delivery:
+        return Delivery(
+            delivery_id=number,
+            destination=self._names[number],
+            ref=InstanceRef(study="1.2", series="1.2.3", sop_class=CR, sop_instance=f"1.2.3.{number}"),
+            kind=ResultKind.SECONDARY_CAPTURE,
+            transfer_syntax=EXPLICIT,
+            blob=str(number),
+            attempts=self._attempts[number],
+            created_at=START,
+        )
+
+
+@contextmanager
+def running(outbox: MemoryOutbox, destination: Destination, **options: Any) -> Iterator[Sender]:
+    sender = Sender(
+        destination,
+        outbox,
+        SETTINGS,
+        calling_ae="CXRNODE",
+        clock=lambda: datetime.now(UTC),
+        randomness=lambda: 0.5,
+        **options,
+    )
+    sender.start()
+    try:
+        yield sender
+    finally:
+        assert sender.stop(10)
+
+
+def test_everything_due_is_delivered_in_batches_of_one_association_each() -> None:
+    outbox = MemoryOutbox(*["peer"] * 5)
+    with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination):
+        wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the delivery")
+    assert len(peer.stored) == 5
+    assert peer.associations == 3
+
+
+def test_a_destination_that_comes_back_gets_what_waited(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outbox = MemoryOutbox("peer")
+    port = free_port()
+    absent = Destination(name="peer", ae_title="PEER", host="127.0.0.1", port=port)
+    with running(outbox, absent):
+        wait_until(lambda: len(outbox.outcomes) >= 2, 10, "the second attempt")
+        with Peer({CR: [EXPLICIT]}, port=port) as peer:
+            wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the delivery")
+    assert len(peer.stored) == 1
+    events = [record.message for record in caplog.records if record.name == "dicomnode.net.sender"]
+    assert events[0] == "delivery-deferred"
+    assert events[-1] == "instance-delivered"
+
+
+def test_a_refusal_for_good_is_a_dead_letter(caplog: pytest.LogCaptureFixture) -> None:
+    outbox = MemoryOutbox("peer")
+    with Peer({CR: [EXPLICIT]}, on_store=lambda _: 0xC000) as peer, running(outbox, peer.destination):
+        wait_until(lambda: outbox.all_are(DeliveryState.DEAD), 10, "the dead letter")
+    (record,) = [record for record in caplog.records if record.message == "delivery-dead"]
+    assert record.cause == "C000: cannot understand"
+
+
+def test_a_dead_destination_holds_up_no_other() -> None:
+    outbox = MemoryOutbox("dead", "peer", "dead", "peer")
+    dead = Destination(name="dead", ae_title="DEAD", host="127.0.0.1", port=free_port())
+    with Peer({CR: [EXPLICIT]}) as peer, running(outbox, dead), running(outbox, peer.destination):
+        wait_until(lambda: len(peer.stored) == 2, 5, "the delivery to the other")
+
+
+def test_a_wake_up_is_heard_at_once() -> None:
+    outbox = MemoryOutbox("peer")
+    outbox.states[0] = DeliveryState.DROPPED
+    with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination) as sender:
+        time.sleep(0.3)
+        outbox.states[0] = DeliveryState.WAITING
+        began = time.monotonic()
+        sender.wake()
+        wait_until(lambda: peer.stored, 5, "the delivery")
+        assert time.monotonic() - began < 0.6
+
+
+def test_stopping_finishes_the_batch_at_hand() -> None:
+    outbox = MemoryOutbox("peer", "peer", "peer")
+    started = threading.Event()
+
+    def slowly(event: Any) -> int:
+        started.set()
+        time.sleep(0.3)
+        return 0x0000
+
+    with Peer({CR: [EXPLICIT]}, on_store=slowly) as peer:
+        with running(outbox, peer.destination) as sender:
+            started.wait(5)
+            assert sender.stop(10)
+        assert not sender.running
+    states = [outbox.states[number] for number in range(3)]
+    assert states == [DeliveryState.DELIVERED, DeliveryState.DELIVERED, DeliveryState.WAITING]
+
+
+def test_an_outcome_that_cannot_be_recorded_is_recorded_later_and_the_object_not_sent_again() -> None:
+    outbox = MemoryOutbox("peer", refuse_record=3)
+    with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination):
+        wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the record")
+    assert len(peer.stored) == 1
+    assert outbox.outcomes == [Accepted()]
+
+
+def test_an_unknown_failure_neither_ends_the_loop_nor_keeps_a_claim(caplog: pytest.LogCaptureFixture) -> None:
+    class Defective(MemoryOutbox):
+        defects = 1
+
+        def read(self, delivery: Delivery) -> bytes:
+            if self.defects:
+                self.defects -= 1
+                raise RuntimeError("about CANARY^NAMEZQX")
+            return super().read(delivery)
+
+    outbox = Defective("peer", "peer")
+    with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination):
+        wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the delivery")
+    assert outbox.outcomes[:2] == [NoAnswer(cause="internal error while sending")] * 2
+    (record,) = [record for record in caplog.records if record.message == "sending-failed"]
+    assert record.raised.startswith("RuntimeError in read ")
+    assert "CANARY" not in str(record.__dict__)

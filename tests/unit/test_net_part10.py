@@ -1,0 +1,133 @@
+"""Reading the head of a data set, and writing the meta information before it, without decoding."""
+
+import random
+import struct
+from io import BytesIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, dcmread
+from pydicom import uid as uids
+from pydicom.sequence import Sequence
+
+from dicomnode.domain.errors import UnreadableObject
+from dicomnode.net.part10 import part10_bytes, read_file_head, read_ref
+from tests.make import build, encode
+
+EXPLICIT, IMPLICIT = str(uids.ExplicitVRLittleEndian), str(uids.ImplicitVRLittleEndian)
+CR = str(uids.ComputedRadiographyImageStorage)
+
+
+def encoded(ds: Dataset, transfer_syntax: str = EXPLICIT) -> bytes:
+    part10 = encode(ds, transfer_syntax)
+    return part10[read_file_head(part10).offset :]
+
+
+def small(**tags: object) -> Dataset:
+    return build("cr", rows=8, columns=8, tags=dict(tags))
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("undefined_length", [False, True])
+def test_the_four_uids_are_found_behind_nested_sequences(transfer_syntax: str, undefined_length: bool) -> None:
+    inner = Dataset()
+    inner.StudyInstanceUID = "1.9.9"  # of another study: must not be taken for this one's
+    inner.is_undefined_length_sequence_item = undefined_length
+    outer = Dataset()
+    outer.ReferencedStudySequence = Sequence([inner])
+    outer["ReferencedStudySequence"].is_undefined_length = undefined_length
+    ds = small(ReferencedStudySequence=Sequence([outer, inner]))
+    ds["ReferencedStudySequence"].is_undefined_length = undefined_length
+    ref = read_ref(encoded(ds, transfer_syntax), transfer_syntax)
+    assert (ref.study, ref.series) == (ds.StudyInstanceUID, ds.SeriesInstanceUID)
+    assert (ref.sop_class, ref.sop_instance) == (ds.SOPClassUID, ds.SOPInstanceUID)
+
+
+def test_an_implicit_sequence_within_an_unknown_element_is_passed_over() -> None:
+    item = struct.pack("<HHL", 0x0008, 0x0060, 2) + b"CR"
+    nested = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + item + struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+    unknown = struct.pack("<HH2sHL", 0x0009, 0x1001, b"UN", 0, 0xFFFFFFFF) + nested
+    unknown += struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    data_set = encoded(small())
+    at = data_set.index(struct.pack("<HH", 0x0010, 0x0010))
+    assert read_ref(data_set[:at] + unknown + data_set[at:], EXPLICIT) == read_ref(data_set, EXPLICIT)
+
+
+@pytest.mark.parametrize(("written", "declared"), [(IMPLICIT, EXPLICIT), (EXPLICIT, IMPLICIT)])
+def test_a_data_set_in_another_encoding_than_declared_is_still_read(written: str, declared: str) -> None:
+    ds = small()
+    assert read_ref(encoded(ds, written), declared).study == ds.StudyInstanceUID
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_missing_uid_is_named(keyword: str) -> None:
+    ds = small()
+    data_set = encoded(ds)
+    del ds[keyword]
+    buffer = BytesIO()
+    ds.save_as(buffer, implicit_vr=False, little_endian=True)
+    without = buffer.getvalue()
+    without = without[without.index(struct.pack("<HH", 0x0008, 0x0005)) :]
+    assert len(without) < len(data_set)
+    with pytest.raises(UnreadableObject, match="has no"):
+        read_ref(without, EXPLICIT)
+
+
+@pytest.mark.parametrize("value", ["1..2", "1.02.3", "a.b", "../../x", "1.2.", "1" * 65])
+def test_an_invalid_uid_is_not_taken(value: str) -> None:
+    data_set = b"".join(
+        struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, b"UI", len(text)) + text
+        for tag, text in [(0x00080016, b"1.2"), (0x00080018, b"1.2.3"), (0x0020000D, value.encode())]
+    )
+    with pytest.raises(UnreadableObject, match="Study Instance UID is not a valid UID"):
+        read_ref(data_set, EXPLICIT)
+
+
+def test_endless_empty_elements_are_refused_quickly() -> None:
+    element = struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 0)
+    with pytest.raises(UnreadableObject, match="too many elements"):
+        read_ref(element * 200_000, EXPLICIT)
+
+
+def test_endless_nesting_is_refused_without_recursion() -> None:
+    deeper = struct.pack("<HH2sHL", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF)
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    with pytest.raises(UnreadableObject):
+        read_ref((deeper + item) * 100_000, EXPLICIT)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from([EXPLICIT, IMPLICIT]))
+def test_any_bytes_either_name_an_instance_or_are_unreadable(data: bytes, transfer_syntax: str) -> None:
+    with pytest.raises(UnreadableObject):
+        read_ref(data, transfer_syntax)
+
+
+def test_a_damaged_data_set_never_escapes_the_error_tree() -> None:
+    source, whole = random.Random(7), bytearray(encoded(small()))
+    for _ in range(2000):
+        damaged = bytearray(whole[: source.randrange(1, len(whole))])
+        for _ in range(source.randrange(1, 20)):
+            damaged[source.randrange(len(damaged))] = source.randrange(256)
+        try:
+            ref = read_ref(bytes(damaged), EXPLICIT)
+        except UnreadableObject:
+            continue
+        assert ref.study
+
+
+def test_a_written_file_is_a_conformant_dicom_file_with_the_bytes_unchanged() -> None:
+    ds = small()
+    data_set = encoded(ds)
+    part10 = part10_bytes(data_set, sop_class=CR, sop_instance=ds.SOPInstanceUID, transfer_syntax=EXPLICIT)
+    head = read_file_head(part10)
+    assert (head.sop_class, head.sop_instance, head.transfer_syntax) == (CR, ds.SOPInstanceUID, EXPLICIT)
+    assert part10[head.offset :] == data_set
+    assert dcmread(BytesIO(part10)).SOPInstanceUID == ds.SOPInstanceUID
+
+
+@pytest.mark.parametrize("data", [b"", b"DICM", bytes(132), bytes(128) + b"DICM"], ids=len)
+def test_what_is_no_dicom_file_is_unreadable(data: bytes) -> None:
+    with pytest.raises(UnreadableObject):
+        read_file_head(data)
