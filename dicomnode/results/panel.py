@@ -34,6 +34,7 @@ _MARGIN = 0.6
 _NAME, _BAR, _PROBABILITY, _THRESHOLD, _RESULT = 1.5, 7.2, 12.2, 15.2, 15.6
 _BAR_WIDTH = 2.6
 _LINES_PER_HEIGHT, _LARGEST_LINE = 31.5, 54.0
+_NAMED = 5
 _BAR_SPAN = 4.0
 """Log odds over the threshold at which the evidence bar is full."""
 
@@ -227,7 +228,9 @@ def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], C
 def _legend_texts(shown: tuple[Shown, ...]) -> tuple[str, str]:
     if not shown:
         return "No heatmap", "The finding to be shown has no positive evidence anywhere."
-    names = ", ".join(entry.finding.label.replace("_", " ") for entry in shown)
+    names = ", ".join(entry.finding.label.replace("_", " ") for entry in shown[:_NAMED])
+    if len(shown) > _NAMED:
+        names += f" and {len(shown) - _NAMED} more"
     title = "Heatmap (Grad-CAM): where the evidence lies"
     presence = shown[0].finding.presence
     if presence is Presence.PRESENT:

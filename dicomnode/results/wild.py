@@ -27,6 +27,7 @@ _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, NotImplementedErr
 _LEFTOVER_ESCAPE = re.compile(r"\x1b[ -/]*[0-~]")
 
 UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
+_DEFAULT_REPERTOIRE = {"", "ISO_IR 6", "ISO 2022 IR 6"}
 
 LOSSY_METHODS = {
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
@@ -122,7 +123,7 @@ def character_set(ds: Dataset, identity: Dataset) -> tuple[str, ...]:
     strings = non_ascii(identity)
     if not strings:
         return declared if known and any(declared) else ()
-    if known and any(declared):
+    if known and not set(declared) <= _DEFAULT_REPERTOIRE:
         return declared if survives(strings, declared) else (UTF_8,)
     if all(_is_mistaken_utf8(value) for value, _ in strings):
         for element in identity:
@@ -144,6 +145,10 @@ def non_ascii(ds: Dataset) -> list[tuple[str, bool]]:
 
 def survives(strings: Sequence[tuple[str, bool]], terms: Sequence[str]) -> bool:
     """Tell whether the strings can be written in, and read back from, these character sets."""
+    # pydicom takes the default repertoire for Latin-1; it is ASCII.
+    latin_1_would_be_undeclared = not terms or terms[0] in _DEFAULT_REPERTOIRE
+    if latin_1_would_be_undeclared and any("\x80" <= c <= "\xff" for value, _ in strings for c in value):
+        return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of each character it replaces; here that is the answer
         try:

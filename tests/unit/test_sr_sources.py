@@ -89,6 +89,7 @@ def test_a_character_set_that_cannot_be_written_gives_way_to_utf_8() -> None:
         (None, "Müller^Jürgen".encode("latin-1"), "Müller^Jürgen", "ISO_IR 100"),
         ("ISO_IR 100", b"Plain^Name", "Plain^Name", "ISO_IR 100"),
         (None, b"Plain^Name", "Plain^Name", None),
+        ("ISO_IR 6", "Müller".encode("latin-1"), "Müller", "ISO_IR 100"),
     ],
 )
 def test_bytes_without_a_declared_character_set_stay_the_bytes_they_were(
@@ -111,20 +112,22 @@ def test_a_misspelt_character_set_is_understood(term: str) -> None:
     assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 100", "Müller")
 
 
-def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_8() -> None:
-    context = SourceContext.of(as_received(build("cr", patient_name="Müller^Jürgen")))
+@pytest.mark.parametrize("terms", [None, "ISO_IR 100", ["", "ISO 2022 IR 87"]])
+def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_8(
+    terms: str | list[str] | None,
+) -> None:
+    context = SourceContext.of(as_received(build("cr", character_set=terms)))
     result = write_report(
         sources={context.ref.sop_instance: context},
         assessments=[assessment(context.ref)],
         rejections=(),
         predecessors=(),
-        equipment=equipment(institution="東京病院"),
+        equipment=equipment(institution="東京 Hôpital"),
         identity=identity(context.ref.study),
         now=NOW,
     )
     ds = dcmread(BytesIO(result.part10))
-    assert (ds.SpecificCharacterSet, ds.InstitutionName) == ("ISO_IR 192", "東京病院")
-    assert str(ds.PatientName) == "Müller^Jürgen"
+    assert (ds.SpecificCharacterSet, ds.InstitutionName) == ("ISO_IR 192", "東京 Hôpital")
 
 
 def test_absent_type_2_attributes_are_empty_and_absent_optional_ones_stay_absent() -> None:

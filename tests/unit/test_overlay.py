@@ -1,0 +1,163 @@
+"""The picture keeps the anatomy visible, says what the model said, and fits whatever radiograph it is given."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dicomnode.domain.finding import Assessment, Presence, SaliencyMap
+from dicomnode.domain.frame import FloatArray
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.results.overlay import OUTLINES, SMALLEST_SIDE, Overlay, draw, findings_to_show
+from dicomnode.results.panel import percent, repairs
+from tests.assessments import assessment, equipment, finding, frame
+
+REF = InstanceRef(study="1.2.1", series="1.2.2", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3")
+AMBER = (255, 193, 60)
+
+
+def radiograph(rows: int = 1400, columns: int = 1300) -> FloatArray:
+    ramp = np.linspace(0.1, 0.9, rows * columns, dtype=np.float32)
+    return ramp.reshape(rows, columns)
+
+
+def drawn(said: Assessment, pixels: FloatArray | None = None, **settings: object) -> Overlay:
+    return draw(frame(REF, radiograph() if pixels is None else pixels), said, equipment(**settings))
+
+
+def without_maps(said: Assessment) -> Assessment:
+    flat = np.full((7, 7), -1.0, dtype=np.float32)
+    return Assessment(
+        source=said.source,
+        model=said.model,
+        abnormality=said.abnormality,
+        findings=said.findings,
+        saliency=tuple(SaliencyMap(label=entry.label, values=flat) for entry in said.saliency),
+        assessed_at=said.assessed_at,
+    )
+
+
+def has(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> bool:
+    return bool((pixels == np.asarray(colour, dtype=np.uint8)).all(axis=2).any())
+
+
+def anatomy(overlay: Overlay, columns: int = 1300) -> npt.NDArray[np.uint8]:
+    return overlay.pixels[:, :columns]
+
+
+def test_the_same_arguments_give_the_same_picture() -> None:
+    said = assessment(REF, {"Mass": 0.7})
+    assert (drawn(said).pixels == drawn(said).pixels).all()
+
+
+def test_without_evidence_the_radiograph_stands_untouched_beside_the_panel() -> None:
+    overlay = drawn(without_maps(assessment(REF, {"Mass": 0.7})))
+    grey = np.round(radiograph() * 255).astype(np.uint8)
+    assert overlay.shown == ()
+    assert (anatomy(overlay) == grey[:, :, None]).all()
+    assert overlay.pixels.shape[1] > 1300 + 500
+
+
+def test_the_map_tints_where_the_evidence_is_and_leaves_the_rest_clear() -> None:
+    said = assessment(REF, {"Mass": 0.7})
+    overlay = drawn(said)
+    values = next(entry.values for entry in said.saliency if entry.label == "Mass")
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    hot = anatomy(overlay)[round((row + 0.5) * 200), round((column + 0.5) * 1300 / 7)]
+    assert int(hot[0]) - int(hot[2]) > 40
+    far = anatomy(overlay)[-60:, -60:] if row < 4 else anatomy(overlay)[:60, :60]
+    assert (far[..., 0] == far[..., 2]).all()
+
+
+def test_under_the_hottest_spot_contrast_of_the_anatomy_survives() -> None:
+    pixels = np.full((1400, 1300), 0.4, dtype=np.float32)
+    pixels[::2] = 0.6
+    overlay = drawn(assessment(REF, {"Mass": 0.7}), pixels)
+    bright, dark = (anatomy(overlay)[start::2].astype(int) for start in (0, 1))
+    contrast = np.abs(bright - dark)[20:-20, 20:-20].max(axis=2)
+    assert np.percentile(contrast, 1) > 0.5 * 0.2 * 255
+
+
+def test_every_positive_finding_is_shown_and_the_first_ones_have_an_outline_of_their_own() -> None:
+    said = assessment(REF, {"Mass": 0.9, "Nodule": 0.8, "Effusion": 0.7, "Edema": 0.6, "Fibrosis": 0.5, "Hernia": 0.4})
+    overlay = drawn(said)
+    assert overlay.shown == ("Mass", "Nodule", "Effusion", "Edema", "Fibrosis", "Hernia")
+    assert all(has(anatomy(overlay), colour) for colour in OUTLINES)
+    alone = drawn(assessment(REF, {"Mass": 0.9}))
+    assert [has(anatomy(alone), colour) for colour in OUTLINES] == [True, False, False, False]
+
+
+def test_what_is_shown_are_the_positives_else_the_undetermined_else_the_closest_to_its_threshold() -> None:
+    positive = assessment(REF, {"Mass": 0.4, "Edema": 0.9}, undetermined=("Hernia",))
+    unclear = assessment(REF, {}, undetermined=("Hernia",))
+    negative = assessment(REF, {"Effusion": 0.2, "Mass": 0.25})
+    assert [entry.label for entry in findings_to_show(positive)] == ["Edema", "Mass"]
+    assert [entry.label for entry in findings_to_show(unclear)] == ["Hernia"]
+    assert [entry.label for entry in findings_to_show(negative)] == ["Mass"]
+
+
+def test_the_map_of_an_absent_finding_is_fainter_than_that_of_a_present_one() -> None:
+    grey = np.round(radiograph() * 255)[:, :, None]
+    strong = np.abs(anatomy(drawn(assessment(REF, {"Mass": 0.31}))) - grey).mean()
+    faint = np.abs(anatomy(drawn(assessment(REF, {"Mass": 0.29}))) - grey).mean()
+    assert 0 < faint < 0.7 * strong
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "scale"),
+    [(1400, 1300, 1.0), (256, 200, 5.0), (3000, 4096, 0.5), (2048, 2048, 1.0), (4096, 1000, 0.5), (640, 2000, 1.0)],
+)
+def test_the_radiograph_keeps_its_size_unless_it_is_too_large_or_too_small_for_the_text(
+    rows: int, columns: int, scale: float
+) -> None:
+    overlay = drawn(assessment(REF), radiograph(rows, columns))
+    assert overlay.scale == pytest.approx(scale)
+    height, width, _ = overlay.pixels.shape
+    assert height == max(round(rows * scale), SMALLEST_SIDE)
+    assert width > round(columns * scale)
+    assert overlay.pixels.flags.c_contiguous
+
+
+def test_the_configured_maximum_also_bounds_the_enlargement() -> None:
+    assert drawn(assessment(REF), radiograph(256, 256), maximum_side=512).scale == pytest.approx(2.0)
+
+
+def test_a_repaired_image_says_so_in_a_colour_of_warning() -> None:
+    said = assessment(REF, {"Mass": 0.7})
+    plain = draw(frame(REF, radiograph()), said, equipment(mark=""))
+    repaired = draw(frame(REF, radiograph(), turns=1, inverted=True), said, equipment(mark=""))
+    assert not has(plain.pixels[:, 1316:], AMBER)
+    assert has(repaired.pixels[:, 1316:], AMBER)
+    assert repairs(1, inverted=True) == [
+        "Image turned by 90° counter-clockwise by this software",
+        "Grey scale inverted by this software",
+    ]
+    assert repairs(0, inverted=False) == []
+
+
+def test_the_mark_is_burned_in_unless_it_is_configured_away() -> None:
+    said = assessment(REF, {"Mass": 0.7})
+    assert has(drawn(said).pixels[:, 1316:], AMBER)
+    assert not has(drawn(said, mark="").pixels[:, 1316:], AMBER)
+
+
+def test_a_model_with_many_labels_still_fits_the_panel() -> None:
+    base = assessment(REF)
+    many = Assessment(
+        source=REF,
+        model=base.model,
+        abnormality=base.abnormality,
+        findings=tuple(finding(f"A finding with a very long name, number {i}", 0.5) for i in range(60)),
+        saliency=base.saliency,
+        assessed_at=base.assessed_at,
+    )
+    overlay = drawn(many)
+    assert overlay.pixels.shape[0] == 1400
+    assert all(entry.presence is Presence.PRESENT for entry in findings_to_show(many))
+    assert len(findings_to_show(many)) == 60
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "<0.1%"), (0.0123, "1.2%"), (0.5, "50.0%"), (0.9995, ">99.9%"), (1.0, ">99.9%")]
+)
+def test_probabilities_are_written_for_reading(value: float, text: str) -> None:
+    assert percent(value) == text

@@ -1,0 +1,115 @@
+"""The heatmap object: derived from its source, honest about it, and the same for the same arguments."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+from dicomnode.domain.identifiers import OWN_MODEL_NAME
+from dicomnode.domain.job import ResultInstance, ResultKind
+from dicomnode.results.context import SourceContext
+from dicomnode.results.overlay import draw
+from dicomnode.results.sc import write_heatmap
+from tests.assessments import NOW, assessment, equipment, frame, identity
+from tests.make import build, chest
+
+
+def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
+    context = SourceContext.of(source)
+    return write_heatmap(
+        source=context,
+        frame=frame(context.ref, chest(400, 320), turns=turns, inverted=inverted),
+        assessment=assessment(context.ref, {"Pleural_Thickening": 0.7}),
+        equipment=equipment(**settings),
+        identity=identity(context.ref.study),
+        now=NOW,
+        number=2,
+    )
+
+
+def opened(result: ResultInstance) -> Dataset:
+    return dcmread(BytesIO(result.part10))
+
+
+def test_the_same_arguments_give_the_same_bytes() -> None:
+    assert heatmap(build("cr")).part10 == heatmap(build("cr")).part10
+
+
+def test_the_object_is_a_derived_secondary_capture_of_the_same_study() -> None:
+    source = build("dx", tags={"AccessionNumber": "A1"})
+    result = heatmap(source)
+    ds = opened(result)
+    assert result.part10[:132] == b"\x00" * 128 + b"DICM"
+    assert result.kind is ResultKind.SECONDARY_CAPTURE
+    assert result.transfer_syntax == ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert result.ref.sop_class == ds.SOPClassUID == SecondaryCaptureImageStorage
+    assert result.ref.sop_instance == ds.SOPInstanceUID == ds.file_meta.MediaStorageSOPInstanceUID
+    assert result.ref.series == ds.SeriesInstanceUID != source.SeriesInstanceUID
+    assert result.ref.study == ds.StudyInstanceUID == source.StudyInstanceUID
+    assert (ds.PatientName, ds.PatientID) == (source.PatientName, source.PatientID)
+    assert (ds.AccessionNumber, ds.Modality, ds.InstanceNumber) == ("A1", "OT", 2)
+    assert ds.ManufacturerModelName == OWN_MODEL_NAME
+    assert result.derived_from == (source.SOPInstanceUID,)
+
+
+def test_the_pixels_are_the_picture() -> None:
+    source = build("cr")
+    context = SourceContext.of(source)
+    picture = draw(
+        frame(context.ref, chest(400, 320)), assessment(context.ref, {"Pleural_Thickening": 0.7}), equipment()
+    ).pixels
+    assert np.array_equal(opened(heatmap(source)).pixel_array, picture)
+
+
+def test_the_derivation_names_the_source_and_what_was_done() -> None:
+    source = build("cr")
+    ds = opened(heatmap(source, turns=1, inverted=True))
+    item = ds.SourceImageSequence[0]
+    assert (item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) == (source.SOPClassUID, source.SOPInstanceUID)
+    assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    assert list(ds.ImageType) == ["DERIVED", "SECONDARY"]
+    assert "Grad-CAM of: Pleural Thickening" in ds.DerivationDescription
+    assert "turned by 90" in ds.DerivationDescription
+    assert "inverted" in ds.DerivationDescription
+    assert ds.BurnedInAnnotation == "YES"
+
+
+def test_the_series_description_carries_the_mark() -> None:
+    assert opened(heatmap(build("cr"))).SeriesDescription == "AI heatmap - Research use only - not for diagnosis"
+    assert opened(heatmap(build("cr"), mark="")).SeriesDescription == "AI heatmap"
+
+
+def test_a_chest_has_no_laterality_and_the_orientation_is_copied() -> None:
+    ds = opened(heatmap(build("cr", tags={"Laterality": "R", "PatientOrientation": ["L", "F"]})))
+    assert "Laterality" not in ds
+    assert ds.BodyPartExamined == "CHEST"
+    assert list(ds.PatientOrientation) == ["L", "F"]
+    assert not opened(heatmap(build("cr", tags={"PatientOrientation": None}))).PatientOrientation
+
+
+def test_pixel_spacing_follows_scale_and_turn_and_is_not_made_of_the_detectors() -> None:
+    spacing = {"PixelSpacing": ["0.8", "0.4"], "PixelSpacingCalibrationType": "FIDUCIAL"}
+    scale = 1280 / 400
+    straight = opened(heatmap(build("sc", tags=spacing)))
+    turned = opened(heatmap(build("sc", tags=spacing), turns=1))
+    assert [float(value) for value in straight.PixelSpacing] == pytest.approx([0.8 / scale, 0.4 / scale])
+    assert [float(value) for value in turned.PixelSpacing] == pytest.approx([0.4 / scale, 0.8 / scale])
+    assert straight.PixelSpacingCalibrationType == "FIDUCIAL"
+    detector = opened(heatmap(build("cr", spacing_mm=(0.2, 0.2))))
+    assert "PixelSpacing" not in detector
+    assert "ImagerPixelSpacing" not in detector
+
+
+def test_lossy_compression_of_the_source_is_inherited() -> None:
+    lossy = {
+        "LossyImageCompression": "01",
+        "LossyImageCompressionRatio": "12.5",
+        "LossyImageCompressionMethod": "ISO_15444_1",
+    }
+    ds = opened(heatmap(build("cr", tags=lossy)))
+    assert (ds.LossyImageCompression, float(ds.LossyImageCompressionRatio)) == ("01", 12.5)
+    assert ds.LossyImageCompressionMethod == "ISO_15444_1"
+    assert opened(heatmap(build("cr"))).LossyImageCompression == "00"
