@@ -33,7 +33,7 @@ WHERE study = :study AND version < :version AND state IN ('collecting', 'waiting
 RETURNING job_id, version
 """
 
-TAKE_OVER = "UPDATE instance SET job_id = :heir WHERE job_id = :former AND fate IS NULL"
+TAKE_OVER = "UPDATE instance SET job_id = :heir WHERE job_id = :former"
 
 NOTE_ARRIVAL = "UPDATE job SET last_instance_at = MAX(last_instance_at, :now) WHERE job_id = :job_id"
 

@@ -250,7 +250,15 @@ def test_a_late_image_makes_a_new_version_that_names_the_former_report(store: St
     assert uids(job.instances) == ["1.1.2.1", "1.1.2.2"]
 
 
-def test_the_predecessor_is_the_newest_report_there_is(store: Store) -> None:
+def test_the_predecessor_is_the_report_of_the_version_before(store: Store) -> None:
+    for number in (1, 2):
+        accept(store, number=number, seconds=number * 100)
+        former = finished(store, number * 100 + QUIET_S)
+    accept(store, number=3, seconds=300)
+    assert claim(store, 300 + QUIET_S).predecessors == (former.results[0].ref,)
+
+
+def test_without_a_report_in_the_version_before_an_older_one_is_the_predecessor(store: Store) -> None:
     accept(store, number=1)
     reported = finished(store, QUIET_S)
     accept(store, number=2, seconds=100)
@@ -273,6 +281,14 @@ def test_an_image_that_arrives_between_attempts_joins_the_version_that_waits(sto
     assert (job.version, job.attempts, len(job.instances)) == (1, 2, 2)
 
 
+def test_a_version_that_collects_again_may_wait_its_maximum_again(store: Store) -> None:
+    accept(store, number=1)
+    store.inbox.fail(claim(store, QUIET_S), "for now", at(1000), at(3))
+    store.inbox.association_opened("two", at(900))
+    accept(store, number=2, seconds=900, over="two")
+    assert store.inbox.next_due() == at(900 + MAXIMUM_WAIT_S)
+
+
 def test_a_failed_version_is_superseded_by_the_one_that_has_its_images(store: Store) -> None:
     accept(store, number=1)
     first = claim(store, QUIET_S)
@@ -292,6 +308,15 @@ def test_an_image_that_arrives_after_a_dead_letter_gives_the_whole_study_another
     assert store.ledger.balance() == Balance(pending=2)
     assert len(claim(store, 100 + QUIET_S).instances) == 2
     assert states(store) == [JobState.SUPERSEDED, JobState.WORKING]
+
+
+def test_content_that_came_and_went_while_a_version_was_in_work_is_not_counted_as_looked_at(store: Store) -> None:
+    accept(store, content=b"first")
+    job = claim(store, QUIET_S)
+    accept(store, content=b"second", seconds=3)
+    accept(store, content=b"first", seconds=4)
+    store.inbox.finish(job, answer(job), [], at(5))
+    assert store.ledger.balance() == Balance(answered=1, replaced=1, pending=1)
 
 
 # Finishing and failing

@@ -162,28 +162,26 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
+def damage(store: Path, name: str) -> None:
+    """Overwrite the first page of a table or index."""
+    [(page,)] = table(store / "store.db", f"SELECT rootpage FROM sqlite_master WHERE name = '{name}'")
+    with (store / "store.db").open("r+b") as file:
+        file.seek((int(str(page)) - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+
 def test_a_damaged_page_is_found_when_a_node_starts(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
-        for number in range(40):
-            accept(store, number=number)
-    path = tmp_path / "store.db"
-    pages = bytearray(path.read_bytes())
-    size = 4096
-    pages[5 * size : len(pages) - size] = os.urandom(len(pages) - 6 * size)
-    path.write_bytes(pages)
+        accept(store)
+    damage(tmp_path, "rejection")
     with pytest.raises(ConfigurationError, match="damaged"):
         open_store(tmp_path)
 
 
 def test_a_page_that_is_damaged_later_is_said_to_be(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
-        for number in range(40):
-            accept(store, number=number)
-    path = tmp_path / "store.db"
-    [(page,)] = table(path, "SELECT rootpage FROM sqlite_master WHERE name = 'event_study'")
-    with path.open("r+b") as file:
-        file.seek((int(str(page)) - 1) * 4096)
-        file.write(b"\xff" * 4096)
+        accept(store)
+    damage(tmp_path, "event_study")
     with open_store(tmp_path, exclusive=False) as beside, pytest.raises(ConfigurationError, match="damaged"):
         beside.ledger.explain("1.1")
 
