@@ -109,7 +109,8 @@ class Node:
             answer=pipeline.answer,
             destinations=[sender.destination.name for sender in senders],
             settings=settings.work,
-            clock=clock,
+            # Results carry the hospital's wall clock, unless the source states a zone of its own.
+            clock=lambda: clock().astimezone(),
             answered=wake_senders,
         )
         scp = StorageScp(settings.scp, store.inbox, clock=clock, identifiers=lambda: uuid.uuid4().hex)

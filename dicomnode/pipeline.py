@@ -145,15 +145,18 @@ class Pipeline:
         return (report, *heatmaps)
 
     def _write_refusal(self, job: Job, rejected: Sequence[NotAssessed], now: datetime) -> tuple[ResultInstance, ...]:
-        """Write the "not analysed" report if it is asked for and the study holds more than results come back."""
-        sources = {one.instance.ref.sop_instance: one.context for one in rejected if one.context is not None}
-        foreign = any(one.rejection.reason is not RejectionReason.OWN_RESULT for one in rejected)
-        if not (self.results.report_rejected and foreign and sources):
+        """Write the "not analysed" report, if it is asked for.
+
+        The node's own results that came back are no reason for one, or each would bring forth the next.
+        """
+        foreign = [one for one in rejected if one.rejection.reason is not RejectionReason.OWN_RESULT]
+        sources = {one.instance.ref.sop_instance: one.context for one in foreign if one.context is not None}
+        if not (self.results.report_rejected and sources):
             return ()
-        equipment, identity = self._identify(job, [one.instance for one in rejected])
+        equipment, identity = self._identify(job, [one.instance for one in foreign])
         report = write_not_analysed(
             sources=sources,
-            rejections=[one.rejection for one in rejected],
+            rejections=[one.rejection for one in foreign],
             predecessors=job.predecessors,
             equipment=equipment,
             identity=identity,

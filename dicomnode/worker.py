@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from dicomnode.domain.errors import CxrNodeError, Permanent
+from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, StudyAnswer
 from dicomnode.settings import WorkSettings
@@ -98,7 +98,8 @@ class Worker:
                 self._stopping.wait(_POLL_S)
 
     def _try_later(self, job: Job, error: Exception) -> None:
-        last = job.attempts >= self._settings.maximum_attempts
+        # A full disk says nothing against the study: only what may be its own fault is ever given up.
+        last = not isinstance(error, Transient) and job.attempts >= self._settings.maximum_attempts
         retry_at = None if last else self._clock() + timedelta(seconds=self._settings.retry_delay_s)
         event = "study-failed" if last else "study-deferred"
         log.error(event, exc_info=error, extra={"study": job.study, "version": job.version, "attempt": job.attempts})

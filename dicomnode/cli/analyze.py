@@ -113,7 +113,7 @@ def _instance(file: Path, now: datetime) -> StoredInstance:
 
 def _analyse(pipeline: Pipeline, study: str, instances: list[StoredInstance], output: Path) -> _Answered:
     job = Job(job_id=0, study=study, version=1, attempts=1, instances=tuple(instances))
-    answer = pipeline.answer(job, lambda instance: Path(instance.blob).read_bytes(), utc_now())
+    answer = pipeline.answer(job, lambda instance: Path(instance.blob).read_bytes(), utc_now().astimezone())
     # A study UID is somebody else's string: it names the folder by its digest only.
     folder = output / hashlib.sha256(study.encode()).hexdigest()[:12]
     files = {instance.ref.sop_instance: Path(instance.blob) for instance in instances}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dicomnode.domain.errors import BlobDamaged, StoreUnavailable
+from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, StudyAnswer
 from dicomnode.settings import WorkSettings
@@ -80,10 +80,16 @@ def test_a_permanent_failure_is_a_dead_letter_at_once() -> None:
     assert inbox.failed == [(job(), "BlobDamaged: stored bytes changed", None)]
 
 
-def test_the_last_attempt_ends_as_a_dead_letter() -> None:
+def test_a_study_that_breaks_the_analysis_is_a_dead_letter_after_the_last_attempt() -> None:
     inbox = FakeInbox(job(attempts=3))
-    worker(inbox, raising(StoreUnavailable("busy"))).work_once()
+    worker(inbox, raising(ZeroDivisionError())).work_once()
     assert inbox.failed[0][2] is None
+
+
+def test_a_study_is_not_given_up_for_a_full_disk() -> None:
+    inbox = FakeInbox(job(attempts=99))
+    worker(inbox, raising(DiskFull("below the configured free space"))).work_once()
+    assert inbox.failed[0][2] == NOW + timedelta(seconds=10)
 
 
 def test_the_cause_of_an_unknown_error_quotes_no_data(caplog: pytest.LogCaptureFixture) -> None:
