@@ -28,6 +28,7 @@ _OBJECT_BYTES = 1_048_576
 # A peer that takes fewer bytes than a command set needs cannot be spoken to.
 _SMALLEST_PEER_PDU = 128
 _POLL_S = 0.2
+_END_S = 1.0
 
 # PS3.8 Table 9-21, by (source, reason).
 _REJECTIONS = {
@@ -84,6 +85,7 @@ class RequestedAssociation:
                 self._association.release()
             else:
                 self._association.abort()
+        _close(self._association)
 
     def echo(self) -> int:
         """Send a C-ECHO and return the status.
@@ -183,12 +185,20 @@ def open_association(
     except OSError as error:
         raise PeerUnavailable(_connect_failure(destination, error, settings)) from error
     if not library.is_established:
+        _close(library)
         raise _failure(library, destination, calling_ae, settings, aborts)
     length = library.acceptor.maximum_length
     if length is not None and 0 < length < _SMALLEST_PEER_PDU:
         library.abort()
+        _close(library)
         raise PeerRefused(f"the peer takes PDUs of {length} bytes only")
     return RequestedAssociation(library, settings.response_timeout_s, aborts)
+
+
+def _close(library: Any) -> None:
+    """Close the socket of an association that is over; pynetdicom may end its thread before it comes to that."""
+    library.dul.join(_END_S)
+    library.dul.socket.close()
 
 
 def _note_abort(event: Any, aborts: list[str]) -> None:

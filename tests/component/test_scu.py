@@ -1,5 +1,6 @@
 """The Storage SCU against peers that accept, refuse, stall, abort, or are not there."""
 
+import gc
 import logging
 import socket
 import threading
@@ -248,6 +249,7 @@ def test_a_listener_that_speaks_another_protocol_is_no_answer() -> None:
         thread.join()
     assert not result.succeeded
     assert "association request" in result.cause
+    gc.collect()  # an unclosed socket would warn here, and warnings are errors
 
 
 def test_a_rejection_for_good_is_permanent_and_names_the_title(cr: bytes) -> None:
