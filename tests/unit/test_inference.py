@@ -43,7 +43,8 @@ def test_one_pass_gives_every_label_a_score_and_a_map(tmp_path: Path) -> None:
 def test_the_map_sums_to_the_logit_the_probability_comes_from(tmp_path: Path) -> None:
     reading = Predictor(open_bundle(make_bundle(tmp_path)), threads=1).read(frame())
     for one, saliency in zip(reading.scores, reading.saliency, strict=True):
-        assert float(np.sum(saliency.values)) == pytest.approx(np.log(one.probability / (1 - one.probability)), abs=1e-4)
+        logit = np.log(one.probability / (1 - one.probability))
+        assert float(np.sum(saliency.values)) == pytest.approx(logit, abs=1e-4)
 
 
 def test_golden_vectors_are_replayed(tmp_path: Path) -> None:
