@@ -169,10 +169,10 @@ class WorkSettings(_Section):
 
 
 class LogSettings(_Section):
-    """`json`: one object a line; `text`: for people. Neither carries patient data."""
+    """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. None carries patient data."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    format: Literal["json", "text"] = "json"
+    format: Literal["auto", "json", "text"] = "auto"
 
 
 class Settings(BaseSettings):

@@ -39,8 +39,10 @@ class TextFormatter(logging.Formatter):
 
 def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send the node's log to `stream` (standard error when None); other libraries speak only when they warn."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    to = stream or sys.stderr
+    text = settings.format == "text" or (settings.format == "auto" and to.isatty())
+    handler = logging.StreamHandler(to)
+    handler.setFormatter(TextFormatter() if text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)

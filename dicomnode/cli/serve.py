@@ -22,7 +22,7 @@ def serve(
     ] = None,
     bundle: BundleOption = None,
     log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="json|text", help="Format of the log on standard error.")
+        str | None, typer.Option("--log-format", metavar="auto|json|text", help="Format of the log on standard error.")
     ] = None,
 ) -> None:
     """Receive studies, analyse them, send the results; SIGTERM or Ctrl-C finishes the work at hand and exits 0."""
