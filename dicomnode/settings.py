@@ -169,7 +169,7 @@ class WorkSettings(_Section):
 
 
 class LogSettings(_Section):
-    """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. None carries patient data."""
+    """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. Never patient data."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["auto", "json", "text"] = "auto"

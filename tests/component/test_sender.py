@@ -1,4 +1,4 @@
-"""The delivery loop, with the real store between results and real sockets."""
+"""The delivery loop on real sockets, with an outbox in memory that keeps the rules of the store."""
 
 import logging
 import threading
