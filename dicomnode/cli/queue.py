@@ -47,8 +47,8 @@ def list_entries(
     unfinished = sum(counts.jobs[state] for state in _UNFINISHED_JOBS)
     undelivered = sum(counts.deliveries[state] for state in _UNFINISHED_DELIVERIES)
     out.print(
-        f"{unfinished} analyses and {undelivered} deliveries unfinished, of them "
-        f"{counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]} dead letters"
+        f"{unfinished} analyses and {undelivered} deliveries unfinished; "
+        f"dead letters among them: {counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]}"
     )
 
 
@@ -141,7 +141,10 @@ def checked_uid(text: str) -> str:
 
 
 def _table(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> Table:
-    table = Table("entry", "state", "study", "what", "attempts", "next attempt", "why")
+    table = Table("entry", "state")
+    table.add_column("study", overflow="fold", min_width=24)
+    for heading in ("what", "tries", "next try", "why"):
+        table.add_column(heading)
     for row in (*_job_rows(jobs), *_delivery_rows(deliveries)):
         table.add_row(*(escape(cell) for cell in row))
     return table

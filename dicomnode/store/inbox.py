@@ -343,7 +343,7 @@ class Inbox:
                 hand_over(connection, study, former, OpenVersion(job_id=heir["job_id"], version=heir["version"]), now)
         elif retry_at is not None:
             if (back := connection.execute(PUT_BACK, facts | {"due_at": to_text(retry_at)}).fetchone()) is not None:
-                detail = f"{cause}; next attempt at {to_text(retry_at)}"
+                detail = f"{cause}; next attempt in {(retry_at - now).total_seconds():.0f} s"
                 record(connection, now, study, back["version"], EventKind.DEFERRED, detail)
         elif (dead := connection.execute(CLOSE, facts | {"state": JobState.DEAD}).fetchone()) is not None:
             record(connection, now, study, dead["version"], EventKind.DEAD, cause)

@@ -180,9 +180,9 @@ class Outbox:
             connection.execute(DEAD, facts | {"cause": shortened(why)})
             _record(connection, delivery, EventKind.DELIVERY_DEAD, why, now)
             return DeliveryState.DEAD
-        next_attempt_at = to_text(now + timedelta(seconds=policy.delay_s(delivery.attempts, randomness)))
-        connection.execute(DEFERRED, facts | {"next_attempt_at": next_attempt_at})
-        detail = f"attempt {delivery.attempts}: {cause}; next attempt at {next_attempt_at}"
+        delay_s = policy.delay_s(delivery.attempts, randomness)
+        connection.execute(DEFERRED, facts | {"next_attempt_at": to_text(now + timedelta(seconds=delay_s))})
+        detail = f"attempt {delivery.attempts}: {cause}; next attempt in {delay_s:.0f} s"
         _record(connection, delivery, EventKind.DELIVERY_DEFERRED, detail, now)
         return DeliveryState.WAITING
 
