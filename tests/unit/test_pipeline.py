@@ -1,0 +1,153 @@
+"""A study's instances in, result instances and rejections out: which results, of which identity, and why not."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+
+from dicomnode.bundle.reader import open_bundle
+from dicomnode.domain.errors import BlobDamaged
+from dicomnode.domain.instance import StoredInstance
+from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.imaging.reader import read
+from dicomnode.inference.predictor import Predictor
+from dicomnode.pipeline import Pipeline
+from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
+from tests.bundles import ORIENTATIONS, make_bundle
+from tests.make import build, encode, ref_of
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+STUDY = "1.2.826.7"
+
+
+def pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: float) -> Pipeline:
+    opened = open_bundle(make_bundle(folder / "bundle", **bundle))
+    return Pipeline(
+        predictor=Predictor(opened, threads=1),
+        manifest=opened.manifest,
+        identity=opened.identity,
+        operating_point="youden",
+        eligibility=EligibilitySettings(),
+        pixels=PixelSettings(),
+        results=results or ResultSettings(),
+    )
+
+
+def answer(to: Pipeline, datasets: Sequence[Dataset], now: datetime = NOW) -> StudyAnswer:
+    files = {encode(dataset): dataset for dataset in datasets}
+    held = {
+        StoredInstance(
+            ref=ref_of(dataset),
+            transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
+            blob=str(number),
+            sha256=hashlib.sha256(part10).hexdigest(),
+            size_bytes=len(part10),
+            calling_ae="PACS",
+            received_at=now,
+        ): part10
+        for number, (part10, dataset) in enumerate(files.items())
+    }
+    job = Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(held))
+    return to.answer(job, held.__getitem__, now)
+
+
+def image(seed: int = 1, **options: object) -> Dataset:
+    return build("dx", seed=seed, study_uid=STUDY, **options)
+
+
+def uids(given: StudyAnswer) -> list[str]:
+    return [result.ref.sop_instance for result in given.results]
+
+
+def test_every_frontal_gets_a_heatmap_and_the_study_one_report(tmp_path: Path) -> None:
+    given = answer(pipeline(tmp_path), [image(1), image(2)])
+    kinds = [result.kind for result in given.results]
+    assert kinds == [ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE, ResultKind.SECONDARY_CAPTURE]
+    assert len(set(uids(given))) == 3
+    assert {result.ref.study for result in given.results} == {STUDY}
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    first, second = answer(to, [image()]), answer(to, [image()])
+    assert [result.part10 for result in first.results] == [result.part10 for result in second.results]
+
+
+def test_another_time_gives_the_same_identity(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    assert uids(answer(to, [image()])) == uids(answer(to, [image()], now=NOW.replace(year=2027)))
+
+
+def test_another_image_model_or_setting_gives_another_identity(tmp_path: Path) -> None:
+    original = uids(answer(pipeline(tmp_path / "a"), [image()]))
+    others = [
+        uids(answer(pipeline(tmp_path / "a"), [image(2)])),
+        uids(answer(pipeline(tmp_path / "b", threshold=0.4), [image()])),
+        uids(answer(pipeline(tmp_path / "a", results=ResultSettings(mark="for tests")), [image()])),
+    ]
+    assert all(set(original).isdisjoint(other) for other in others)
+
+
+def test_a_lateral_beside_a_frontal_changes_no_result(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    alone, beside = answer(to, [image(1)]), answer(to, [image(1), image(2, view="LL")])
+    assert uids(alone) == uids(beside)
+    assert [rejection.reason for rejection in beside.rejections] == [RejectionReason.LATERAL_VIEW]
+
+
+def test_pixels_unlike_a_chest_get_no_findings_whatever_the_tags_say(tmp_path: Path) -> None:
+    given = answer(pipeline(tmp_path, typicality_threshold=0.0), [image()])
+    assert given.results == ()
+    assert [rejection.reason for rejection in given.rejections] == [RejectionReason.NOT_CHEST_FRONTAL]
+
+
+def test_an_image_that_cannot_be_righted_is_rejected(tmp_path: Path) -> None:
+    given = answer(pipeline(tmp_path, orientation=ORIENTATIONS.index("rot90")), [image()])
+    assert [rejection.reason for rejection in given.rejections] == [RejectionReason.ORIENTATION]
+
+
+def test_damaged_pixels_are_a_rejection(tmp_path: Path) -> None:
+    dataset = image()
+    dataset.PixelData = dataset.PixelData[:100]
+    given = answer(pipeline(tmp_path), [dataset])
+    assert [rejection.reason for rejection in given.rejections] == [RejectionReason.CORRUPT_PIXELS]
+
+
+def test_a_damaged_blob_is_an_error_not_a_rejection(tmp_path: Path) -> None:
+    def damaged(instance: StoredInstance) -> bytes:
+        raise BlobDamaged("stored bytes changed")
+
+    instance = StoredInstance(
+        ref=ref_of(image()), transfer_syntax="", blob="", sha256="", size_bytes=0, calling_ae="", received_at=NOW
+    )
+    job = Job(job_id=1, study=STUDY, version=1, attempts=1, instances=(instance,))
+    to = pipeline(tmp_path)
+    with pytest.raises(BlobDamaged):
+        to.answer(job, damaged, NOW)
+
+
+def test_a_heatmap_coming_back_is_known_and_begets_no_refusal(tmp_path: Path) -> None:
+    to = pipeline(tmp_path, results=ResultSettings(report_rejected=True))
+    heatmap = read(answer(to, [image()]).results[1].part10)
+    given = answer(to, [heatmap])
+    assert given.results == ()
+    assert [rejection.reason for rejection in given.rejections] == [RejectionReason.OWN_RESULT]
+
+
+def test_a_refusal_is_the_same_with_and_without_a_heatmap_that_came_back(tmp_path: Path) -> None:
+    to = pipeline(tmp_path, results=ResultSettings(report_rejected=True))
+    heatmap = read(answer(to, [image(1)]).results[1].part10)
+    lateral = image(2, view="LL")
+    assert uids(answer(to, [lateral])) == uids(answer(to, [lateral, heatmap]))
+    assert len(uids(answer(to, [lateral]))) == 1
+
+
+def test_the_summary_says_what_the_report_says(tmp_path: Path) -> None:
+    given = answer(pipeline(tmp_path), [image()])
+    (assessed,) = given.summary["images"]
+    assert len(assessed["findings"]) == 14
+    assert all(np.isfinite(finding["probability"]) for finding in assessed["findings"])
