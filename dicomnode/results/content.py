@@ -215,13 +215,18 @@ def _evaluation_items(assessments: Sequence[Assessment], rejections: Sequence[Re
 
 
 def normality(assessments: Sequence[Assessment]) -> CodedConcept:
-    """Return the study's normality: abnormal if anything is present in any image, normal only if all is absent."""
-    presences = {
-        finding.presence for assessment in assessments for finding in (assessment.abnormality, *assessment.findings)
-    }
-    if Presence.PRESENT in presences:
+    """Return the study's normality, which the binary head decides.
+
+    Abnormal: the head says so of an image. Normal: it does not, and nothing else is present either. Otherwise the
+    heads disagree, or the members do, and the report does not pretend to know.
+    """
+    if any(assessment.abnormality.presence is Presence.PRESENT for assessment in assessments):
         return codes.ABNORMAL
-    return codes.NORMALITY_UNDETERMINED if Presence.UNDETERMINED in presences else codes.NORMAL
+    return codes.NORMAL if _presences(assessments) == {Presence.ABSENT} else codes.NORMALITY_UNDETERMINED
+
+
+def _presences(assessments: Sequence[Assessment]) -> set[Presence]:
+    return {finding.presence for one in assessments for finding in (one.abnormality, *one.findings)}
 
 
 def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> CodedConcept:
@@ -229,7 +234,7 @@ def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[R
     if not assessments:
         return codes.NONE_SUCCEEDED
     complete = not rejections
-    found = normality(assessments) == codes.ABNORMAL
+    found = Presence.PRESENT in _presences(assessments)
     if complete:
         return codes.ALL_SUCCEEDED_WITH_FINDINGS if found else codes.ALL_SUCCEEDED_WITHOUT_FINDINGS
     return codes.NOT_ALL_SUCCEEDED_WITH_FINDINGS if found else codes.NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS

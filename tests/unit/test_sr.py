@@ -173,7 +173,8 @@ def test_two_frontal_images_share_one_report_and_no_tracking_identifier() -> Non
     ("probabilities", "undetermined", "abnormality", "normality", "summary"),
     [
         ({}, (), 0.1, "17621005", "111241"),
-        ({"Mass": 0.7}, (), 0.1, "263654008", "111242"),
+        ({"Mass": 0.7}, (), 0.1, "371934000", "111242"),
+        ({"Mass": 0.7}, (), 0.9, "263654008", "111242"),
         ({}, (), 0.9, "263654008", "111242"),
         ({}, ("Hernia",), 0.1, "371934000", "111241"),
     ],
