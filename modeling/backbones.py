@@ -100,13 +100,15 @@ def build_trunk(side: int, frozen_blocks: int) -> keras.Model:
     return keras.Model(image, x, name="trunk")
 
 
-def build_head(trunk: keras.Model, frozen_blocks: int, outputs: int, dropout: float) -> keras.Model:
-    """Return the rest of the network with batch normalisation: trunk features to (N, outputs) logits.
+def build_head(
+    trunk: keras.Model, frozen_blocks: int, outputs: int, dropout: float, *, normalised: bool = True
+) -> keras.Model:
+    """Return the rest of the network, with batch normalisation or biases: trunk features to (N, outputs) logits.
 
     Global average pooling and one linear layer end it, so the class activation map is the logit, spread over space.
     """
     features = keras.Input(trunk.output.shape[1:], name="trunk_features")
-    graph = _Graph(first=_convolution_count(trunk), normalised=True)
+    graph = _Graph(first=len(_convolutions(trunk)), normalised=normalised)
     x = features if frozen_blocks else _relu6(graph.convolve(features, 32, 3, 2))
     for block in BLOCKS[frozen_blocks:]:
         x = graph.block(x, block)
@@ -156,16 +158,25 @@ def unfold_normalisation(head: keras.Model, features: FloatArray) -> None:
         norm.set_weights([np.sqrt(variance + BN_EPSILON), bias + mean, mean, variance])
 
 
+def folded_weights(head: keras.Model) -> list[FloatArray]:
+    """Return the weights of the same head built without normalisation, such that it computes the same."""
+    weights: list[FloatArray] = []
+    for layer in _convolutions(head):
+        (kernel,) = layer.get_weights()
+        scale, offset, mean, variance = head.get_layer(f"norm{_index(layer):02d}").get_weights()
+        factor = scale / np.sqrt(variance + BN_EPSILON)
+        # A depthwise kernel is (kh, kw, C, 1), a full one (kh, kw, C, filters): the scaled axis differs.
+        depthwise = isinstance(layer, layers.DepthwiseConv2D)
+        weights += [kernel * (factor[:, None] if depthwise else factor), offset - mean * factor]
+    return [*weights, *head.get_layer("logits").get_weights()]
+
+
 def _relu6(x: keras.KerasTensor) -> keras.KerasTensor:
     return layers.ReLU(6.0)(x)
 
 
 def _convolutions(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D))]
-
-
-def _convolution_count(model: keras.Model) -> int:
-    return len(_convolutions(model))
 
 
 def _index(layer: keras.layers.Layer) -> int:

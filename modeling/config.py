@@ -14,11 +14,15 @@ class _Section(BaseModel):
 
 
 class BundleSection(_Section):
-    """How the exported model is named, and from which spread of the members on a finding counts as undetermined."""
+    """How the exported model is named, and from which spread of the members on a finding counts as undetermined.
+
+    `note` goes into the model card: what a reader must know of this run that no number says.
+    """
 
     name: str = Field(min_length=1, max_length=64)
     version: str = Field(min_length=1, max_length=32)
     undetermined_spread: float = Field(gt=0, le=1)
+    note: str = ""
 
 
 class ModelSection(_Section):
@@ -65,6 +69,21 @@ class AugmentSection(_Section):
     blur: float = Field(ge=0, le=1)
 
 
+class GateSection(_Section):
+    """The pixel gate: fitted on `images` training images, along the `components` largest axes of their variation.
+
+    `residual_weight` is the weight of the distance from those axes against the mean distance along them. `quantile`
+    of upright training images, out of fold, pass as typical. An orientation of at least `certain`
+    probability is repaired.
+    """
+
+    images: int = Field(ge=20)
+    components: int = Field(ge=2)
+    residual_weight: float = Field(ge=0)
+    quantile: float = Field(gt=0.5, lt=1)
+    certain: float = Field(gt=0.5, le=1)
+
+
 class TrainingConfig(_Section):
     """Everything a run depends on besides the images and the warm start."""
 
@@ -73,6 +92,7 @@ class TrainingConfig(_Section):
     model: ModelSection
     train: TrainSection
     augment: AugmentSection
+    gate: GateSection
 
 
 def read_config(path: Path) -> TrainingConfig:

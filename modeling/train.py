@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Run:
             raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
         self.folder.mkdir(parents=True, exist_ok=True)
         start = file_sha256(self.warm_start) if self.warm_start else "random"
-        settings = self.config.model_dump_json(indent=2, exclude={"bundle"})
+        settings = self.config.model_dump_json(indent=2, exclude={"bundle", "gate"})
         identity = f"{settings}\nimages {len(self.folds)}\nwarm start {start}\n"
         written = self.folder / IDENTITY
         if written.exists() and written.read_text(encoding="utf-8") != identity:
@@ -125,14 +126,14 @@ def load_fold(run: Run, network: Network, fold: int) -> None:
 def epochs_done(run: Run, fold: int) -> int:
     """Return how many epochs of the fold are finished and stored."""
     path = run.checkpoint(fold)
-    return _read_epochs(path) if path.exists() else 0
+    return _read_checkpoint(path)[0] if path.exists() else 0
 
 
 def _train_epoch(run: Run, network: Network, features: npt.NDArray[np.float16], *, fold: int, epoch: int) -> None:
     settings, labels = run.config.train, run.radiographs.labels
     rows = np.random.default_rng((settings.seed, epoch, fold)).permutation(np.flatnonzero(run.folds != fold))
     if epoch == 0:
-        _start_fold(network, features[rows[:STATISTICS_IMAGES]], labels[rows])
+        _start_fold(run, network, features[rows[:STATISTICS_IMAGES]], labels[rows])
     else:
         load_fold(run, network, fold)
     steps = len(rows) // settings.batch_size
@@ -148,10 +149,11 @@ def _train_epoch(run: Run, network: Network, features: npt.NDArray[np.float16], 
     _write_checkpoint(run.checkpoint(fold), epoch + 1, network.optimiser.state())
 
 
-def _start_fold(network: Network, features: npt.NDArray[np.float16], labels: FloatArray) -> None:
-    """Put the head at the warm start, its statistics and output bias measured on the fold's training images."""
+def _start_fold(run: Run, network: Network, features: npt.NDArray[np.float16], labels: FloatArray) -> None:
+    """Put the head at the start, its statistics and output bias measured on the fold's training images."""
     network.optimiser.restore(network.start)
-    unfold_normalisation(network.head, features.astype(np.float32))
+    if run.warm_start is not None:
+        unfold_normalisation(network.head, features.astype(np.float32))
     output = network.head.get_layer("logits")
     output.set_weights([np.zeros_like(output.get_weights()[0]), prior_logits(labels)])
 
@@ -191,12 +193,7 @@ def _write_checkpoint(path: Path, epochs: int, state: State) -> None:
 
 def _read_checkpoint(path: Path) -> tuple[int, State]:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return int(held["arr_0"]), [held[f"arr_{index}"] for index in range(1, len(held.files))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
-
-
-def _read_epochs(path: Path) -> int:
-    with np.load(path, allow_pickle=False) as held:
-        return int(held["arr_0"])

@@ -1,0 +1,204 @@
+"""The model card: every number measured in the run that wrote it."""
+
+from dataclasses import dataclass
+
+from dicomnode.bundle.manifest import LabelEntry
+from modeling.config import TrainingConfig
+from modeling.gate import GateFit
+from modeling.gate_check import KindResult
+from modeling.metrics import MIN_POSITIVES, Estimate
+from modeling.nih import LABELS, Radiographs
+from modeling.report import BOOTSTRAP_ROUNDS, GroupResult, Report
+
+NIH_REFERENCE = (
+    "X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers. ChestX-ray8: Hospital-scale Chest X-ray Database and"
+    " Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases. CVPR 2017."
+)
+NIH_LINK = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """`onnx`: ONNX Runtime against Keras with the same weights. `rounding`: logits before and after float16 storage."""
+
+    onnx: float
+    rounding: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """Everything the card states."""
+
+    config: TrainingConfig
+    radiographs: Radiographs
+    report: Report
+    labels: tuple[LabelEntry, ...]
+    warm_start: bool
+    gate: GateFit
+    foreign: tuple[KindResult, ...]
+    parity: Parity
+    licences: tuple[str, ...]
+    intended_use: str
+
+
+def write_card(facts: CardFacts) -> str:
+    """Return the model card as Markdown."""
+    name = f"# Model card: {facts.config.bundle.name} {facts.config.bundle.version}"
+    sections = (
+        name, facts.intended_use, _outputs(), _data(facts), _recipe(facts), _discrimination(facts.report),
+        _groups(facts.report), _operating_points(facts.labels), _gate(facts), _limits(facts), _sources(facts),
+    )  # fmt: skip
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _outputs() -> str:
+    return (
+        "## What it says\n\n"
+        f"Fifteen outputs for one frontal chest radiograph. Output 0, {LABELS[0]}, was learnt from NIH's label"
+        ' "No Finding": it says that at least one of the 14 findings below was named, which is less than "abnormal".'
+        " The others are NIH's 14 labels, which were mined from reports by text processing and are wrong in part.\n\n"
+        "A label's probability is Platt's sigmoid of the members' mean logit. Its class activation map is the exact"
+        " Grad-CAM of that mean logit before the ReLU: over all cells it sums to the logit less its bias."
+    )
+
+
+def _data(facts: CardFacts) -> str:
+    radiographs, report = facts.radiographs, facts.report
+    by_view = {str(view): int((radiographs.views == view).sum()) for view in sorted(set(radiographs.views))}
+    by_source = {int(side): int((radiographs.source_px == side).sum()) for side in sorted(set(radiographs.source_px))}
+    views = ", ".join(f"{count} {view}" for view, count in by_view.items())
+    sources = ", ".join(f"{count} of {side} px" for side, count in by_source.items())
+    spec = facts.config.input
+    return (
+        "## Data\n\n"
+        f"NIH ChestX-ray14: {len(radiographs.names)} images of {report.groups[0].patients} patients"
+        f" ({views}; {sources}). Every image is reduced to {spec.source_side} px, its grey scale standardised, and"
+        f" enlarged to {spec.side} px, in training as in serving."
+        " No image of NIH's is in this folder: the golden vectors are drawings."
+    )
+
+
+def _recipe(facts: CardFacts) -> str:
+    model, train = facts.config.model, facts.config.train
+    start = (
+        f", ImageNet-trained, with the stem and the first {model.frozen_blocks} of 7 blocks left as they were and"
+        " shared by all members, and batch norm measured back into the folded weights of the rest"
+        if facts.warm_start
+        else " from random weights"
+    )
+    text = (
+        "## Training\n\n"
+        f"{train.folds} members, one per fold; folds are by patient, stratified by abnormality and source resolution."
+        f" EfficientNet-Lite0{start}; global average pooling and one"
+        f" linear layer. AdamW, peak rate {train.learning_rate:g}, cosine over {train.epochs} epochs, batch"
+        f" {train.batch_size}, binary cross-entropy with weight {train.abnormality_weight:g} on output 0. Rotation,"
+        " zoom, shift, grey-scale and resolution changes; no flip."
+        " The last epoch is used; none was selected by its score."
+    )
+    note = f"\n\n{facts.config.bundle.note}" if facts.config.bundle.note else ""
+    return text + note
+
+
+def _discrimination(report: Report) -> str:
+    whole = report.groups[0]
+    rows = [
+        f"| {name} | {whole.positives[c]} | {_shown(whole.aucs[c])} | {report.view_only[c]:.3f} |"
+        f" {report.source_only[c]:.3f} |"
+        for c, name in enumerate(LABELS)
+    ]
+    return (
+        "## Discrimination, out of fold\n\n"
+        "AUC of the one member that did not see the patient, so of single members: the ensemble itself cannot be scored"
+        " on these images, and is expected to do a little better. In brackets the 95 % interval of a bootstrap over"
+        f" patients ({BOOTSTRAP_ROUNDS} rounds). Beside it, what guessing from the view (AP or PA) alone, or from the"
+        " resolution of the source alone, would reach.\n\n"
+        "| output | positives | AUC | view only | source only |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        f"| **mean of the 14 findings** | | **{_shown(whole.mean_findings)}** | | |"
+    )
+
+
+def _groups(report: Report) -> str:
+    groups = report.groups[1:]
+    if not groups:
+        return ""
+    head = "| output | " + " | ".join(f"{g.name} ({g.images} images, {g.patients} patients)" for g in groups) + " |"
+    rows = [f"| {name} | " + " | ".join(_with_count(g, c) for g in groups) + " |" for c, name in enumerate(LABELS)]
+    means = "| **mean of the findings shown** | " + " | ".join(f"**{_shown(g.mean_findings)}**" for g in groups) + " |"
+    return (
+        "## By source resolution and by view\n\n"
+        "The sources were sampled differently, so source and label are confounded in the pooled figures above; within"
+        f" one source they are not. A dash: fewer than {MIN_POSITIVES} positives or negatives.\n\n"
+        + "\n".join([head, "|---" * (len(groups) + 1) + "|", *rows, means])
+    )
+
+
+def _operating_points(labels: tuple[LabelEntry, ...]) -> str:
+    names = tuple(labels[0].operating_points)
+    head = "| output | slope, intercept | " + " | ".join(names) + " |"
+    rows = []
+    for label in labels:
+        points = (label.operating_points[name] for name in names)
+        cells = " | ".join(f"{p.threshold:.3f}: {p.sensitivity:.2f} / {p.specificity:.2f}" for p in points)
+        rows.append(f"| {label.name} | {label.calibration.slope:.2f}, {label.calibration.intercept:.2f} | {cells} |")
+    return (
+        "## Calibration and operating points\n\n"
+        "Fitted on the out-of-fold logits of single members and applied to the ensemble's mean logit, which spreads a"
+        " little less; thresholds are on the calibrated probability, which reflects how frequent the labels are in the"
+        " training data. Cells: threshold: sensitivity / specificity, measured where they were derived.\n\n"
+        + "\n".join([head, "|---" * (len(names) + 2) + "|", *rows])
+    )
+
+
+def _gate(facts: CardFacts) -> str:
+    fit = facts.gate
+    turned = "\n".join(
+        f"| {name} | {100 * fit.repaired[name]:.1f} % | {100 * fit.unnoticed[name]:.1f} % |" for name in fit.repaired
+    )
+    return (
+        "## Pixel gate\n\n"
+        "Distance of the trunk's cell features from those of upright training images, as they are and restyled, and a"
+        " linear classifier of orientation; thresholds out of fold, on training images only. Of"
+        f" {fit.sample_size} upright training images {100 * fit.rejected:.1f} % are rejected. Of {fit.turned_size}"
+        f" images each, turned or inverted by program (certain: a probability of at least {fit.spec.certain:g}):\n\n"
+        "| orientation | certainly and rightly recognised, so repaired | passes unnoticed |\n|---|---|---|\n"
+        f"{turned}" + _foreign(facts.foreign)
+    )
+
+
+def _foreign(kinds: tuple[KindResult, ...]) -> str:
+    if not kinds:
+        return ""
+    rows = "\n".join(
+        f"| {k.kind} | {k.images} | {k.passed} ({100 * k.passed / k.images:.1f} %) | {k.repaired} |" for k in kinds
+    )
+    return (
+        "\n\nOn images of other hospitals and other kinds, none of which was used for fitting. The kind of feature and"
+        " the gate's settings were chosen with these figures in view, so they flatter it a little.\n\n"
+        f"| kind | images | pass | of those, after a repair |\n|---|---|---|---|\n{rows}"
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    return (
+        "## Limits\n\n"
+        "- Labels were mined from one hospital's reports; probabilities carry the frequency of labels in this subset."
+        " Never compared with radiologists, never tried prospectively; maps were not measured against boxes.\n"
+        f"- It sees {facts.config.input.source_side} px: small nodules and fine lines are beyond it.\n"
+        "- Maps are coarse and show where the evidence of a logit lies, not where disease ends.\n"
+        "- A frontal radiograph of another body region is met by the gate only as far as it looks unlike a chest.\n"
+        f"- Weights are stored as float16: logits differ by at most {facts.parity.rounding:.1e} from training's; the"
+        f" ONNX graph agrees with Keras on the same weights to {facts.parity.onnx:.1e} of each output's scale."
+    )
+
+
+def _sources(facts: CardFacts) -> str:
+    licences = "\n".join(f"- {licence}" for licence in facts.licences)
+    return f"## Sources and licences\n\n{NIH_REFERENCE} NIH Clinical Center, {NIH_LINK}\n\n{licences}"
+
+
+def _shown(value: Estimate | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _with_count(group: GroupResult, index: int) -> str:
+    return f"{_shown(group.aucs[index])}, {group.positives[index]} pos."

@@ -1,0 +1,84 @@
+"""What the out-of-fold predictions are worth: per label, per source resolution, per view."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dicomnode.domain.frame import FloatArray
+from modeling.metrics import Estimate, auc, bootstrap_aucs, estimate, label_aucs, mean_auc
+from modeling.nih import LABELS, Radiographs
+
+BOOTSTRAP_ROUNDS = 2000
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """Discrimination on one group of images; None where there are too few positives or negatives.
+
+    `aucs` follows `LABELS`; `mean_findings` is the mean over outputs 1 to 14 that have an AUC in the group.
+    """
+
+    name: str
+    images: int
+    patients: int
+    positives: tuple[int, ...]
+    aucs: tuple[Estimate | None, ...]
+    mean_findings: Estimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All groups, the first being all images, and baselines that see no image.
+
+    `view_only`, `source_only`: per label, the AUC of guessing from the view (AP or PA) or from the source resolution
+    alone, in whichever direction serves better.
+    """
+
+    groups: tuple[GroupResult, ...]
+    view_only: tuple[float, ...]
+    source_only: tuple[float, ...]
+
+
+def build_report(radiographs: Radiographs, logits: FloatArray, *, seed: int) -> Report:
+    """Return the report on (N, 15) out-of-fold logits."""
+    everything = np.ones(len(logits), dtype=bool)
+    chosen = {ALL: everything}
+    for side in np.unique(radiographs.source_px):
+        chosen[f"{side} px"] = radiographs.source_px == side
+    for view in np.unique(radiographs.views):
+        chosen[str(view)] = radiographs.views == view
+    distinct = {name: rows for name, rows in chosen.items() if name == ALL or not rows.all()}
+    return Report(
+        groups=tuple(_group(name, rows, radiographs, logits, seed) for name, rows in distinct.items()),
+        view_only=_blind_baseline(radiographs.labels, radiographs.views),
+        source_only=_blind_baseline(radiographs.labels, radiographs.source_px.astype(str)),
+    )
+
+
+def _group(
+    name: str, rows: npt.NDArray[np.bool_], radiographs: Radiographs, logits: FloatArray, seed: int
+) -> GroupResult:
+    labels, scores, patients = radiographs.labels[rows], logits[rows], radiographs.patients[rows]
+    values = label_aucs(labels, scores)
+    drawn = bootstrap_aucs(labels, scores, patients, rounds=BOOTSTRAP_ROUNDS, seed=seed)
+    drawn[:, np.isnan(values)] = np.nan
+    means = np.array([mean_auc(row) for row in drawn[:, 1:]])
+    return GroupResult(
+        name=name,
+        images=len(labels),
+        patients=len(set(patients)),
+        positives=tuple(int(count) for count in labels.sum(axis=0)),
+        aucs=tuple(estimate(float(values[c]), drawn[:, c]) for c in range(len(LABELS))),
+        mean_findings=estimate(mean_auc(values[1:]), means),
+    )
+
+
+def _blind_baseline(labels: FloatArray, group: npt.NDArray[np.str_]) -> tuple[float, ...]:
+    """Return, per label, the AUC of scoring each image by how frequent the label is in its group."""
+    aucs = []
+    for truth in labels.T > 0.5:
+        frequency = {name: float(truth[group == name].mean()) for name in np.unique(group)}
+        aucs.append(auc(truth, np.array([frequency[name] for name in group])))
+    return tuple(aucs)

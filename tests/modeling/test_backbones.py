@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from dicomnode.domain.errors import ConfigurationError
+from modeling.backbones import build_head, build_trunk, folded_weights, unfold_normalisation, warm_start
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def folded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a warm start of random weights in the layout of the real one."""
+    keras.utils.set_random_seed(0)
+    whole = build_head(build_trunk(64, 0), 0, 15, 0.0, normalised=False)
+    random, arrays = np.random.default_rng(0), {}
+    convolutions = [layer for layer in whole.layers if layer.name.startswith("conv")]
+    for index, layer in enumerate(convolutions):
+        kind = "DEPTHWISE_CONV_2D" if isinstance(layer, keras.layers.DepthwiseConv2D) else "CONV_2D"
+        kernel, bias = layer.get_weights()
+        arrays[f"{index:02d}_{kind}_w"] = kernel
+        arrays[f"{index:02d}_{kind}_b"] = random.normal(0, 0.1, bias.shape).astype(np.float32)
+    path = tmp_path_factory.mktemp("warm") / "folded.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> None:
+    trunk = build_trunk(64, 4)
+    head = build_head(trunk, 4, 15, 0.0)
+    warm_start(trunk, head, folded_file)
+    images = np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32)
+    features = trunk.predict_on_batch(images)
+    before = head.predict_on_batch(features)
+    unfold_normalisation(head, features)
+    assert np.abs(head.predict_on_batch(features) - before).max() <= 1e-4 * np.abs(before).max()
+    mean, variance = head.get_layer("norm24").get_weights()[2:]
+    assert np.abs(mean).max() > 0
+    assert not np.allclose(variance, 1.0)
+
+
+def test_folding_for_export_computes_the_same(folded_file: Path) -> None:
+    trunk = build_trunk(64, 4)
+    head = build_head(trunk, 4, 15, 0.0)
+    warm_start(trunk, head, folded_file)
+    features = trunk.predict_on_batch(np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32))
+    unfold_normalisation(head, features)
+    served = build_head(trunk, 4, 15, 0.0, normalised=False)
+    served.set_weights(folded_weights(head))
+    expected = head.predict_on_batch(features)
+    assert np.abs(served.predict_on_batch(features) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", kernel=np.zeros(3))
+    trunk = build_trunk(64, 4)
+    head = build_head(trunk, 4, 15, 0.0)
+    with pytest.raises(ConfigurationError, match="49 kernels and biases"):
+        warm_start(trunk, head, tmp_path / "other.npz")
+
+
+def test_the_real_warm_start_fits(shared_data: Path) -> None:
+    trunk = build_trunk(64, 4)
+    head = build_head(trunk, 4, 15, 0.0)
+    warm_start(trunk, head, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
+    pooled = keras.Model(head.input, head.get_layer("pooled").output)
+    features = trunk.predict_on_batch(np.random.default_rng(1).random((2, 64, 64, 1), dtype=np.float32))
+    assert 0.05 < float(np.mean(pooled.predict_on_batch(features))) < 2.0

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from dicomnode.bundle.manifest import Calibration
+from dicomnode.domain.errors import ConfigurationError
+from modeling.calibration import fit_calibration, operating_points, probabilities
+
+
+def test_recovers_the_slope_and_intercept_that_made_the_labels() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, 40_000)
+    truth = random.random(40_000) < probabilities(Calibration(slope=0.7, intercept=-1.0), logits)
+    fitted = fit_calibration(truth, logits)
+    assert fitted.slope == pytest.approx(0.7, abs=0.03)
+    assert fitted.intercept == pytest.approx(-1.0, abs=0.05)
+
+
+def test_separable_classes_stay_finite() -> None:
+    fitted = fit_calibration(np.array([True] * 5 + [False] * 5), np.array([9.0] * 5 + [-9.0] * 5))
+    assert 0 < fitted.slope < 10
+
+
+def test_logits_that_mislead_give_the_frequency_not_a_negative_slope() -> None:
+    truth = np.array([True] * 10 + [False] * 30)
+    fitted = fit_calibration(truth, np.where(truth, -1.0, 1.0))
+    assert probabilities(fitted, np.zeros(1))[0] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_label_without_positives_cannot_be_calibrated() -> None:
+    with pytest.raises(ConfigurationError, match="without positives"):
+        fit_calibration(np.zeros(4, dtype=bool), np.zeros(4))
+
+
+def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> None:
+    random = np.random.default_rng(1)
+    truth = random.random(2000) < 0.3
+    probability = np.clip(0.3 + 0.2 * truth + random.normal(0, 0.15, 2000), 0.01, 0.99)
+    points = operating_points(truth, probability)
+    for point in points.values():
+        positive = probability >= point.threshold
+        assert positive[truth].mean() == pytest.approx(point.sensitivity)
+        assert (~positive[~truth]).mean() == pytest.approx(point.specificity)
+    assert points["sensitivity_95"].sensitivity >= 0.95
+    assert points["specificity_95"].specificity >= 0.95
+    assert "out of fold" in points["youden"].derived_on
