@@ -1,5 +1,7 @@
 """`cxrnode train`: the one door to the training code, opened only when asked for."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +9,8 @@ import typer
 
 from dicomnode.cli.terminal import out
 from dicomnode.domain.errors import ConfigurationError
+from dicomnode.settings import LogSettings
+from dicomnode.telemetry import start_logging
 
 
 def train(
@@ -21,12 +25,19 @@ def train(
         Path | None,
         typer.Option("--warm-start", metavar="NPZ", help="EfficientNet-Lite0 weights (batch norm folded)."),
     ] = None,
+    gate_images: Annotated[
+        Path | None,
+        typer.Option("--gate-images", metavar="ZIP", help="Images of known kind to measure the pixel gate on."),
+    ] = None,
 ) -> None:
     """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle."""
+    start_logging(LogSettings(format="text"))
+    logging.getLogger("modeling").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
     try:
         from modeling import commands
 
-        bundle = commands.train(config, images, labels, output, warm_start=warm_start)
+        bundle = commands.train(config, images, labels, output, warm_start=warm_start, gate_images=gate_images)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"training needs the extra packages ({error.name} is missing): pip install 'cxrnode[train]'"
