@@ -6,6 +6,7 @@ import typer
 from dicomnode import __version__
 from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
+from dicomnode.cli.data import data
 from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
@@ -22,6 +23,7 @@ app = typer.Typer(
 for command in (serve, check, analyze, echo, send, why, train):
     app.command()(command)
 app.add_typer(queue, name="queue")
+app.add_typer(data, name="data")
 
 
 @app.command()

@@ -1,0 +1,129 @@
+"""`cxrnode data`: from a release's images and tables to checked records, and a look at what they hold."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dicomnode.cli.terminal import err, escape, out
+from dicomnode.domain.errors import ConfigurationError
+
+data = typer.Typer(no_args_is_help=True, help="Prepare images and labels for training, and look at them.")
+
+_LINE_EVERY_S = 10.0
+
+
+class ImageFormat(StrEnum):
+    """How images stand in the records: without loss, or smaller."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Return images a second, once known."""
+        return Text("" if not task.speed else f"{task.speed:.0f}/s")
+
+
+class _Reporter:
+    """Shows progress as a bar on a terminal, and as a line every ten seconds elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("reading", total=None)
+        self._what = ""
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tell that so many images are done."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._told = what, now, now
+            self._progress.reset(self._task, description=what, total=total)
+        self._progress.update(self._task, completed=done)
+        if not err.is_terminal and (now - self._told >= _LINE_EVERY_S or done == total > 0):
+            self._told = now
+            rate = done / max(now - self._began, 1e-3)
+            err.print(f"{what}: {done} of {total} images, {rate:.0f}/s")
+
+
+@data.command()
+def prepare(
+    images: Annotated[Path, typer.Option("--images", metavar="DIR|ZIP", help="PNG and JPEG files, any subfolders.")],
+    labels: Annotated[Path, typer.Option("--labels", metavar="CSV", help="NIH's Data_Entry_2017, plain or gzip.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The records; an unfinished run goes on.")],
+    official_split: Annotated[
+        Path | None,
+        typer.Option("--official-split", metavar="DIR", help="Folder of train_val_list.txt and test_list.txt."),
+    ] = None,
+    binary_labels: Annotated[
+        list[Path] | None,
+        typer.Option("--binary-labels", metavar="TXT", help="Lists of 'NAME 0|1' for the binary head; repeatable."),
+    ] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses.")] = 5,
+    side: Annotated[int, typer.Option("--side", min=32, max=2048, help="Side of the stored squares in pixels.")] = 256,
+    min_side: Annotated[
+        int | None,
+        typer.Option("--min-side", min=1, help="Leave out images with a shorter side; by default --side."),
+    ] = None,
+    image_format: Annotated[ImageFormat, typer.Option("--format", help="png is lossless.")] = ImageFormat.PNG,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images in a record file.")] = 1000,
+    min_positives: Annotated[
+        int, typer.Option("--min-positives", min=0, help="Of each finding in each fold; 0 accepts any.")
+    ] = 1,
+    processes: Annotated[int | None, typer.Option("--processes", min=1, help="By default one a core.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the folds and the order.")] = 0,
+) -> None:
+    """Check images and labels, assign patient-wise folds, and write TFRecords; nothing is dropped in silence."""
+    with _training_extra():
+        from modeling.preparation.prepare import PROBLEMS, Request
+        from modeling.preparation.prepare import prepare as prepare_records
+    request = Request(
+        images=images,
+        labels=labels,
+        out=output,
+        official_split=official_split,
+        binary_labels=tuple(binary_labels or ()),
+        folds=folds,
+        side=side,
+        min_side=min_side,
+        image_format=image_format.value,
+        shard_size=shard_size,
+        min_positives=min_positives,
+        processes=processes or os.cpu_count() or 1,
+        seed=seed,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        prepared = prepare_records(request, _Reporter(progress))
+    counts: dict[str, int] = {}
+    for shard in prepared.info.shards:
+        name = "test" if shard.fold is None else f"fold {shard.fold}"
+        counts[name] = counts.get(name, 0) + shard.count
+    table = Table("part", "images")
+    for name, number in counts.items():
+        table.add_row(name, str(number))
+    out.print(table)
+    for kind, number in prepared.problems.items():
+        out.print(f"{number} {kind}")
+    listed = f"; every problem is listed in {escape(str(output / PROBLEMS))}" if prepared.problems else ""
+    out.print(f"{sum(counts.values())} images in {len(prepared.info.shards)} files of {escape(str(output))}{listed}")
+
+
+@contextmanager
+def _training_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"preparing data needs the extra packages ({error.name} is missing): pip install 'cxrnode[train]'"
+        ) from error

@@ -1,0 +1,61 @@
+"""Everything wrong with the input, counted and listed, so that nothing is dropped in silence."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What is wrong. The values are stable: they stand in reports."""
+
+    IMAGE_MISSING = "image-missing"
+    IMAGE_WITHOUT_ROW = "image-without-row"
+    IMAGE_TWICE = "image-twice"
+    IMAGE_UNREADABLE = "image-unreadable"
+    IMAGE_TOO_SMALL = "image-too-small"
+    ROW_INCOMPLETE = "row-incomplete"
+    ROW_TWICE = "row-twice"
+    ROWS_CONTRADICT = "rows-contradict"
+    LABEL_UNKNOWN = "label-unknown"
+    LABELS_CONTRADICT = "labels-contradict"
+    NO_BINARY_LABEL = "no-binary-label"
+    IN_NO_LIST = "in-no-list"
+    LISTED_WITHOUT_ROW = "listed-without-row"
+    AGE_IMPLAUSIBLE = "age-implausible"
+    FEW_POSITIVES = "few-positives"
+
+
+KEPT = frozenset({Kind.AGE_IMPLAUSIBLE, Kind.FEW_POSITIVES, Kind.IMAGE_TWICE, Kind.ROW_TWICE})
+"""Kinds that leave the image in: an age is then unknown, a repeated row or file counts once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Problem:
+    """One thing wrong with one image, row or file; `subject` is its name."""
+
+    kind: Kind
+    subject: str
+    detail: str
+
+    @property
+    def skipped(self) -> bool:
+        """Tell whether the image is left out because of it."""
+        return self.kind not in KEPT
+
+
+def counted(problems: Iterable[Problem]) -> dict[str, int]:
+    """Return how often each kind occurred, by its name."""
+    return dict(sorted(Counter(problem.kind.value for problem in problems).items()))
+
+
+def as_csv(problems: Iterable[Problem]) -> str:
+    """Return the list as a table: problem, subject, skipped, detail."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("problem", "subject", "skipped", "detail"))
+    for problem in sorted(problems):
+        writer.writerow((problem.kind.value, problem.subject, "yes" if problem.skipped else "no", problem.detail))
+    return text.getvalue()
