@@ -14,17 +14,16 @@ import numpy.typing as npt
 from dicomnode.domain.finding import Assessment, Finding, Presence, SaliencyMap
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.results.context import Equipment
-from dicomnode.results.panel import Colour, PanelContent, Shown, draw_panel
+from dicomnode.results.panel import OUTLINE_LEVEL, Colour, PanelContent, Shown, draw_panel
 
 Picture = npt.NDArray[np.uint8]
 
 SMALLEST_SIDE = 1280
 """Smaller radiographs are enlarged to this (the panel says so): the panel's text needs that many pixels."""
-OUTLINE_LEVEL = 0.5
-OUTLINES: tuple[Colour, ...] = ((86, 180, 233), (60, 220, 160), (255, 255, 255), (235, 150, 200))
+OUTLINES: tuple[Colour, ...] = ((86, 180, 233), (60, 220, 160), (255, 255, 255))
 """Colours of the outlines: apart from the heat's, and from each other under every common colour vision deficiency."""
 _BLEND, _FAINT_BLEND = 0.42, 0.22
-_ONSET, _FULL = 0.15, 0.75
+_ONSET, _FULL = 0.4, 0.95
 _GAP = 16
 
 
@@ -108,7 +107,7 @@ def _resize(pixels: FloatArray, scale: float) -> FloatArray:
 def _heat_maps(
     findings: Sequence[Finding], saliency: Sequence[SaliencyMap], shape: tuple[int, ...]
 ) -> list[tuple[Finding, FloatArray]]:
-    """Return each finding's Grad-CAM on the picture's grid, its own maximum at 1; without evidence there is none."""
+    """Return each finding's Grad-CAM on the picture's grid, from 0 to 1; without evidence there is none."""
     by_label = {entry.label: entry.values for entry in saliency}
     maps = []
     for finding in findings:
@@ -120,17 +119,22 @@ def _heat_maps(
 
 def _enlarge(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     positive = np.ascontiguousarray(np.maximum(values, 0.0), dtype=np.float32)
-    smooth = cv2.resize(positive, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(np.clip(smooth / float(smooth.max()), 0.0, 1.0), dtype=np.float32)
+    return _stretch(cv2.resize(positive, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
+
+
+def _stretch(values: FloatArray) -> FloatArray:
+    """Return values from their least at 0 to their greatest at 1: evidence that is everywhere points nowhere."""
+    least, span = float(values.min()), float(np.ptp(values))
+    return np.asarray((values - least) / span if span > 0 else np.ones_like(values), dtype=np.float32)
 
 
 def _blend(radiograph: FloatArray, maps: Sequence[FloatArray], strength: float) -> Picture:
-    """Lay the maps' pixelwise maximum over the radiograph: clear where low, at most `strength` opaque."""
+    """Lay the maps' mean over the radiograph: clear where low, at most `strength` opaque."""
     grey = np.round(radiograph * 255).astype(np.uint8)
     picture = np.repeat(grey[:, :, None], 3, axis=2)
     if not maps:
         return picture
-    return _tint(picture, np.maximum.reduce(list(maps)), strength)
+    return _tint(picture, _stretch(np.mean(maps, axis=0, dtype=np.float32)), strength)
 
 
 def _tint(picture: Picture, heat: FloatArray, strength: float) -> Picture:
@@ -151,7 +155,7 @@ def _outline(picture: Picture, values: FloatArray, colour: Colour) -> None:
 
 
 def _colour_bar(strength: float, width: int, height: int) -> Picture:
-    """Return the scale from 0 to the map's maximum, as it looks over a mid-grey radiograph."""
+    """Return the scale from least to most evidence, as it looks over a mid-grey radiograph."""
     heat = np.tile(np.linspace(0.0, 1.0, width, dtype=np.float32), (height, 1))
     return _tint(np.full((height, width, 3), 110, dtype=np.uint8), heat, strength)
 

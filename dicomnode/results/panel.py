@@ -39,6 +39,10 @@ _BAR_SPAN = 4.0
 """Log odds over the threshold at which the evidence bar is full."""
 
 
+OUTLINE_LEVEL = 0.6
+"""Where a finding's outline runs, between its map's least and greatest value."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """A finding whose map is drawn, and the colour of its outline (None when there are more than colours)."""
@@ -215,12 +219,13 @@ def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], C
     bar = colour_bar(pen.px(width), pen.px(0.6))
     top = pen.px(pen.y)
     pen.canvas[top : top + bar.shape[0], pen.px(left) : pen.px(left) + bar.shape[1]] = bar
-    pen.box(left + width / 2 - 0.03, pen.y, 0.06, 0.75, _TEXT)
+    mark = left + width * OUTLINE_LEVEL
+    pen.box(mark - 0.03, pen.y, 0.06, 0.75, _TEXT)
     pen.y += 0.7
-    pen.write("0", left, size=0.55, colour=_QUIET)
-    middle = "50%: outline"
-    pen.write(middle, left + width / 2 - pen.width(middle, 0.55, _REGULAR) / 2, size=0.55, colour=_QUIET)
-    pen.write_right("maximum of the map", _WIDTH - _MARGIN, size=0.55, colour=_QUIET)
+    pen.write("least", left, size=0.55, colour=_QUIET)
+    outline = f"{OUTLINE_LEVEL:.0%}: outlines"
+    pen.write(outline, mark - pen.width(outline, 0.55, _REGULAR) / 2, size=0.55, colour=_QUIET)
+    pen.write_right("most", _WIDTH - _MARGIN, size=0.55, colour=_QUIET)
     pen.y += 0.85
     pen.rule()
 
@@ -245,7 +250,7 @@ def _footer_lines(content: PanelContent) -> list[tuple[str, Colour]]:
     equipment, assessment = content.equipment, content.assessment
     point = assessment.abnormality.operating_point
     lines = [(text, _AMBER) for text in repairs(content.quarter_turns, inverted=content.inverted)]
-    lines.append((f"Operating point: {point.name} ({point.chosen_by})", _TEXT))
+    lines.append((f"Operating point: {point.name}", _TEXT))
     lines.append((f"Model: {equipment.model.name} {equipment.model.version}, {equipment.short_hash}", _TEXT))
     when = assessment.assessed_at.strftime("%Y-%m-%d %H:%M %Z")
     lines.append((f"{equipment.model_name} {equipment.software_version}, {when}", _QUIET))
