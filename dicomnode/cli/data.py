@@ -119,6 +119,48 @@ def prepare(
     out.print(f"{sum(counts.values())} images in {len(prepared.info.shards)} files of {escape(str(output))}{listed}")
 
 
+@data.command()
+def summary(
+    source: Annotated[Path, typer.Option("--data", metavar="DIR|CSV", help="Prepared folder, TFRecords, or a table.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where PNG and JSON are written.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR|ZIP", help="A table's images, for the sample sheet.")
+    ] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", metavar="NAME=FILE", help="A list of images to look for overlaps with; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples drawn.")] = 0,
+) -> None:
+    """Count labels, pairs of labels, views, ages, sexes, folds and shared patients; draw sheets of samples."""
+    with _training_extra():
+        from modeling.preparation.summarise import write_summary
+    named = dict(_named_list(text) for text in lists or ())
+    if len(named) < len(lists or ()):
+        raise ConfigurationError("two lists have the same name")
+    written = write_summary(source, output, images=images, lists=named, seed=seed)
+    counted = written.summary
+    table = Table("finding", "images", "patients")
+    for group, count in counted.findings.items():
+        table.add_row(group, str(count.images), str(count.patients))
+    out.print(table)
+    out.print(f"{counted.images} images of {counted.patients or 'unknown'} patients")
+    for shared in counted.overlaps:
+        if shared.leaks:
+            pair = escape(f"{shared.first} and {shared.second}")
+            out.print(f"[bold red]shared[/] by {pair}: {shared.images} images, {shared.patients} patients")
+    if counted.overlaps and not any(shared.leaks for shared in counted.overlaps):
+        out.print(f"none of {len(counted.overlaps)} pairs of parts and lists leaks into the other")
+    out.print("written: " + ", ".join(escape(str(path)) for path in written.files))
+
+
+def _named_list(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise ConfigurationError(f"--list wants NAME=FILE, not {text!r}")
+    return name, Path(path)
+
+
 @contextmanager
 def _training_extra() -> Iterator[None]:
     try:
