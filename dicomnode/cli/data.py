@@ -146,9 +146,14 @@ def summary(
     out.print(table)
     out.print(f"{counted.images} images of {counted.patients or 'unknown'} patients")
     for shared in counted.overlaps:
-        if shared.leaks:
-            pair = escape(f"{shared.first} and {shared.second}")
-            out.print(f"[bold red]shared[/] by {pair}: {shared.images} images, {shared.patients} patients")
+        pair, held = (
+            escape(f"{shared.first} and {shared.second}"),
+            f"{shared.images} images, {shared.patients} patients",
+        )
+        if shared.within:
+            out.print(f"one of {pair} lies within the other: {held}")
+        elif shared.leaks:
+            out.print(f"[bold red]shared[/] by {pair}: {held}")
     if counted.overlaps and not any(shared.leaks for shared in counted.overlaps):
         out.print(f"none of {len(counted.overlaps)} pairs of parts and lists leaks into the other")
     out.print("written: " + ", ".join(escape(str(path)) for path in written.files))

@@ -92,7 +92,8 @@ def prepare(request: Request, progress: Progress) -> Prepared:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskFull(f"no space left on the device of {request.out}") from error
-        raise ConfigurationError(f"{request.out} cannot be written: {error.strerror or error}") from error
+        where = error.filename or request.out
+        raise ConfigurationError(f"{where}: {error.strerror or error}") from error
 
 
 def _prepare(request: Request, progress: Progress) -> Prepared:

@@ -39,7 +39,7 @@ def write_summary(
     if not described.images:
         raise ConfigurationError(f"{data} holds no images")
     read = {name: read_list(path) for name, path in (lists or {}).items()}
-    summary = summarise(f"{data.name} ({described.kind})", described.images, read)
+    summary = summarise(f"{data.resolve().name} ({described.kind})", described.images, read)
     taken = set(summary.parts) & set(read)
     if taken:
         raise ConfigurationError(f"a list cannot be called {min(taken)!r}: a part of the data is")

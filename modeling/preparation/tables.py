@@ -64,7 +64,7 @@ def read_table(path: Path) -> Table:
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
     contradicting: set[str] = set()
-    for line, row in enumerate(reader, start=2):
+    for line, row in enumerate(_rows(path, reader), start=2):
         cells = {meaning: (row.get(column) or "").strip() for meaning, column in columns.items()}
         entry = _entry(cells, line, problems)
         if entry is None:
@@ -119,6 +119,13 @@ def read_text(path: Path) -> str:
         raise ConfigurationError(f"{path} is not UTF-8 text") from error
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigurationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ConfigurationError(f"{path} is not a CSV table: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[list[str]]:

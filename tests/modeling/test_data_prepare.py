@@ -1,6 +1,7 @@
 """`cxrnode data prepare`: patient-wise folds, records that are whole or absent, and every problem listed."""
 
 import csv
+import errno
 import gzip
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.errors import ConfigurationError, DiskFull
 from modeling.preparation.dataset import open_prepared
 from modeling.preparation.prepare import Prepared, Request, prepare
 from modeling.preparation.records import decode_pixels, read_records, record_files
@@ -251,6 +252,31 @@ def test_ctrl_c_ends_the_workers_too(
     wait_until(lambda: not any(map(alive, workers)), "workers end")
 
 
+def test_a_worker_that_dies_ends_the_run_with_a_reason_and_the_next_one_goes_on(
+    release: Path, whole: Path, tmp_path: Path, started: Callable[[list[str]], "subprocess.Popen[bytes]"]
+) -> None:
+    out = tmp_path / "out"
+    run = started(command(release, out, "--shard-size", "1"))
+    wait_until(lambda: any(out.glob("*.tfrec")), "records appear")
+    for worker in children_of(run.pid):
+        if b"spawn_main" in Path(f"/proc/{worker}/cmdline").read_bytes():
+            os.kill(worker, signal.SIGKILL)
+    _, told = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert b"a worker process died" in told
+    subprocess.run(command(release, out, "--shard-size", "1"), check=True, capture_output=True)
+    assert sum(shard.count for shard in open_prepared(out).info.shards) == len(manifest(whole))
+
+
+def test_a_full_disk_is_called_that(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("modeling.preparation.prepare.write_durably", full)
+    with pytest.raises(DiskFull, match="no space left"):
+        prepared(release, tmp_path / "out")
+
+
 def test_a_finished_file_that_was_damaged_is_written_again(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepared(release, out)
@@ -433,6 +459,27 @@ def test_an_unfinished_or_incomplete_folder_is_not_opened(release: Path, tmp_pat
     record_files(out)[0].unlink()
     with pytest.raises(ConfigurationError, match="missing, or not the file that was written"):
         open_prepared(out)
+
+
+def test_the_trainer_gets_from_records_what_it_gets_from_the_images(release: Path, tmp_path: Path) -> None:
+    from dicomnode.bundle.manifest import InputSpec
+    from modeling.nih import read_radiographs
+    from modeling.preparation.training_set import training_set
+
+    prepared(release, tmp_path / "out", side=72, official_split=release)
+    spec = InputSpec(side=64, source_side=64)
+    expected = read_radiographs(release / "images", release / "Data_Entry_2017.csv", spec)
+    of_name = {name: row for row, name in enumerate(expected.names)}
+    folder = open_prepared(tmp_path / "out")
+    (training, folds), (test, none) = (training_set(folder, spec, test=test) for test in (False, True))
+    assert sorted((*training.names, *test.names)) == sorted(expected.names)
+    assert (set(folds), set(none)) == ({0, 1, 2}, {-1})
+    for part in (training, test):
+        rows = [of_name[name] for name in part.names]
+        for field in ("pixels", "labels", "patients", "views", "source_px"):
+            np.testing.assert_array_equal(getattr(part, field), getattr(expected, field)[rows])
+    with pytest.raises(ConfigurationError, match="of 72 px, the model's input needs 128"):
+        training_set(folder, InputSpec(side=192))
 
 
 def test_real_radiographs_round_trip_with_their_labels_and_no_patient_crosses(
