@@ -1,6 +1,8 @@
 """Record files: framing, examples, names and counts, without TensorFlow."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,11 @@ def test_sixteen_bits_are_reduced_to_the_upper_eight_rather_than_clipped() -> No
 def test_a_damaged_image_in_a_record_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="cannot be decoded"):
         decode_pixels(png(side=64)[:-30])
+
+
+def test_neither_preparing_nor_reading_loads_a_training_framework() -> None:
+    modules = ("prepare", "dataset", "training_set", "summarise")
+    script = "import sys\n" + "".join(f"import modeling.preparation.{name}\n" for name in modules)
+    script += "print(*({'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == ""
