@@ -7,6 +7,8 @@ from dicomnode import __version__
 from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
 from dicomnode.cli.data import data
+from dicomnode.cli.evaluate import compare, evaluate
+from dicomnode.cli.explain import explain
 from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-for command in (serve, check, analyze, echo, send, why, train):
+for command in (serve, check, analyze, echo, send, why, train, evaluate, compare, explain):
     app.command()(command)
 app.add_typer(queue, name="queue")
 app.add_typer(data, name="data")

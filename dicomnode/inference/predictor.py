@@ -1,5 +1,6 @@
 """Frames to scores and saliency: one forward pass of the ensemble through ONNX Runtime."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,13 +85,22 @@ class Predictor:
 
     def read(self, frame: Frame) -> Reading:
         """Run the ensemble on one frame."""
-        manifest = self._bundle.manifest
-        tensor = preprocess(frame.pixels, manifest.input)
-        outputs = self._run(tensor[np.newaxis, :, :, np.newaxis])
-        logits = np.asarray(outputs[LOGITS][0], dtype=np.float64)
-        maps = outputs[MAPS][0]
+        return self.read_batch([frame.pixels])[0]
+
+    def read_batch(self, radiographs: Sequence[FloatArray]) -> tuple[Reading, ...]:
+        """Run the ensemble on several radiographs at once, each as `Frame.pixels` holds it."""
+        tensors = [preprocess(pixels, self._bundle.manifest.input) for pixels in radiographs]
+        outputs = self._run(np.stack(tensors)[..., np.newaxis])
+        return tuple(
+            self._reading({name: values[at] for name, values in outputs.items()}) for at in range(len(tensors))
+        )
+
+    def _reading(self, outputs: dict[str, FloatArray]) -> Reading:
+        """Interpret the outputs of one image."""
+        logits = np.asarray(outputs[LOGITS], dtype=np.float64)
+        maps = outputs[MAPS]
         scores, saliency = [], []
-        for index, label in enumerate(manifest.labels):
+        for index, label in enumerate(self._bundle.manifest.labels):
             members = _sigmoid(label.calibration.slope * logits[:, index] + label.calibration.intercept)
             mean_logit = float(np.mean(logits[:, index]))
             ensemble = _sigmoid(np.asarray(label.calibration.slope * mean_logit + label.calibration.intercept))
@@ -108,8 +118,8 @@ class Predictor:
         return Reading(
             scores=tuple(scores),
             saliency=tuple(saliency),
-            typicality=float(outputs[TYPICALITY][0]),
-            orientation=_softmax(np.asarray(outputs[ORIENTATION][0], dtype=np.float64)),
+            typicality=float(outputs[TYPICALITY]),
+            orientation=_softmax(np.asarray(outputs[ORIENTATION], dtype=np.float64)),
         )
 
     def _run(self, images: FloatArray) -> dict[str, FloatArray]:

@@ -1,0 +1,171 @@
+"""From predictions to all measures of "what is this model worth"."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dicomnode.bundle.manifest import LabelEntry, Manifest
+from dicomnode.domain.terminology import ABNORMALITY
+from modeling.evaluation import measures
+from modeling.evaluation.averages import averages, rates_at
+from modeling.evaluation.pointing import Throw, localisation
+from modeling.evaluation.predictions import Predictions
+from modeling.evaluation.resampling import Resampler, Values, estimate_of
+from modeling.evaluation.results import LabelResult, MeanResult, Measured, MemberAucs, PointResult, Rates, SweepRow
+from modeling.evaluation.subgroups import subgroups
+from modeling.metrics import MIN_POSITIVES, BoolArray, Estimate, auc
+
+FIRST_SYSTEM = "first_system_0.5"
+_SWEEP = tuple(round(0.40 + 0.01 * step, 2) for step in range(30))
+Stage = Callable[[str], None]
+"""Called with what is being measured."""
+
+
+def assess(
+    predictions: Predictions, throws: Sequence[Throw], manifest: Manifest, *, rounds: int, seed: int, stage: Stage
+) -> Measured:
+    """Measure everything; thresholds and calibration are the bundle's own, none is fitted on these images."""
+    resampler = Resampler(predictions.patients, rounds=rounds, seed=seed)
+    entries = {label.name: label for label in manifest.labels}
+    labels: dict[str, LabelResult] = {}
+    curves: dict[str, dict[str, Values]] = {}
+    for index, name in enumerate(predictions.labels):
+        stage(f"measuring {name}")
+        labels[name], curves[name] = _label(predictions, index, entries[name], resampler)
+    stage("averaging over the findings")
+    averaged = _averages(predictions, manifest, resampler)
+    stage("comparing subgroups")
+    return Measured(
+        images=len(predictions.images),
+        patients=resampler.patients,
+        gate=dict(sorted(Counter(predictions.gate.tolist()).items())),
+        labels=labels,
+        mean_of_findings=_mean(labels, curves),
+        averages=averaged,
+        threshold_sweep=_sweep(predictions),
+        subgroups=subgroups(predictions, _default_thresholds(manifest), resampler),
+        localisation=localisation(throws, rounds=rounds, seed=seed),
+    )
+
+
+def thresholds_of(entry: LabelEntry) -> dict[str, tuple[float, str]]:
+    """Return the label's thresholds and how they were chosen: the bundle's, and the first system's 0.5."""
+    points = {
+        name: (point.threshold, f"{point.chosen_by}; {point.derived_on}")
+        for name, point in entry.operating_points.items()
+    }
+    return points | {FIRST_SYSTEM: (0.5, "the first system's fixed threshold")}
+
+
+def measurable(truth: BoolArray) -> bool:
+    """Tell whether there are positives and negatives enough for an AUC."""
+    return min(int(truth.sum()), int((~truth).sum())) >= MIN_POSITIVES
+
+
+def _label(
+    predictions: Predictions, index: int, entry: LabelEntry, resampler: Resampler
+) -> tuple[LabelResult, dict[str, Values]]:
+    """Return the label's result, and the bootstrap's AUCs for the means over labels."""
+    truth, probability = predictions.truth[:, index], predictions.probability[:, index]
+    curves: dict[str, Values] = {}
+    if measurable(truth):
+        curves = {
+            "auc": resampler.values(measures.auc(truth, probability)),
+            "auprc": resampler.values(measures.average_precision(truth, probability)),
+            "view": resampler.values(measures.auc(truth, _frequency_in_view(truth, predictions))),
+        }
+    line = measures.calibration_line(truth, probability)
+    fitted = None if line is None or not measurable(truth) else resampler.values(line)
+    points = {
+        name: PointResult(
+            threshold=threshold, chosen_by=chosen_by, rates=rates_at(truth, probability >= threshold, resampler)
+        )
+        for name, (threshold, chosen_by) in thresholds_of(entry).items()
+    }
+    result = LabelResult(
+        positives=int(truth.sum()),
+        negatives=int((~truth).sum()),
+        auc=_known(curves, "auc"),
+        members=_members(truth, predictions.members[:, :, index]) if curves else None,
+        view_only_auc=_known(curves, "view"),
+        auprc=_known(curves, "auprc"),
+        brier=resampler.estimate(measures.brier(truth, probability)),
+        ece=resampler.estimate(measures.expected_calibration_error(truth, probability)),
+        calibration_slope=None if fitted is None else estimate_of(fitted[:, 0]),
+        calibration_intercept=None if fitted is None else estimate_of(fitted[:, 1]),
+        operating_points=points,
+    )
+    return result, curves
+
+
+def _known(curves: dict[str, Values], name: str) -> Estimate | None:
+    return estimate_of(curves[name]) if curves else None
+
+
+def _members(truth: BoolArray, members: Values) -> MemberAucs:
+    """Return the members' AUCs; `members`: (images, members)."""
+    return _spread([auc(truth, members[:, member]) for member in range(members.shape[1])])
+
+
+def _spread(aucs: Sequence[float]) -> MemberAucs:
+    sd = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else 0.0
+    return MemberAucs(aucs=tuple(aucs), mean=float(np.mean(aucs)), sd=sd)
+
+
+def _frequency_in_view(truth: BoolArray, predictions: Predictions) -> Values:
+    """Return for each image how frequent the label is among images of its view, unknown being a view too."""
+    _, view = np.unique(predictions.views, return_inverse=True)
+    return np.asarray((np.bincount(view, weights=truth) / np.bincount(view))[view])
+
+
+def _mean(labels: dict[str, LabelResult], curves: dict[str, dict[str, Values]]) -> MeanResult:
+    names = tuple(name for name, held in curves.items() if held and name != ABNORMALITY)
+
+    def mean_of(kind: str) -> Estimate | None:
+        return estimate_of(np.mean([curves[name][kind] for name in names], axis=0)) if names else None
+
+    members = [result.aucs for name in names if (result := labels[name].members) is not None]
+    return MeanResult(
+        labels=names,
+        auc=mean_of("auc"),
+        members=_spread([float(value) for value in np.mean(members, axis=0)]) if members else None,
+        view_only_auc=mean_of("view"),
+        auprc=mean_of("auprc"),
+    )
+
+
+def _averages(predictions: Predictions, manifest: Manifest, resampler: Resampler) -> dict[str, dict[str, Rates]]:
+    """Return, per operating point that all findings have, the averages over the findings; abnormality is not one."""
+    entries = {label.name: label for label in manifest.labels}
+    findings = [at for at, name in enumerate(predictions.labels) if name != ABNORMALITY]
+    points = [thresholds_of(entries[predictions.labels[at]]) for at in findings]
+    common = [name for name in points[0] if all(name in held for held in points)]
+    truth, probability = predictions.truth[:, findings], predictions.probability[:, findings]
+    return {
+        name: averages(truth, probability >= np.array([held[name][0] for held in points]), resampler) for name in common
+    }
+
+
+def _sweep(predictions: Predictions) -> tuple[SweepRow, ...]:
+    if ABNORMALITY not in predictions.labels:
+        return ()
+    index = predictions.labels.index(ABNORMALITY)
+    truth, probability = predictions.truth[:, index], predictions.probability[:, index]
+    rows = []
+    for threshold in _SWEEP:
+        counts = measures.confusion(truth, probability >= threshold)(np.ones((1, len(truth))))[0]
+        values = dict(zip(measures.RATES, measures.rates(counts).tolist(), strict=True))
+        rows.append(
+            SweepRow(
+                threshold=threshold,
+                accuracy=float((counts[0] + counts[3]) / counts.sum()),
+                rates={rate: None if np.isnan(value) else value for rate, value in values.items()},
+            )
+        )
+    return tuple(rows)
+
+
+def _default_thresholds(manifest: Manifest) -> dict[str, float]:
+    point = manifest.default_operating_point
+    return {label.name: label.operating_points[point].threshold for label in manifest.labels}

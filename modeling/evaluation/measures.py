@@ -1,0 +1,139 @@
+"""Measures of one label as functions of image weights, so that one formula gives value and interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from modeling.evaluation.resampling import Statistic, Values, Weights
+from modeling.metrics import BoolArray
+
+Probabilities = npt.NDArray[np.float64]
+
+ECE_BINS = 10
+_NEWTON_STEPS = 100
+_LEAST = 1e-7
+RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranking:
+    """The images in ascending order of score; `starts` is where each distinct score begins."""
+
+    order: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    truth: BoolArray
+
+    def masses(self, weights: Weights) -> tuple[Values, Values]:
+        """Return the weight of positives and of negatives at each distinct score, (rounds, scores)."""
+        ordered = weights[:, self.order]
+        positive = np.add.reduceat(ordered * self.truth, self.starts, axis=1)
+        return positive, np.add.reduceat(ordered, self.starts, axis=1) - positive
+
+
+def auc(truth: BoolArray, scores: npt.NDArray[np.floating]) -> Statistic:
+    """Return the area under the ROC curve, ties counting half."""
+    ranking = _rank(truth, scores)
+
+    def statistic(weights: Weights) -> Values:
+        positive, negative = ranking.masses(weights)
+        below = np.cumsum(negative, axis=1) - negative
+        pairs = positive.sum(axis=1) * negative.sum(axis=1)
+        return np.asarray((positive * (below + negative / 2)).sum(axis=1) / pairs)
+
+    return statistic
+
+
+def average_precision(truth: BoolArray, scores: npt.NDArray[np.floating]) -> Statistic:
+    """Return the area under the precision-recall curve as the mean precision at each positive, not interpolated."""
+    ranking = _rank(truth, scores)
+
+    def statistic(weights: Weights) -> Values:
+        positive, negative = ranking.masses(weights)
+        found = np.cumsum(positive[:, ::-1], axis=1)
+        flagged = found + np.cumsum(negative[:, ::-1], axis=1)
+        precision = found / np.where(flagged > 0, flagged, 1)
+        return np.asarray((positive[:, ::-1] * precision).sum(axis=1) / positive.sum(axis=1))
+
+    return statistic
+
+
+def brier(truth: BoolArray, probability: Probabilities) -> Statistic:
+    """Return the mean squared error of the probability."""
+    squared = (probability - truth) ** 2
+    return lambda weights: np.asarray(weights @ squared / weights.sum(axis=1))
+
+
+def expected_calibration_error(truth: BoolArray, probability: Probabilities, bins: int = ECE_BINS) -> Statistic:
+    """Return the mean distance between probability and frequency over bins of equal width, weighted by their images."""
+    member = np.eye(bins)[np.minimum((probability * bins).astype(int), bins - 1)]
+    excess = member * (probability - truth)[:, None]
+    return lambda weights: np.asarray(np.abs(weights @ excess).sum(axis=1) / weights.sum(axis=1))
+
+
+def calibration_line(truth: BoolArray, probability: Probabilities) -> Statistic | None:
+    """Return (slope, intercept) of a logistic regression of the truth on the probability's logit; 1 and 0 are ideal.
+
+    None when the classes are separable or absent, so that no line fits. Other weights than one each take a single
+    Newton step from the sample's fit: the one-step bootstrap, equal to the full refit to first order.
+    """
+    clipped = np.clip(probability, _LEAST, 1 - _LEAST)
+    design = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(truth))], axis=1)
+    fitted = _logistic_fit(design, truth)
+    if fitted is None:
+        return None
+    expected = _sigmoid(design @ fitted)
+    score = design * (truth - expected)[:, None]
+    products = (design[:, :, None] * design[:, None, :] * (expected * (1 - expected))[:, None, None]).reshape(-1, 4)
+
+    def statistic(weights: Weights) -> Values:
+        information = (weights @ products).reshape(-1, 2, 2) + 1e-9 * np.eye(2)
+        return np.asarray(fitted + np.linalg.solve(information, (weights @ score)[:, :, None])[:, :, 0])
+
+    return statistic
+
+
+def confusion(truth: BoolArray, flagged: BoolArray) -> Statistic:
+    """Return (true positives, false positives, false negatives, true negatives)."""
+    cells = np.stack([truth & flagged, ~truth & flagged, truth & ~flagged, ~truth & ~flagged], axis=1)
+    return lambda weights: np.asarray(weights @ cells.astype(np.float64))
+
+
+def rates(counts: Values) -> Values:
+    """Return sensitivity, specificity, PPV, NPV and F1 (…, 5) of confusion counts (…, 4); NaN where undefined."""
+    hit, false, missed, rejected = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = (
+            hit / (hit + missed),
+            rejected / (rejected + false),
+            hit / (hit + false),
+            rejected / (rejected + missed),
+            2 * hit / (2 * hit + false + missed),
+        )
+    return np.stack(parts, axis=-1)
+
+
+def _rank(truth: BoolArray, scores: npt.NDArray[np.floating]) -> _Ranking:
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+    return _Ranking(order=order, starts=starts, truth=truth[order])
+
+
+def _logistic_fit(design: Values, truth: BoolArray) -> Values | None:
+    """Return the maximum-likelihood weights, or None when Newton's method does not reach a maximum."""
+    weights = np.zeros(2)
+    for _ in range(_NEWTON_STEPS):
+        expected = _sigmoid(design @ weights)
+        curvature = (design * (expected * (1 - expected))[:, None]).T @ design
+        gradient = design.T @ (truth - expected)
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        weights += np.clip(step, -2.0, 2.0)
+        if np.max(np.abs(step)) < 1e-9:
+            # Separable classes creep towards infinity: there the information vanishes.
+            return weights if np.linalg.det(curvature) > 1e-12 else None
+    return None
+
+
+def _sigmoid(value: Values) -> Values:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * value)))
