@@ -19,6 +19,7 @@ from dicomnode.domain.errors import ConfigurationError
 data = typer.Typer(no_args_is_help=True, help="Prepare images and labels for training, and look at them.")
 
 _LINE_EVERY_S = 10.0
+_RATE_AFTER_S = 0.5
 
 
 class ImageFormat(StrEnum):
@@ -52,8 +53,9 @@ class _Reporter:
         self._progress.update(self._task, completed=done)
         if not err.is_terminal and (now - self._told >= _LINE_EVERY_S or done == total > 0):
             self._told = now
-            rate = done / max(now - self._began, 1e-3)
-            err.print(f"{what}: {done} of {total} images, {rate:.0f}/s")
+            elapsed = now - self._began
+            rate = f", {done / elapsed:.0f}/s" if elapsed > _RATE_AFTER_S else ""
+            err.print(f"{what}: {done} of {total} images{rate}")
 
 
 @data.command()

@@ -240,6 +240,52 @@ def alive(pid: int) -> bool:
         return False
 
 
+class Killed(BaseException):
+    """What stands for SIGKILL at one exact step."""
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_at_any_step_of_a_file_loses_nothing_and_leaves_no_file_without_its_note(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    from modeling.preparation import shards
+    from modeling.preparation.plan import Pixels, PlannedImage, match, plan_shards
+    from modeling.preparation.sources import open_source
+    from modeling.preparation.tables import read_table
+
+    (tmp_path / "out" / "state").mkdir(parents=True)
+    steps_left = [step]
+
+    def killing(genuine: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            steps_left[0] -= 1
+            if steps_left[0] == -1:
+                raise Killed
+            return genuine(*arguments, **named)
+
+        return call
+
+    pixels = Pixels(side=64, min_side=64, image_format="png")
+    with open_source(release / "images") as source, monkeypatch.context() as patch:
+        matched, _ = match(read_table(release / "Data_Entry_2017.csv").entries[:4], source.sizes(), None, None)
+        images = [PlannedImage(matched=image, rows=72, columns=72, fold=0) for image in matched]
+        (shard,) = plan_shards(images, shard_size=9, seed=0)
+        patch.setattr(shards, "source", lambda: source)
+        patch.setattr(shards, "count", lambda images: None)
+        # Steps: records synced; note synced, renamed, its folder synced; records renamed, their folder synced.
+        patch.setattr(os, "fsync", killing(os.fsync))
+        patch.setattr(Path, "replace", killing(Path.replace))
+        with pytest.raises(Killed):
+            shards.write_shard(shard, pixels, tmp_path / "out")
+        named = list((tmp_path / "out").glob("*.tfrec"))
+        assert len(named) == (1 if step == 5 else 0)
+        assert not named or (tmp_path / "out" / "state" / "fold0-00.json").exists()
+        written = shards.write_shard(shard, pixels, tmp_path / "out")
+    (path,) = record_files(tmp_path / "out")
+    assert (path.name, len(written.names)) == ("fold0-00-4.tfrec", 4)
+    assert [record.name for record in read_records(path)] == list(written.names)
+
+
 def test_ctrl_c_ends_the_workers_too(
     tmp_path: Path, release: Path, started: Callable[[list[str]], "subprocess.Popen[bytes]"]
 ) -> None:
