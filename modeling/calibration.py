@@ -34,6 +34,15 @@ def fit_calibration(truth: BoolArray, logits: Floats) -> Calibration:
     return Calibration(slope=slope, intercept=intercept)
 
 
+def with_frequency(calibration: Calibration, *, fitted: float, wanted: float) -> Calibration:
+    """Return the calibration for a population in which the label has another frequency, all else being equal.
+
+    Source: Saerens et al., Neural Computation 14 (2002): only the prior odds change, so only the intercept does.
+    """
+    shift = np.log(wanted / (1 - wanted)) - np.log(fitted / (1 - fitted))
+    return Calibration(slope=calibration.slope, intercept=calibration.intercept + float(shift))
+
+
 def probabilities(calibration: Calibration, logits: Floats) -> npt.NDArray[np.float64]:
     """Return the calibrated probability of each logit."""
     return _sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)

@@ -69,6 +69,18 @@ class AugmentSection(_Section):
     blur: float = Field(ge=0, le=1)
 
 
+class ConfoundingSection(_Section):
+    """What to do about labels that are confounded with the source of the images.
+
+    A source informs of a label when the label is at least `least_source_frequency` times as frequent there as in the
+    source richest in it. Outputs with uninformative sources are fitted again without them, by logistic regression
+    whose penalty grows as `inverse_ridge` falls.
+    """
+
+    least_source_frequency: float = Field(ge=0, lt=1)
+    inverse_ridge: float = Field(gt=0)
+
+
 class GateSection(_Section):
     """The pixel gate: fitted on `images` training images, along the `components` largest axes of their variation.
 
@@ -92,6 +104,7 @@ class TrainingConfig(_Section):
     model: ModelSection
     train: TrainSection
     augment: AugmentSection
+    confounding: ConfoundingSection
     gate: GateSection
 
 

@@ -17,8 +17,9 @@ from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
 from modeling.backbones import BACKBONE
-from modeling.calibration import fit_calibration, operating_points, probabilities
+from modeling.calibration import fit_calibration, operating_points, probabilities, with_frequency
 from modeling.card import CardFacts, Parity, write_card
+from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
 from modeling.nih import LABELS
@@ -53,11 +54,15 @@ def export_bundle(
     Raises: CxrNodeError when the written graph does not compute what Keras does.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    refitted = refit_confounded_outputs(run, network)
+    judged = judged_labels(run.radiographs, run.config.confounding.least_source_frequency)
     logits = out_of_fold(run, network)
     np.savez(run.folder / "out-of-fold.npz", names=np.array(run.radiographs.names), folds=run.folds, logits=logits)
     log.info("out-of-fold predictions written; evaluating them")
-    report = build_report(run.radiographs, logits, seed=run.config.train.seed)
-    entries = tuple(_label_entry(run, report, logits, index) for index in range(len(LABELS)))
+    report = build_report(run.radiographs, judged, logits, seed=run.config.train.seed)
+    entries = tuple(
+        _label_entry(run, report, judged[:, index], logits[:, index], index) for index in range(len(LABELS))
+    )
     gate = fit_gate(sample_features(network.trunk, run.radiographs, run.folds, run.config), run.config.gate)
     log.info("pixel gate fitted: %.2f %% of upright training images rejected", 100 * gate.rejected)
     ensemble, rounding = _build_ensemble(run, network, gate)
@@ -74,6 +79,7 @@ def export_bundle(
         gate=gate,
         foreign=foreign,
         parity=parity,
+        refitted=refitted,
         licences=LICENCES,
         intended_use=INTENDED_USE,
     )
@@ -81,11 +87,14 @@ def export_bundle(
     return _write_manifest(run, entries, gate.spec, folder, created)
 
 
-def _label_entry(run: Run, report: Report, logits: FloatArray, index: int) -> LabelEntry:
-    """Calibrate one output and choose its operating points, from out-of-fold logits."""
-    truth = run.radiographs.labels[:, index] > 0.5
-    calibration = fit_calibration(truth, logits[:, index])
-    points = operating_points(truth, probabilities(calibration, logits[:, index]))
+def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArray, index: int) -> LabelEntry:
+    """Calibrate one output and choose its operating points, from (N,) out-of-fold logits and labels."""
+    known = ~np.isnan(judged)
+    truth = judged[known] > 0.5
+    everywhere = float(run.radiographs.labels[:, index].mean())
+    fitted = fit_calibration(truth, logits[known])
+    calibration = with_frequency(fitted, fitted=float(truth.mean()), wanted=everywhere)
+    points = operating_points(truth, probabilities(calibration, logits[known]))
     points[DEFAULT_OPERATING_POINT] = points["specificity_95" if LABELS[index] in NIH_TERMS else "youden"]
     term, measured = NIH_TERMS.get(LABELS[index]), report.groups[0].aucs[index]
     return LabelEntry(

@@ -43,12 +43,15 @@ def auc(truth: BoolArray, scores: Scores) -> float:
 def label_aucs(labels: FloatArray, scores: FloatArray) -> npt.NDArray[np.float64]:
     """Return each output's AUC, NaN for those with fewer than `MIN_POSITIVES` on either side.
 
-    `labels`, `scores`: (N, outputs).
+    `labels`, `scores`: (N, outputs); images whose label is NaN are left out for that output.
     """
-    truth = labels > 0.5
-    rare = np.minimum(truth.sum(axis=0), (~truth).sum(axis=0)) < MIN_POSITIVES
-    values = [np.nan if rare[c] else auc(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
-    return np.array(values, dtype=np.float64)
+    values = np.full(labels.shape[1], np.nan)
+    for index in range(labels.shape[1]):
+        judged = ~np.isnan(labels[:, index])
+        truth = labels[judged, index] > 0.5
+        if min(truth.sum(), (~truth).sum()) >= MIN_POSITIVES:
+            values[index] = auc(truth, scores[judged, index])
+    return values
 
 
 def mean_auc(aucs: npt.NDArray[np.float64]) -> float:

@@ -94,7 +94,8 @@ def _member_outputs(member: keras.Model, features: tf.Tensor) -> tuple[tf.Tensor
 
 
 def _rounded(weights: FloatArray) -> FloatArray:
-    return weights.astype(np.float16).astype(np.float32)
+    """Return kernels as float16 holds them; biases are few and stay as they are."""
+    return weights if weights.ndim == 1 else weights.astype(np.float16).astype(np.float32)
 
 
 def _store_half_precision(graph: onnx.GraphProto) -> None:

@@ -17,7 +17,8 @@ ALL = "all"
 class GroupResult:
     """Discrimination on one group of images; None where there are too few positives or negatives.
 
-    `aucs` follows `LABELS`; `mean_findings` is the mean over outputs 1 to 14 that have an AUC in the group.
+    `aucs` and `positives` follow `LABELS` and count only images whose source informs of the label. `mean_findings` is
+    the mean over outputs 1 to 14 that have an AUC in the group.
     """
 
     name: str
@@ -33,16 +34,18 @@ class Report:
     """All groups, the first being all images, and baselines that see no image.
 
     `view_only`, `source_only`: per label, the AUC of guessing from the view (AP or PA) or from the source resolution
-    alone, in whichever direction serves better.
+    alone, on the images that `GroupResult` counts. `source_shift`: per label, the largest distance between two
+    sources' mean logits of negative images, in standard deviations: how far an output tells the sources apart.
     """
 
     groups: tuple[GroupResult, ...]
     view_only: tuple[float, ...]
     source_only: tuple[float, ...]
+    source_shift: tuple[float, ...]
 
 
-def build_report(radiographs: Radiographs, logits: FloatArray, *, seed: int) -> Report:
-    """Return the report on (N, 15) out-of-fold logits."""
+def build_report(radiographs: Radiographs, judged: FloatArray, logits: FloatArray, *, seed: int) -> Report:
+    """Return the report on (N, 15) out-of-fold logits; `judged`: (N, 15) labels, NaN where a source is silent."""
     everything = np.ones(len(logits), dtype=bool)
     chosen = {ALL: everything}
     for side in np.unique(radiographs.source_px):
@@ -51,16 +54,25 @@ def build_report(radiographs: Radiographs, logits: FloatArray, *, seed: int) -> 
         chosen[str(view)] = radiographs.views == view
     distinct = {name: rows for name, rows in chosen.items() if name == ALL or not rows.all()}
     return Report(
-        groups=tuple(_group(name, rows, radiographs, logits, seed) for name, rows in distinct.items()),
-        view_only=_blind_baseline(radiographs.labels, radiographs.views),
-        source_only=_blind_baseline(radiographs.labels, radiographs.source_px.astype(str)),
+        groups=tuple(_group(name, rows, radiographs, judged, logits, seed) for name, rows in distinct.items()),
+        view_only=_blind_baseline(judged, radiographs.views),
+        source_only=_blind_baseline(judged, radiographs.source_px.astype(str)),
+        source_shift=tuple(
+            _source_shift(radiographs.labels[:, c] < 0.5, logits[:, c], radiographs.source_px)
+            for c in range(len(LABELS))
+        ),
     )
 
 
 def _group(
-    name: str, rows: npt.NDArray[np.bool_], radiographs: Radiographs, logits: FloatArray, seed: int
+    name: str,
+    rows: npt.NDArray[np.bool_],
+    radiographs: Radiographs,
+    judged: FloatArray,
+    logits: FloatArray,
+    seed: int,
 ) -> GroupResult:
-    labels, scores, patients = radiographs.labels[rows], logits[rows], radiographs.patients[rows]
+    labels, scores, patients = judged[rows], logits[rows], radiographs.patients[rows]
     values = label_aucs(labels, scores)
     drawn = bootstrap_aucs(labels, scores, patients, rounds=BOOTSTRAP_ROUNDS, seed=seed)
     drawn[:, np.isnan(values)] = np.nan
@@ -69,16 +81,23 @@ def _group(
         name=name,
         images=len(labels),
         patients=len(set(patients)),
-        positives=tuple(int(count) for count in labels.sum(axis=0)),
+        positives=tuple(int(count) for count in np.nansum(labels, axis=0)),
         aucs=tuple(estimate(float(values[c]), drawn[:, c]) for c in range(len(LABELS))),
         mean_findings=estimate(mean_auc(values[1:]), means),
     )
 
 
-def _blind_baseline(labels: FloatArray, group: npt.NDArray[np.str_]) -> tuple[float, ...]:
+def _blind_baseline(judged: FloatArray, group: npt.NDArray[np.str_]) -> tuple[float, ...]:
     """Return, per label, the AUC of scoring each image by how frequent the label is in its group."""
     aucs = []
-    for truth in labels.T > 0.5:
-        frequency = {name: float(truth[group == name].mean()) for name in np.unique(group)}
-        aucs.append(auc(truth, np.array([frequency[name] for name in group])))
+    for column in judged.T:
+        known = ~np.isnan(column)
+        truth, names = column[known] > 0.5, group[known]
+        frequency = {name: float(truth[names == name].mean()) for name in np.unique(names)}
+        aucs.append(auc(truth, np.array([frequency[name] for name in names])))
     return tuple(aucs)
+
+
+def _source_shift(negative: npt.NDArray[np.bool_], logits: FloatArray, source_px: npt.NDArray[np.int64]) -> float:
+    means = [logits[negative & (source_px == source)].mean() for source in np.unique(source_px)]
+    return float((max(means) - min(means)) / logits[negative].std())

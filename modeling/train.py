@@ -48,7 +48,7 @@ class Run:
             raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
         self.folder.mkdir(parents=True, exist_ok=True)
         start = file_sha256(self.warm_start) if self.warm_start else "random"
-        settings = self.config.model_dump_json(indent=2, exclude={"bundle", "gate"})
+        settings = self.config.model_dump_json(indent=2, exclude={"bundle", "confounding", "gate"})
         identity = f"{settings}\nimages {len(self.folds)}\nwarm start {start}\n"
         written = self.folder / IDENTITY
         if written.exists() and written.read_text(encoding="utf-8") != identity:
@@ -58,6 +58,10 @@ class Run:
     def checkpoint(self, fold: int) -> Path:
         """Return where the fold's last finished epoch is stored."""
         return self.folder / f"fold-{fold}.npz"
+
+    def output_layer(self, fold: int) -> Path:
+        """Return where the fold's last layer is stored if it was fitted again after training."""
+        return self.folder / f"output-{fold}.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +123,16 @@ def out_of_fold(run: Run, network: Network) -> FloatArray:
 
 
 def load_fold(run: Run, network: Network, fold: int) -> None:
-    """Put the weights of the fold's last finished epoch into the head."""
+    """Put the weights of the fold's last finished epoch into the head, and the last layer if it was fitted again."""
     network.optimiser.restore(_read_checkpoint(run.checkpoint(fold))[1])
+    if run.output_layer(fold).exists():
+        _, layer = _read_checkpoint(run.output_layer(fold))
+        network.head.get_layer("logits").set_weights(layer)
+
+
+def store_output_layer(run: Run, fold: int, kernel: FloatArray, bias: FloatArray) -> None:
+    """Keep a fold's last layer that was fitted again, for `load_fold` to use."""
+    _write_checkpoint(run.output_layer(fold), run.config.train.epochs, [kernel, bias])
 
 
 def epochs_done(run: Run, fold: int) -> int:

@@ -3,7 +3,7 @@ import pytest
 
 from dicomnode.bundle.manifest import Calibration
 from dicomnode.domain.errors import ConfigurationError
-from modeling.calibration import fit_calibration, operating_points, probabilities
+from modeling.calibration import fit_calibration, operating_points, probabilities, with_frequency
 
 
 def test_recovers_the_slope_and_intercept_that_made_the_labels() -> None:
@@ -43,3 +43,8 @@ def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> N
     assert points["sensitivity_95"].sensitivity >= 0.95
     assert points["specificity_95"].specificity >= 0.95
     assert "out of fold" in points["youden"].derived_on
+
+
+def test_another_frequency_moves_the_odds_by_the_ratio_of_the_priors() -> None:
+    moved = with_frequency(Calibration(slope=1.0, intercept=0.0), fitted=0.5, wanted=0.2)
+    assert probabilities(moved, np.zeros(1))[0] == pytest.approx(0.2)

@@ -1,0 +1,83 @@
+"""Labels that a source of images was sampled away from, and outputs that must not learn to tell the sources apart.
+
+A set enriched in one label and combined with sets that nearly lack it teaches the network to recognise the set: its
+sharpness, its compression. Such an output looks excellent and says nothing of the patient. Its row of the last layer
+is therefore fitted again, on images of the sources that inform of the label.
+
+Source: Kirichenko et al., "Last layer re-training is sufficient for robustness to spurious correlations", ICLR 2023.
+"""
+
+import logging
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+
+from dicomnode.domain.frame import FloatArray
+from modeling.augment import network_inputs
+from modeling.nih import LABELS, Radiographs
+from modeling.train import INFERENCE_BATCH, Network, Run, load_fold, store_output_layer
+
+log = logging.getLogger(__name__)
+
+LEAST_DEVIATION = 1e-3
+
+
+def judged_labels(radiographs: Radiographs, least_frequency: float) -> FloatArray:
+    """Return the (N, 15) labels, NaN where the image's source says nothing of the label.
+
+    That is where the label is less than `least_frequency` times as frequent as in the source richest in it.
+    """
+    judged = radiographs.labels.copy()
+    sources = np.unique(radiographs.source_px)
+    rows = [radiographs.source_px == source for source in sources]
+    frequency = np.stack([radiographs.labels[chosen].mean(axis=0) for chosen in rows])
+    silent = frequency < least_frequency * frequency.max(axis=0)
+    for chosen, unheard in zip(rows, silent, strict=True):
+        judged[np.ix_(chosen, unheard)] = np.nan
+    return judged
+
+
+def refit_confounded_outputs(run: Run, network: Network) -> tuple[str, ...]:
+    """Fit the rows of confounded outputs again in every fold, store them, and return the outputs' names."""
+    settings = run.config.confounding
+    judged = judged_labels(run.radiographs, settings.least_source_frequency)
+    confounded = np.flatnonzero(np.isnan(judged).any(axis=0))
+    names = tuple(LABELS[index] for index in confounded)
+    if not names:
+        return ()
+    log.info("fitting the last layer again for %s, confounded with the source", ", ".join(names))
+    rows = np.flatnonzero((~np.isnan(judged[:, confounded])).any(axis=1))
+    for fold in range(run.config.train.folds):
+        load_fold(run, network, fold)
+        kernel, bias = network.head.get_layer("logits").get_weights()
+        training = rows[run.folds[rows] != fold]
+        pooled = _pooled_features(run, network, training)
+        for index in confounded:
+            truth = judged[training, index]
+            known = ~np.isnan(truth)
+            kernel[:, index], bias[index] = fit_row(pooled[known], truth[known] > 0.5, settings.inverse_ridge)
+        store_output_layer(run, fold, kernel, bias)
+    return names
+
+
+def fit_row(pooled: FloatArray, truth: npt.NDArray[np.bool_], inverse_ridge: float) -> tuple[FloatArray, float]:
+    """Return the weights (features,) and bias of one output by ridge-penalised logistic regression.
+
+    The smaller `inverse_ridge`, the stronger the penalty on standardised features.
+    """
+    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0) + LEAST_DEVIATION
+    model = LogisticRegression(C=inverse_ridge, max_iter=500).fit((pooled - mean) / deviation, truth)
+    weights = np.asarray(model.coef_[0] / deviation, dtype=np.float32)
+    return weights, float(model.intercept_[0] - mean @ weights)
+
+
+def _pooled_features(run: Run, network: Network, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """Return the (rows, features) input of the last layer under the head's present weights."""
+    head = keras.Model(network.head.input, network.head.get_layer("pooled").output)
+    pooled = np.empty((len(rows), head.output.shape[-1]), dtype=np.float32)
+    for at in range(0, len(rows), INFERENCE_BATCH):
+        images = network_inputs(run.radiographs.pixels[rows[at : at + INFERENCE_BATCH]], run.config.input.side)
+        pooled[at : at + INFERENCE_BATCH] = head.predict_on_batch(network.trunk.predict_on_batch(images))
+    return pooled
