@@ -2,11 +2,12 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,6 +16,9 @@ from rich.text import Text
 
 from dicomnode.cli.terminal import err, escape, out
 from dicomnode.domain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from modeling.preparation.prepare import Request
 
 data = typer.Typer(no_args_is_help=True, help="Prepare images and labels for training, and look at them.")
 
@@ -27,6 +31,24 @@ class ImageFormat(StrEnum):
 
     PNG = "png"
     JPEG = "jpeg"
+
+
+ImagesOption = Annotated[Path, typer.Option("--images", metavar="DIR|ZIP", help="PNG and JPEG files, any subfolders.")]
+LabelsOption = Annotated[Path, typer.Option("--labels", metavar="CSV", help="NIH's Data_Entry_2017, plain or gzip.")]
+OfficialSplitOption = Annotated[
+    Path | None,
+    typer.Option("--official-split", metavar="DIR", help="Folder of train_val_list.txt and test_list.txt."),
+]
+BinaryLabelsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--binary-labels", metavar="TXT", help="Lists of 'NAME 0|1' for the binary head; repeatable."),
+]
+MinSideOption = Annotated[
+    int | None, typer.Option("--min-side", min=1, help="Leave out images with a shorter side; by default --side.")
+]
+MinPositivesOption = Annotated[
+    int, typer.Option("--min-positives", min=0, help="Of each finding in each fold; 0 accepts any.")
+]
 
 
 class _Rate(ProgressColumn):
@@ -60,35 +82,23 @@ class _Reporter:
 
 @data.command()
 def prepare(
-    images: Annotated[Path, typer.Option("--images", metavar="DIR|ZIP", help="PNG and JPEG files, any subfolders.")],
-    labels: Annotated[Path, typer.Option("--labels", metavar="CSV", help="NIH's Data_Entry_2017, plain or gzip.")],
+    images: ImagesOption,
+    labels: LabelsOption,
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The records; an unfinished run goes on.")],
-    official_split: Annotated[
-        Path | None,
-        typer.Option("--official-split", metavar="DIR", help="Folder of train_val_list.txt and test_list.txt."),
-    ] = None,
-    binary_labels: Annotated[
-        list[Path] | None,
-        typer.Option("--binary-labels", metavar="TXT", help="Lists of 'NAME 0|1' for the binary head; repeatable."),
-    ] = None,
+    official_split: OfficialSplitOption = None,
+    binary_labels: BinaryLabelsOption = None,
     folds: Annotated[int, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses.")] = 5,
     side: Annotated[int, typer.Option("--side", min=32, max=2048, help="Side of the stored squares in pixels.")] = 256,
-    min_side: Annotated[
-        int | None,
-        typer.Option("--min-side", min=1, help="Leave out images with a shorter side; by default --side."),
-    ] = None,
+    min_side: MinSideOption = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="png is lossless.")] = ImageFormat.PNG,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images in a record file.")] = 1000,
-    min_positives: Annotated[
-        int, typer.Option("--min-positives", min=0, help="Of each finding in each fold; 0 accepts any.")
-    ] = 1,
+    min_positives: MinPositivesOption = 1,
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="By default one a core.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the folds and the order.")] = 0,
 ) -> None:
     """Check images and labels, assign patient-wise folds, and write TFRecords; nothing is dropped in silence."""
     with _training_extra():
-        from modeling.preparation.prepare import PROBLEMS, Request
-        from modeling.preparation.prepare import prepare as prepare_records
+        from modeling.preparation.prepare import Request
     request = Request(
         images=images,
         labels=labels,
@@ -104,21 +114,27 @@ def prepare(
         processes=processes or os.cpu_count() or 1,
         seed=seed,
     )
+    _prepare(request)
+
+
+def _prepare(request: "Request") -> None:
+    from modeling.preparation.prepare import PROBLEMS, prepare
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        prepared = prepare_records(request, _Reporter(progress))
-    counts: dict[str, int] = {}
+        prepared = prepare(request, _Reporter(progress))
+    counts: Counter[str] = Counter()
     for shard in prepared.info.shards:
-        name = "test" if shard.fold is None else f"fold {shard.fold}"
-        counts[name] = counts.get(name, 0) + shard.count
+        counts["test" if shard.fold is None else f"fold {shard.fold}"] += shard.count
     table = Table("part", "images")
     for name, number in counts.items():
         table.add_row(name, str(number))
     out.print(table)
     for kind, number in prepared.problems.items():
         out.print(f"{number} {kind}")
-    listed = f"; every problem is listed in {escape(str(output / PROBLEMS))}" if prepared.problems else ""
-    out.print(f"{sum(counts.values())} images in {len(prepared.info.shards)} files of {escape(str(output))}{listed}")
+    folder = escape(str(request.out))
+    listed = f"; every problem is listed in {folder}/{PROBLEMS}" if prepared.problems else ""
+    out.print(f"{counts.total()} images in {len(prepared.info.shards)} files of {folder}{listed}")
 
 
 @data.command()
