@@ -56,9 +56,7 @@ def export_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     refitted = refit_confounded_outputs(run, network)
     judged = judged_labels(run.radiographs, run.config.confounding.least_source_frequency)
-    logits = out_of_fold(run, network)
-    np.savez(run.folder / "out-of-fold.npz", names=np.array(run.radiographs.names), folds=run.folds, logits=logits)
-    log.info("out-of-fold predictions written; evaluating them")
+    logits = _store_predictions(run, out_of_fold(run, network))
     report = build_report(run.radiographs, judged, logits, seed=run.config.train.seed)
     entries = tuple(
         _label_entry(run, report, judged[:, index], logits[:, index], index) for index in range(len(LABELS))
@@ -85,6 +83,13 @@ def export_bundle(
     )
     (folder / CARD).write_text(write_card(facts), encoding="utf-8")
     return _write_manifest(run, entries, gate.spec, folder, created)
+
+
+def _store_predictions(run: Run, logits: FloatArray) -> FloatArray:
+    """Keep the out-of-fold logits in the run folder, and return them."""
+    np.savez(run.folder / "out-of-fold.npz", names=np.array(run.radiographs.names), folds=run.folds, logits=logits)
+    log.info("out-of-fold predictions written; evaluating them")
+    return logits
 
 
 def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArray, index: int) -> LabelEntry:

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from dicomnode.bundle.reader import Bundle, open_bundle
+from modeling.config import read_config
+from modeling.nih import LABELS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return open_bundle(ROOT / "models" / "reference")
+
+
+def test_the_shipped_bundle_is_whole_and_small(shipped: Bundle) -> None:
+    assert sum(path.stat().st_size for path in shipped.path.iterdir()) < 40_000_000
+    assert tuple(label.name for label in shipped.manifest.labels) == LABELS
+
+
+def test_the_shipped_bundle_is_the_one_its_configuration_describes(shipped: Bundle) -> None:
+    config = read_config(ROOT / "conf" / "train" / "lite0-reference.toml")
+    assert shipped.manifest.input == config.input
+    assert shipped.manifest.members == config.train.folds
+    assert shipped.manifest.provenance.recipe == config.model_dump_json(exclude={"bundle", "input"})
+
+
+def test_the_shipped_card_states_the_figures_of_the_manifest(shipped: Bundle) -> None:
+    card = (shipped.path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for label in shipped.manifest.labels:
+        assert label.auc is not None
+        assert label.auc_interval is not None
+        low, high = label.auc_interval
+        assert f"| {label.name} | {label.positives} | {label.auc:.3f} ({low:.3f}-{high:.3f}) |" in card
+
+
+def test_drawn_chests_pass_the_shipped_graph_as_they_did_when_it_was_made(shipped: Bundle) -> None:
+    golden = shipped.golden()
+    session = onnxruntime.InferenceSession(str(shipped.model_path), providers=["CPUExecutionProvider"])
+    for name, value in zip(golden.outputs, session.run(list(golden.outputs), {"image": golden.image}), strict=True):
+        assert np.allclose(value, golden.outputs[name], atol=1e-3)
