@@ -140,10 +140,12 @@ def _print_summary(found: "Evaluation") -> None:
 
 
 def _differences_table(comparison: "Comparison") -> Table:
+    from modeling.evaluation.document import shown
+
     table = Table(caption="second minus first; 95 % intervals of whole patients", caption_justify="left")
     for column in ("first", "second", "label", "difference in AUC", "DeLong p"):
         table.add_column(column, justify="right" if column in {"difference in AUC", "DeLong p"} else "left")
     for one in comparison.differences:
         p_value = "" if one.delong is None else f"{one.delong.p_value:.2g}"
-        table.add_row(escape(one.first), escape(one.second), one.label, str(one.bootstrap), p_value)
+        table.add_row(escape(one.first), escape(one.second), one.label, shown(one.bootstrap), p_value)
     return table

@@ -62,7 +62,10 @@ class Document:
 
 def shown(estimate: Estimate | None) -> str:
     """Return a value with its interval, or a dash."""
-    return NOTHING if estimate is None else str(estimate)
+    if estimate is None:
+        return NOTHING
+    joint = " to " if estimate.low < 0 else "-"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}{joint}{estimate.high:.3f})"
 
 
 def brief(value: Estimate | float | None) -> str:

@@ -87,7 +87,9 @@ def calibration_line(truth: BoolArray, probability: Probabilities) -> Statistic 
     products = (design[:, :, None] * design[:, None, :] * (expected * (1 - expected))[:, None, None]).reshape(-1, 4)
 
     def statistic(weights: Weights) -> Values:
-        information = (weights @ products).reshape(-1, 2, 2) + 1e-9 * np.eye(2)
+        information = (weights @ products).reshape(-1, 2, 2)
+        # A draw of one class, or of one probability, has no line of its own.
+        information[np.linalg.det(information) <= 0] = np.nan
         return np.asarray(fitted + np.linalg.solve(information, (weights @ score)[:, :, None])[:, :, 0])
 
     return statistic
@@ -122,16 +124,21 @@ def _rank(truth: BoolArray, scores: npt.NDArray[np.floating]) -> _Ranking:
 
 def _logistic_fit(design: Values, truth: BoolArray) -> Values | None:
     """Return the maximum-likelihood weights, or None when Newton's method does not reach a maximum."""
+    centre, scale = float(design[:, 0].mean()), float(design[:, 0].std())
+    if scale < _LEAST:
+        return None
+    scaled = (design - [centre, 0.0]) / [scale, 1.0]
     weights = np.zeros(2)
     for _ in range(_NEWTON_STEPS):
-        expected = _sigmoid(design @ weights)
-        curvature = (design * (expected * (1 - expected))[:, None]).T @ design
-        gradient = design.T @ (truth - expected)
+        expected = _sigmoid(scaled @ weights)
+        curvature = (scaled * (expected * (1 - expected))[:, None]).T @ scaled
+        gradient = scaled.T @ (truth - expected)
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
         weights += np.clip(step, -2.0, 2.0)
         if np.max(np.abs(step)) < 1e-9:
             # Separable classes creep towards infinity: there the information vanishes.
-            return weights if np.linalg.det(curvature) > 1e-12 else None
+            slope = weights[0] / scale
+            return np.array([slope, weights[1] - slope * centre]) if np.linalg.det(curvature) > 1e-6 else None
     return None
 
 

@@ -77,7 +77,8 @@ def intervals(
         )
     axes.axvline(reference, color=GREY, lw=0.8, ls=":")
     axes.set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
-    axes.invert_yaxis()
+    # Rows without a value keep their place.
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(axis_label)
     if len(series) > 1:
         figure.legend(loc="outside upper center", ncols=min(4, len(series)))
@@ -111,6 +112,9 @@ def _grid(predictions: Predictions, measured: Measured, draw: Any) -> Figure:
             axes.text(0.5, 0.5, "one class only", ha="center", va="center", color=GREY, transform=axes.transAxes)
     for axes in grid[len(labels) :]:
         axes.set_axis_off()
+    named = {name: line for axes in grid for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named and draw is _roc:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
     return figure
 
 
@@ -129,9 +133,6 @@ def _roc(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     text = f"AUC {result.auc}" if result.auc else f"{result.positives} positives: no AUC"
     axes.text(0.98, 0.04, text.replace(" (", "\n("), ha="right", transform=axes.transAxes, fontsize=8)
-    place = axes.get_subplotspec()
-    if place is not None and place.is_first_col() and place.is_first_row():
-        axes.legend(loc="center right", handletextpad=0.1, fontsize=6.5)
 
 
 def _pr(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
