@@ -48,13 +48,19 @@ def probabilities(calibration: Calibration, logits: Floats) -> npt.NDArray[np.fl
     return _sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
 
 
-def operating_points(truth: BoolArray, probability: Floats) -> dict[str, OperatingPointEntry]:
-    """Choose thresholds by three rules; an image is positive when its probability reaches the threshold."""
+def operating_points(truth: BoolArray, probability: Floats, *, frequency: float) -> dict[str, OperatingPointEntry]:
+    """Choose thresholds by four rules; an image is positive when its probability reaches the threshold.
+
+    `frequency`: how often the label is true where the predictive value is to hold; the images here may be enriched.
+    """
     thresholds, sensitivity, specificity = _sweep(truth, probability)
+    right, wrong = sensitivity * frequency, (1 - specificity) * (1 - frequency)
+    worthwhile = (specificity >= 0.95) & (right >= 0.1 * (right + wrong))
     chosen = {
         "youden": (int(np.argmax(sensitivity + specificity)), "largest sensitivity + specificity - 1"),
         "sensitivity_95": (_last(sensitivity >= 0.95), "largest threshold with sensitivity of at least 0.95"),
         "specificity_95": (_first(specificity >= 0.95), "smallest threshold with specificity of at least 0.95"),
+        "ppv_10": (_first(worthwhile), "smallest threshold with specificity of at least 0.95 and PPV of at least 0.1"),
     }
     return {
         name: OperatingPointEntry(

@@ -35,7 +35,7 @@ def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> N
     random = np.random.default_rng(1)
     truth = random.random(2000) < 0.3
     probability = np.clip(0.3 + 0.2 * truth + random.normal(0, 0.15, 2000), 0.01, 0.99)
-    points = operating_points(truth, probability)
+    points = operating_points(truth, probability, frequency=float(truth.mean()))
     for point in points.values():
         positive = probability >= point.threshold
         assert positive[truth].mean() == pytest.approx(point.sensitivity)
@@ -43,6 +43,17 @@ def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> N
     assert points["sensitivity_95"].sensitivity >= 0.95
     assert points["specificity_95"].specificity >= 0.95
     assert "out of fold" in points["youden"].derived_on
+
+
+def test_a_rare_label_is_marked_only_where_one_mark_in_ten_is_right() -> None:
+    random = np.random.default_rng(2)
+    truth = random.random(20_000) < 0.3
+    probability = np.clip(0.3 + 0.15 * truth + random.normal(0, 0.12, truth.size), 0.01, 0.99)
+    rare = operating_points(truth, probability, frequency=0.005)["ppv_10"]
+    common = operating_points(truth, probability, frequency=0.3)
+    right, wrong = rare.sensitivity * 0.005, (1 - rare.specificity) * 0.995
+    assert right / (right + wrong) >= 0.1
+    assert rare.threshold > common["ppv_10"].threshold == common["specificity_95"].threshold
 
 
 def test_another_frequency_moves_the_odds_by_the_ratio_of_the_priors() -> None:

@@ -154,9 +154,8 @@ def test_large_weights_are_stored_in_half_precision(finished: Finished) -> None:
 def test_operating_points_come_from_out_of_fold_predictions(finished: Finished) -> None:
     logits = out_of_fold(finished.run, finished.network)
     label = finished.manifest.labels[0]
-    expected = operating_points(
-        finished.run.radiographs.labels[:, 0] > 0.5, probabilities(label.calibration, logits[:, 0])
-    )
+    truth = finished.run.radiographs.labels[:, 0] > 0.5
+    expected = operating_points(truth, probabilities(label.calibration, logits[:, 0]), frequency=float(truth.mean()))
     assert label.operating_points["youden"].threshold == pytest.approx(expected["youden"].threshold, abs=1e-4)
 
 
