@@ -53,7 +53,8 @@ def _summary(document: Document, bundle: Bundle, measured: Measured, rounds: int
         f"Parentheses hold 95 % intervals of {rounds} bootstrap samples of whole patients. A dash is what cannot be "
         f"measured: an AUC needs at least {MIN_POSITIVES} images with and {MIN_POSITIVES} without the label. "
         "Calibration and thresholds are the bundle's own; nothing was fitted on these images. "
-        f"The bundle was trained on: {bundle.manifest.provenance.data}.",
+        f"The bundle was trained on: {bundle.manifest.provenance.data}. Where its training patients are among these "
+        "images, every figure is too good; a bundle's own card gives its out-of-fold figures.",
         note=True,
     )
 
