@@ -19,7 +19,7 @@ from dicomnode.inference.predictor import Predictor
 from dicomnode.settings import PixelSettings, default_bundle
 from tests.make import build, ref_of
 
-LARGEST_CHANGE = 0.03
+LARGEST_CHANGE = 0.005
 """Largest difference of any of the 15 probabilities between two linear renderings of one radiograph."""
 
 
