@@ -12,7 +12,7 @@ from modeling.evaluation.subgroups import MEASURES
 from modeling.metrics import MIN_POSITIVES
 from modeling.preparation.problems import Problem, counted
 
-_PROBLEMS_NAMED = 20
+_NAMED_OF_A_KIND = 5
 
 
 def write_report(
@@ -70,10 +70,13 @@ def _input(document: Document, measured: Measured, problems: Sequence[Problem], 
         document.paragraph("Every labelled image was read; no file was without a label.")
         return
     document.table(("problem", "count"), [(kind, str(count)) for kind, count in counted(problems).items()])
-    named = [(one.kind.value, one.subject, one.detail) for one in sorted(problems)[:_PROBLEMS_NAMED]]
+    by_kind: dict[str, list[tuple[str, str, str]]] = {}
+    for one in sorted(problems):
+        by_kind.setdefault(one.kind.value, []).append((one.kind.value, one.subject, one.detail))
+    named = [row for rows in by_kind.values() for row in rows[:_NAMED_OF_A_KIND]]
     document.table(("problem", "image or file", "detail"), named)
-    if len(problems) > _PROBLEMS_NAMED:
-        document.paragraph(f"The others are in skipped.csv ({len(problems)} in all).", note=True)
+    if len(problems) > len(named):
+        document.paragraph(f"All {len(problems)} are in skipped.csv.", note=True)
 
 
 def _discrimination(document: Document, measured: Measured) -> None:
@@ -135,11 +138,21 @@ def _points(document: Document, measured: Measured) -> None:
     for name in names:
         document.heading(f"At the operating point {name}")
         rows = [
-            (_name(label), f"{point.threshold:.3f}", *(shown(point.rates[rate]) for rate in RATES))
+            (
+                _name(label),
+                str(result.positives),
+                f"{point.threshold:.3f}",
+                *(shown(point.rates[rate]) for rate in RATES),
+            )
             for label, result in measured.labels.items()
             if (point := result.operating_points.get(name)) is not None
         ]
-        document.table(("label", "threshold", *map(_rate, RATES)), rows)
+        document.table(("label", "positives", "threshold", *map(_rate, RATES)), rows)
+    document.paragraph(
+        "A bootstrap cannot say how uncertain a rate of exactly 0 or 1 is, and with a handful of positives it says "
+        "too little of any sensitivity: look at the number of positives first.",
+        note=True,
+    )
 
 
 def _averages(document: Document, measured: Measured) -> None:
