@@ -15,7 +15,7 @@ from dicomnode.telemetry import start_logging
 
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="A recipe of conf/train.")],
-    images: Annotated[Path, typer.Option("--images", metavar="ZIP|DIR", help="NIH ChestX-ray14 images.")],
+    images: Annotated[Path, typer.Option("--images", metavar="ZIP|DIR", help="Images, or a prepared folder.")],
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run; an unfinished one goes on.")],
     labels: Annotated[
         Path | None,

@@ -23,6 +23,7 @@ from dicomnode.domain.errors import ConfigurationError, DiskFull
 from modeling.preparation.dataset import open_prepared
 from modeling.preparation.prepare import Prepared, Request, prepare
 from modeling.preparation.records import decode_pixels, read_records, record_files
+from tests.conftest import ROOT
 from tests.modeling.nih_release import make_release, table_rows, write_table
 
 pytestmark = pytest.mark.training
@@ -564,3 +565,20 @@ def test_real_radiographs_round_trip_with_their_labels_and_no_patient_crosses(
             if record.name in of_size:
                 original = np.asarray(Image.open(by_stem[Path(record.name).stem]).convert("L"))
                 np.testing.assert_array_equal(decode_pixels(record.image), original)
+
+
+def test_train_takes_a_prepared_folder_with_the_folds_it_was_written_with(release: Path, tmp_path: Path) -> None:
+    from modeling.commands import training_images
+    from modeling.config import read_config
+
+    prepared(release, tmp_path / "out", side=72)
+    recipe = (ROOT / "conf" / "train" / "smoke.toml").read_text()
+    (tmp_path / "three.toml").write_text(recipe.replace("folds = 2", "folds = 3"))
+    settings = read_config(tmp_path / "three.toml")
+    radiographs, folds = training_images(tmp_path / "out", None, settings)
+    expected = {entry["image"]: entry["fold"] for entry in manifest(tmp_path / "out")}
+    assert {name: str(fold) for name, fold in zip(radiographs.names, folds, strict=True)} == expected
+    with pytest.raises(ConfigurationError, match="leave --labels out"):
+        training_images(tmp_path / "out", release / "Data_Entry_2017.csv", settings)
+    with pytest.raises(ConfigurationError, match="has 3 folds, the configuration asks for 2"):
+        training_images(tmp_path / "out", None, read_config(ROOT / "conf" / "train" / "smoke.toml"))
