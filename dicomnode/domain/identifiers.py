@@ -36,5 +36,6 @@ def digest_of(*parts: str) -> str:
     """Return the SHA-256, in hexadecimal, over the parts in the order given."""
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
+
 IMPLEMENTATION_CLASS_UID = derive_uid("cxrnode", "implementation class")
 """Source: PS3.7 D.3.3.2."""
