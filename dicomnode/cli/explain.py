@@ -89,8 +89,7 @@ def explain(
         pixels=settings.pixels,
     )
     explainer.predictor.replay_golden()
-    names = _names(images)
-    failed = 0
+    names, failed = _names(images), 0
     columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         for path in progress.track(images):

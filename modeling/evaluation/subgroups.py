@@ -112,7 +112,7 @@ def _gaps(label: str, curves: Mapping[str, _Curves]) -> dict[str, Gap]:
         if len(held) < 2:
             continue
         best = max(held, key=lambda name: float(held[name][0]))
-        worst = min(held, key=lambda name: float(held[name][0]))
+        worst = min((name for name in held if name != best), key=lambda name: float(held[name][0]))
         difference = estimate_of(held[best] - held[worst])
         if difference is not None:
             gaps[measure] = Gap(best=best, worst=worst, difference=difference)
