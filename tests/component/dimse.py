@@ -39,10 +39,11 @@ class Received:
 
 @dataclass
 class MemoryInbox:
-    """Remembers what it accepted; `failure` is raised instead, `delay_s` makes it slow."""
+    """Remembers what it accepted; `failure` is raised instead, `delay_s` makes it slow, `meeting` is waited for."""
 
     failure: BaseException | None = None
     delay_s: float = 0.0
+    meeting: threading.Barrier | None = None
     received: list[Received] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
@@ -51,6 +52,8 @@ class MemoryInbox:
         self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
     ) -> object:
         time.sleep(self.delay_s)
+        if self.meeting is not None:
+            self.meeting.wait()
         if self.failure is not None:
             raise self.failure
         self.received.append(Received(ref, transfer_syntax, part10, association))

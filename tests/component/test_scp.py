@@ -251,17 +251,15 @@ def test_a_peer_that_offers_several_transfer_syntaxes_is_never_asked_to_lose_any
 
 
 def test_two_peers_are_served_at_once(cr: bytes) -> None:
-    inbox = MemoryInbox(delay_s=0.5)
+    # Either can be accepted only while the other is being accepted too.
+    inbox = MemoryInbox(meeting=threading.Barrier(2, timeout=10))
     with running_scp(inbox) as (_, destination):
         threads = [threading.Thread(target=deliver, args=(destination, renamed(cr, str(n)))) for n in range(2)]
-        began = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        took = time.monotonic() - began
     assert len(inbox.received) == 2
-    assert took < 0.95, "the two waits of half a second did not overlap"
 
 
 def test_opening_and_release_reach_the_inbox_in_order(cr: bytes) -> None:
@@ -341,11 +339,8 @@ def test_stopping_does_not_wait_for_ever_for_an_idle_peer() -> None:
         running_scp(inbox) as (scp, destination),
         requested(destination, build_context("1.2.840.10008.1.1")) as association,
     ):
-        began = time.monotonic()
         scp.stop(drain_s=0.3)
-        took = time.monotonic() - began
         wait_until(lambda: association.is_aborted, 5, "the abort")
-    assert took < 4
     assert inbox.released == inbox.opened
 
 

@@ -184,31 +184,27 @@ def test_a_peer_that_takes_the_object_and_says_nothing_is_no_answer(cr: bytes) -
     release = threading.Event()
 
     def stall(event: Any) -> int:
-        release.wait(5)
+        release.wait()
         return 0x0000
 
     with Peer({CR: [EXPLICIT]}, on_store=stall) as peer:
-        began = time.monotonic()
         (outcome,) = deliver(peer, cr, settings=IMPATIENT)
-        took = time.monotonic() - began
         release.set()
     assert outcome == NoAnswer(cause="no response within 0.7 s")
-    assert took < 3
 
 
 def test_a_peer_that_stops_reading_does_not_hang_the_sender() -> None:
     large = encode(build("cr", rows=2600, columns=2400))
+    released = threading.Event()
 
     def stop_reading(event: Any) -> None:
-        time.sleep(6)
+        released.wait()
 
     with Peer({CR: [EXPLICIT]}, handlers=[(evt.EVT_DATA_RECV, _only_data(stop_reading))]) as peer:
-        began = time.monotonic()
         (outcome,) = deliver(peer, large, settings=IMPATIENT)
-        took = time.monotonic() - began
+        released.set()
     assert isinstance(outcome, NoAnswer)
     assert not outcome.permanent
-    assert took < 5
 
 
 def _only_data(action: Any) -> Any:
