@@ -17,7 +17,6 @@ from typing import Any, ParamSpec, TypeVar
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pytest
 from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom import uid as uids
 from pydicom.encaps import encapsulate
@@ -26,6 +25,7 @@ from pydicom.tag import Tag
 
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
+from tests.processes import missing_peer
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -291,7 +291,7 @@ def _write(ds: Dataset, syntax: uids.UID) -> bytes:
 
 def _encode_with_dcmtk(ds: Dataset, syntax: uids.UID) -> bytes:
     if shutil.which("dcmcjpeg") is None:
-        pytest.skip("DCMTK's dcmcjpeg is not installed")
+        missing_peer("DCMTK's dcmcjpeg is not installed")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.dcm", Path(folder) / "out.dcm"
         source.write_bytes(_write(ds, uids.ExplicitVRLittleEndian))

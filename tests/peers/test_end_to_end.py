@@ -8,13 +8,9 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomnode.settings import default_bundle
 from tests.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(not default_bundle().is_dir(), reason="this checkout ships no reference bundle"),
-]
+pytestmark = pytest.mark.peer
 
 CHEST = (
     "chest-pa-monochrome1-j2k.dcm",

@@ -1,6 +1,5 @@
 """Independent programs accept what the node writes: dciodvfy, PixelMed's DicomSRValidator, DCMTK."""
 
-import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dicomnode.results.sc import write_heatmap
 from dicomnode.results.sr import write_not_analysed, write_report
 from tests.assessments import NOW, assessment, equipment, frame, identity
 from tests.make import build, chest
+from tests.processes import missing_peer, require
 
 pytestmark = pytest.mark.peer
 
@@ -109,10 +109,7 @@ def refusal_of(source: Dataset) -> ResultInstance:
 
 
 def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
+    return require(name)
 
 
 def run(*command: str | Path) -> str:
@@ -135,7 +132,7 @@ def complaints_of_pixelmed(folder: Path, **objects: bytes) -> dict[str, list[str
     which IHE AIR asks for and the validator's edition of TID 1501 does not know.
     """
     if not PIXELMED.is_file():
-        pytest.skip("PixelMed is not installed")
+        missing_peer("PixelMed is not installed")
     program("javac")  # the batch is compiled when it starts
     files = []
     for name, part10 in objects.items():
