@@ -6,12 +6,8 @@ Source: Wang et al., "ChestX-ray8", CVPR 2017; https://nihcc.app.box.com/v/Chest
 import csv
 import gzip
 import io
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -24,6 +20,7 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
 from modeling.augment import PixelStore
+from modeling.files import Files, open_files
 
 LABELS: tuple[str, ...] = (ABNORMALITY, *NIH_TERMS)
 """The model's outputs. Output 0 is "not No Finding", which is less than "abnormal": NIH's labels name 14 findings."""
@@ -57,36 +54,6 @@ class _Row:
     view: str
 
 
-class _ImageFolder(Protocol):
-    """Where the images are: an archive or a directory."""
-
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-
-class _Directory:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        return [str(path.relative_to(self._path).as_posix()) for path in self._path.rglob("*") if path.is_file()]
-
-    def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
-
-
-class _Archive:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-
-    def names(self) -> list[str]:
-        return self._archive.namelist()
-
-    def read(self, name: str) -> bytes:
-        return self._archive.read(name)
-
-
 def read_radiographs(images: Path, labels: Path | None, spec: InputSpec) -> Radiographs:
     """Read the images that `images` (a ZIP archive or a directory) holds, standardised, with their labels.
 
@@ -94,8 +61,8 @@ def read_radiographs(images: Path, labels: Path | None, spec: InputSpec) -> Radi
 
     Raises: ConfigurationError when a file is missing or unreadable, or a row cannot be understood.
     """
-    with _open_folder(images) as folder:
-        files = {PurePosixPath(name).stem: name for name in folder.names() if name.endswith((".png", ".jpg", ".jpeg"))}
+    with open_files(images) as folder:
+        files = {PurePosixPath(name).stem: name for name in folder.sizes() if name.endswith((".png", ".jpg", ".jpeg"))}
         rows = [row for row in _read_table(folder, images, labels) if labels is None or _stem(row) in files]
         missing = [row.name for row in rows if _stem(row) not in files]
         if missing or not rows:
@@ -123,19 +90,7 @@ def patient_folds(radiographs: Radiographs, *, folds: int, seed: int) -> npt.NDA
     return assigned
 
 
-@contextmanager
-def _open_folder(images: Path) -> Iterator[_ImageFolder]:
-    if images.is_dir():
-        yield _Directory(images)
-        return
-    try:
-        with zipfile.ZipFile(images) as archive:
-            yield _Archive(archive)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{images} is neither a directory nor a readable ZIP archive") from error
-
-
-def _read_table(folder: _ImageFolder, images: Path, labels: Path | None) -> list[_Row]:
+def _read_table(folder: Files, images: Path, labels: Path | None) -> list[_Row]:
     """Return the table's rows, from NIH's own columns or from those of a subset's manifest."""
     try:
         raw = folder.read(MANIFEST) if labels is None else labels.read_bytes()

@@ -9,13 +9,14 @@ from pathlib import Path
 from dicomnode.bundle.reader import Bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.evaluation.assess import assess
-from modeling.evaluation.images import Selection, open_files, select
+from modeling.evaluation.images import Selection, select
 from modeling.evaluation.plots import draw_plots
 from modeling.evaluation.pointing import Boxes, read_boxes
 from modeling.evaluation.predictions import FILE, write_predictions
 from modeling.evaluation.reading import Ensemble, Progress, ReadImages, read_images
 from modeling.evaluation.report import write_report
 from modeling.evaluation.results import Measured
+from modeling.files import open_files
 from modeling.preparation.problems import Problem, as_csv, counted
 from modeling.preparation.tables import read_list, read_table
 

@@ -4,13 +4,12 @@ import io
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import PurePosixPath
 
 from dicomnode.domain.errors import ConfigurationError
+from modeling.files import Files
 from modeling.preparation.problems import Kind, Problem
 from modeling.preparation.tables import Entry, Table
 
@@ -18,18 +17,6 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 UNREADABLE_FILES = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 """What reading a file or an archive's member raises: damaged, encrypted, packed by an unknown method."""
-
-
-class Files(Protocol):
-    """Files by their name within a folder or an archive."""
-
-    def names(self) -> list[str]:
-        """Return the names of all files."""
-        ...
-
-    def read(self, name: str, limit: int = -1) -> bytes:
-        """Return a file's bytes, at most `limit` of them."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +36,6 @@ class Selection:
     outside_split: int
 
 
-@contextmanager
-def open_files(path: Path) -> Iterator[Files]:
-    """Open a directory, with its subfolders, or a ZIP archive.
-
-    Raises: ConfigurationError when it is neither.
-    """
-    if path.is_dir():
-        yield _Directory(path)
-        return
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{path} is neither a directory nor a readable ZIP archive") from error
-    with archive:
-        yield _Archive(archive)
-
-
 def select(files: Files, table: Table, split: Sequence[str] | None) -> Selection:
     """Join files and rows by name; an image's suffix does not count, so that `A.png` finds `A.jpg` and `A.dcm`.
 
@@ -74,7 +44,7 @@ def select(files: Files, table: Table, split: Sequence[str] | None) -> Selection
     problems = list(table.problems)
     wanted, outside = _within(table.entries, split, problems)
     found: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(filter(lambda name: _may_be_image(files, name), files.names())):
+    for name in sorted(filter(lambda name: _may_be_image(files, name), files.sizes())):
         found[key_of(name)].append(name)
     images = []
     for entry in wanted:
@@ -101,30 +71,6 @@ def key_of(name: str) -> str:
     """Return the name by which an image is known: without folders, and without the suffix of an image format."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in _SUFFIXES else path.name
-
-
-class _Directory:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        return [path.relative_to(self._path).as_posix() for path in self._path.rglob("*") if path.is_file()]
-
-    def read(self, name: str, limit: int = -1) -> bytes:
-        with (self._path / name).open("rb") as file:
-            return file.read(limit)
-
-
-class _Archive:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-
-    def names(self) -> list[str]:
-        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
-
-    def read(self, name: str, limit: int = -1) -> bytes:
-        with self._archive.open(name) as file:
-            return file.read(limit)
 
 
 def _within(entries: Sequence[Entry], split: Sequence[str] | None, problems: list[Problem]) -> tuple[list[Entry], int]:

@@ -9,9 +9,10 @@ from dicomnode.domain.errors import ConfigurationError, Permanent
 from dicomnode.domain.finding import SaliencyMap, Score
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import ABNORMALITY
-from modeling.evaluation.images import UNREADABLE_FILES, Files, Labelled
+from modeling.evaluation.images import UNREADABLE_FILES, Labelled
 from modeling.evaluation.pointing import Boxes, Throw, throws_of
 from modeling.evaluation.predictions import Predictions
+from modeling.files import Files
 from modeling.preparation.problems import Kind, Problem
 from modeling.preparation.records import FINDINGS
 from modeling.preparation.tables import Entry

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from dicomnode.domain.errors import Transient
-from modeling.preparation.sources import ImageSource, open_source, probe
+from modeling.files import Files
+from modeling.preparation.sources import open_source, probe
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -28,7 +29,7 @@ _POLL_S = 0.25
 class _Process:
     """What one worker process holds: the opened images, and the count it shares with the others."""
 
-    source: ClassVar[ImageSource]
+    source: ClassVar[Files]
     done: ClassVar["Synchronized[int]"]
     opened: ClassVar[ExitStack] = ExitStack()
 
@@ -83,7 +84,7 @@ def worker_pool(images: Path, processes: int, progress: Progress) -> Iterator[Wo
         alive.close()
 
 
-def source() -> ImageSource:
+def source() -> Files:
     """Return the images this worker process has opened."""
     return _Process.source
 
