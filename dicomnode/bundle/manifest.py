@@ -7,9 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dicomnode.domain.errors import BundleInvalid
 
-SCHEMA_VERSION = 1
-Probability = float
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -41,7 +41,7 @@ def list_entries(
     with open_beside_node(config, store) as opened:
         jobs = opened.ledger.jobs(_UNFINISHED_JOBS, limit=limit)
         deliveries = opened.ledger.deliveries(_UNFINISHED_DELIVERIES, limit=limit)
-        counts = opened.ledger.counts()
+        counts, oldest = opened.ledger.counts(), opened.ledger.oldest_waiting()
     if jobs or deliveries:
         out.print(_table(jobs, deliveries))
     unfinished = sum(counts.jobs[state] for state in _UNFINISHED_JOBS)
@@ -50,6 +50,8 @@ def list_entries(
         f"{unfinished} analyses and {undelivered} deliveries unfinished; "
         f"dead letters among them: {counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]}"
     )
+    if oldest is not None:
+        out.print(f"the oldest has waited since {local_time(oldest)}")
 
 
 @queue.command()

@@ -22,7 +22,6 @@ def _code(scheme: str, value: str, meaning: str) -> CodedConcept:
 
 
 ENGLISH = _code("RFC5646", "en", "English")
-LANGUAGE = _code("DCM", "121049", "Language of Content Item and Descendants")
 IMAGING_PROCEDURE = _code("SCT", "363679005", "Imaging procedure")
 PROCEDURE_REPORTED = _code("DCM", "121058", "Procedure reported")
 REPORT_TITLE = _code("DCM", "126000", "Imaging Measurement Report")

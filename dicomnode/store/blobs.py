@@ -129,20 +129,6 @@ class Blobs:
         """
         return self.read(instance.blob)
 
-    def probe(self) -> int:
-        """Prove that a durable write works here and return the bytes free above the configured minimum.
-
-        Raises: DiskFull, StoreUnavailable.
-        """
-        with _translated():
-            self._require_space(0)
-            partial = self._root / f"probe.{os.getpid()}-{next(self._serial)}{_PARTIAL}"
-            try:
-                self._write_synced(partial, b"probe")
-            finally:
-                partial.unlink(missing_ok=True)
-            return self._calls.free_bytes(self._root) - self._minimum_free_bytes
-
     def reconcile(self, named: Callable[[str], set[str]]) -> Inventory:
         """Compare the folder with the rows; only the process that owns the store may do so.
 

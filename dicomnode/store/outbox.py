@@ -6,7 +6,6 @@ claimed is sending until its outcome is recorded, or it is released, or the node
 
 import logging
 import sqlite3
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from dicomnode.domain.instance import InstanceRef
@@ -54,11 +53,6 @@ WHERE delivery_id = :delivery_id AND state = 'sending'
 DEFERRED = """
 UPDATE delivery SET state = 'waiting', next_attempt_at = :next_attempt_at, last_error = :cause, last_status = :status,
     changed_at = :now
-WHERE delivery_id = :delivery_id AND state = 'sending'
-"""
-
-RELEASED = """
-UPDATE delivery SET state = 'waiting', next_attempt_at = :now, attempts = attempts - 1, changed_at = :now
 WHERE delivery_id = :delivery_id AND state = 'sending'
 """
 
@@ -124,15 +118,6 @@ class Outbox:
                 return DeliveryState.DELIVERED
             age_s = (now - to_time(row["waiting_since"])).total_seconds()
             return self._not_delivered(connection, delivery, outcome, now, policy, randomness, age_s)
-
-    def release(self, deliveries: Sequence[Delivery], now: datetime) -> None:
-        """Put claimed deliveries back that were not tried, as if they had not been claimed.
-
-        Raises: StoreUnavailable.
-        """
-        with self._database.transaction() as connection:
-            for delivery in deliveries:
-                connection.execute(RELEASED, {"delivery_id": delivery.delivery_id, "now": to_text(now)})
 
     def next_due(self, destination: str) -> datetime | None:
         """Return when the next delivery to a destination is due, if any waits.

@@ -150,23 +150,11 @@ def test_free_space_is_kept(tmp_path: Path) -> None:
     assert files(tmp_path / "short") == []
 
 
-def test_the_probe_says_how_much_may_still_be_written_and_leaves_nothing(tmp_path: Path) -> None:
-    calls = SystemCalls(free_bytes=lambda _: 5000)
-    assert prepared(tmp_path, calls=calls, minimum_free_bytes=1000).probe() == 4000
-    assert files(tmp_path) == []
-
-
-def test_the_probe_of_a_read_only_store_fails(tmp_path: Path) -> None:
-    blobs = prepared(tmp_path, calls=SystemCalls(write=failing(errno.EROFS)))
-    with pytest.raises(StoreUnavailable):
-        blobs.probe()
-
-
 def test_half_written_files_are_swept(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
     name = blobs.write(DATA)
     (tmp_path / "blobs" / name[:2] / f"{name}.77-0.part").write_bytes(b"half")
-    (tmp_path / "blobs" / "probe.77-0.part").write_bytes(b"probe")
+    (tmp_path / "blobs" / "stray.77-0.part").write_bytes(b"stray")
     found = blobs.reconcile(lambda prefix: {name} if name.startswith(prefix) else set())
     assert found == Inventory(partial=2, unclaimed=0, missing=0)
     assert files(tmp_path) == [tmp_path / "blobs" / name[:2] / name]

@@ -170,12 +170,6 @@ def test_an_outcome_that_comes_twice_counts_once(store: Store) -> None:
     assert entry(store, delivery).state is DeliveryState.DELIVERED
 
 
-def test_released_deliveries_were_not_tried(store: Store) -> None:
-    taken = store.outbox.claim("PACS", 10, at(3))
-    store.outbox.release(taken, at(4))
-    assert store.outbox.claim("PACS", 10, at(4)) == taken
-
-
 def test_nothing_is_due_at_a_destination_that_has_everything(store: Store) -> None:
     for delivery in store.outbox.claim("PACS", 10, at(3)):
         store.outbox.record(delivery, Accepted(), at(4), POLICY, MIDDLE)

@@ -146,11 +146,6 @@ class StoreMachine(RuleBasedStateMachine):
             self.opened.outbox.record(delivery, outcome, at(self.seconds), POLICY, 0.5)
 
     @rule(destination=st.sampled_from(["PACS", "ARCHIVE"]))
-    def a_batch_is_begun_and_given_back(self, destination: str) -> None:
-        taken = self.opened.outbox.claim(destination, 2, at(self.seconds))
-        self.opened.outbox.release(taken, at(self.seconds))
-
-    @rule(destination=st.sampled_from(["PACS", "ARCHIVE"]))
     def a_batch_is_begun_and_never_ended(self, destination: str) -> None:
         self.opened.outbox.claim(destination, 1, at(self.seconds))
 
