@@ -22,6 +22,7 @@ from dicomnode.domain.finding import Code
 from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
 
 SIDE, MEMBERS, GRID = 64, 5, 8
+SLOPE, INTERCEPT = 0.8, 0.1
 ORIENTATIONS = tuple(f"{sign}{turn}" for sign in ("", "inverted-") for turn in ("upright", "rot90", "rot180", "rot270"))
 
 
@@ -105,7 +106,7 @@ def _manifest(threshold: float, typicality_threshold: float, files: dict[str, st
             name=name,
             code=_entry(term.code) if term else None,
             site=_entry(term.site) if term else None,
-            calibration=Calibration(slope=1.0, intercept=0.0),
+            calibration=Calibration(slope=SLOPE, intercept=INTERCEPT),
             operating_points={"youden": point, "sensitivity_95": point},
             positives=0,
         )

@@ -15,7 +15,7 @@ from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
 from dicomnode.inference.gate import Atypical, Doubtful, Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of, presence_of
 from dicomnode.inference.predictor import Predictor, Reading
-from tests.bundles import ORIENTATIONS, make_bundle
+from tests.bundles import INTERCEPT, ORIENTATIONS, SLOPE, make_bundle
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
 
@@ -44,7 +44,7 @@ def test_the_map_sums_to_the_logit_the_probability_comes_from(tmp_path: Path) ->
     reading = Predictor(open_bundle(make_bundle(tmp_path)), threads=1).read(frame())
     for one, saliency in zip(reading.scores, reading.saliency, strict=True):
         logit = np.log(one.probability / (1 - one.probability))
-        assert float(np.sum(saliency.values)) == pytest.approx(logit, abs=1e-4)
+        assert float(np.sum(saliency.values)) == pytest.approx((logit - INTERCEPT) / SLOPE, abs=1e-4)
 
 
 def test_golden_vectors_are_replayed(tmp_path: Path) -> None:

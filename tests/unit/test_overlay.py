@@ -25,13 +25,16 @@ def drawn(said: Assessment, pixels: FloatArray | None = None, **settings: object
 
 
 def without_maps(said: Assessment) -> Assessment:
-    flat = np.full((7, 7), -1.0, dtype=np.float32)
+    return with_maps(said, np.full((7, 7), -1.0, dtype=np.float32))
+
+
+def with_maps(said: Assessment, values: FloatArray) -> Assessment:
     return Assessment(
         source=said.source,
         model=said.model,
         abnormality=said.abnormality,
         findings=said.findings,
-        saliency=tuple(SaliencyMap(label=entry.label, values=flat) for entry in said.saliency),
+        saliency=tuple(SaliencyMap(label=entry.label, values=values) for entry in said.saliency),
         assessed_at=said.assessed_at,
     )
 
@@ -55,6 +58,14 @@ def test_without_evidence_the_radiograph_stands_untouched_beside_the_panel() -> 
     assert overlay.shown == ()
     assert (anatomy(overlay) == grey[:, :, None]).all()
     assert overlay.pixels.shape[1] > 1300 + 500
+
+
+def test_evidence_that_is_everywhere_tints_only_where_it_stands_out() -> None:
+    values = np.full((7, 7), 0.6, dtype=np.float32)
+    values[0, 0] = 1.0
+    picture = anatomy(drawn(with_maps(assessment(REF, {"Mass": 0.7}), values)))
+    corners = picture[20, 20], picture[-20, -20]
+    assert [bool(np.ptp(corner)) for corner in corners] == [True, False]
 
 
 def test_the_map_tints_where_the_evidence_is_and_leaves_the_rest_clear() -> None:

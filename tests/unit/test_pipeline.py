@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_another_image_model_or_setting_gives_another_identity(tmp_path: Path) -
         uids(answer(pipeline(tmp_path / "a"), [image(2)])),
         uids(answer(pipeline(tmp_path / "b", threshold=0.4), [image()])),
         uids(answer(pipeline(tmp_path / "a", results=ResultSettings(mark="for tests")), [image()])),
+        uids(answer(replace(pipeline(tmp_path / "a"), operating_point="sensitivity_95"), [image()])),
     ]
     assert all(set(original).isdisjoint(other) for other in others)
 

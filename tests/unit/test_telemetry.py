@@ -72,5 +72,7 @@ def test_where_raised_names_the_call_chain() -> None:
 def test_warnings_of_libraries_reach_neither_log_nor_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     start_logging(LogSettings(), stream)
+    # The test runner records warnings in its own way; what matters is that logging took over from it.
+    assert warnings.showwarning.__module__ == "logging"
     warnings.showwarning("Invalid value for VR PN: 'CANARY^NAME'", UserWarning, "valuerep.py", 1)
     assert stream.getvalue() == capsys.readouterr().err == ""
