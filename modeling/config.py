@@ -1,9 +1,14 @@
-"""A training configuration: data under a header that says what the run costs and what it reached."""
+"""A training configuration: data under a header that says what the run costs and what it reached.
+
+Choices that need settings of their own are sections with a `kind`; a key that the kind does not know is refused, so
+nothing is accepted and ignored.
+"""
 
 import tomllib
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dicomnode.bundle.manifest import InputSpec
 from dicomnode.domain.errors import ConfigurationError
@@ -25,48 +30,215 @@ class BundleSection(_Section):
     note: str = ""
 
 
-class ModelSection(_Section):
+Outputs = Literal["abnormality+findings", "abnormality"]
+
+
+class _Model(_Section):
+    """What every backbone has: global average pooling, dropout and one linear layer follow it."""
+
+    outputs: Outputs = "abnormality+findings"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Lite0Model(_Model):
     """EfficientNet-Lite0 with the given number of blocks, of seven, left as the warm start has them.
 
     Frozen blocks see no gradient and are shared by all folds, so an epoch runs them once for all of them.
     """
 
+    backbone: Literal["efficientnet-lite0"]
     frozen_blocks: int = Field(ge=0, le=6)
-    dropout: float = Field(ge=0, lt=1)
+
+
+class ApplicationModel(_Model):
+    """A network of `keras.applications`, from random weights or those of ImageNet, which Keras fetches.
+
+    The first layers are left as they are so that `trainable_fraction` of the backbone's layers learn.
+    """
+
+    backbone: Literal[
+        "efficientnet-b0", "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b4",
+        "efficientnet-b5", "efficientnet-b6", "efficientnet-b7", "efficientnet-v2-b0", "efficientnet-v2-b1",
+        "efficientnet-v2-b2", "efficientnet-v2-b3", "efficientnet-v2-s", "efficientnet-v2-m", "efficientnet-v2-l",
+        "densenet121", "resnet50v2", "mobilenet",
+    ]  # fmt: skip
+    weights: Literal["random", "imagenet"]
+    trainable_fraction: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _random_weights_learn(self) -> "ApplicationModel":
+        if self.weights == "random" and self.trainable_fraction < 1:
+            raise ValueError("trainable_fraction below 1 needs weights = 'imagenet': random layers must not stay")
+        return self
+
+
+class SmallModel(_Model):
+    """A network built here and trained from random weights: a plain CNN of 369,000 parameters, or ResNet-56v2."""
+
+    backbone: Literal["baseline-cnn", "resnet56v2"]
+
+
+ModelSection = Annotated[Lite0Model | ApplicationModel | SmallModel, Field(discriminator="backbone")]
+
+
+class _Loss(_Section):
+    """`abnormality_weight` multiplies the loss of output 0; the weights are then scaled to a mean of one.
+
+    `label_smoothing` moves each target by half of it towards one half.
+    """
+
+    abnormality_weight: float = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class BinaryCrossEntropy(_Loss):
+    """The mean over outputs of binary cross-entropy."""
+
+    kind: Literal["bce"]
+
+
+class WeightedBinaryCrossEntropy(_Loss):
+    """Positives weigh as the label's negatives are frequent, negatives as its positives are.
+
+    It moves every logit by log((1 - frequency) / frequency), which is undone when training is over.
+    """
+
+    kind: Literal["weighted-bce"]
+
+
+class FocalLoss(_Loss):
+    """Both terms of the focal loss: easy examples weigh (1 - p)^gamma, positives alpha and negatives 1 - alpha.
+
+    Source: Lin et al., ICCV 2017.
+    """
+
+    kind: Literal["focal"]
+    gamma: float = Field(ge=0)
+    alpha: float = Field(gt=0, lt=1)
+
+
+LossSection = Annotated[BinaryCrossEntropy | WeightedBinaryCrossEntropy | FocalLoss, Field(discriminator="kind")]
+
+
+class _Optimiser(_Section):
+    """`clip_norm`: bound of the gradient's global norm. `average_steps`: steps that the average of weights spans.
+
+    With `average_steps` the evaluated and exported weights are an exponential moving average of the trained ones.
+    """
+
+    clip_norm: float | None = Field(default=None, gt=0)
+    average_steps: int | None = Field(default=None, ge=2)
+
+
+class Adam(_Optimiser):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"]
+
+
+class AdamW(_Optimiser):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), of kernels alone."""
+
+    kind: Literal["adamw"]
+    weight_decay: float = Field(ge=0)
+
+
+class Sgd(_Optimiser):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    kind: Literal["sgd"]
+    momentum: float = Field(ge=0, lt=1)
+
+
+OptimiserSection = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
+
+
+class ConstantSchedule(_Section):
+    """The same rate throughout."""
+
+    kind: Literal["constant"]
+    rate: float = Field(gt=0)
+
+
+class CosineSchedule(_Section):
+    """A linear warm-up over `warmup_fraction` of the run to `rate`, then half a cosine to zero."""
+
+    kind: Literal["cosine"]
+    rate: float = Field(gt=0)
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+
+class RampSchedule(_Section):
+    """The first system's: linear from `start_rate` to `rate`, held, then a factor each epoch towards `least_rate`.
+
+    `rise_epochs` and `hold_epochs` are counted from the first.
+    """
+
+    kind: Literal["ramp"]
+    start_rate: float = Field(gt=0)
+    rate: float = Field(gt=0)
+    least_rate: float = Field(gt=0)
+    rise_epochs: int = Field(ge=0)
+    hold_epochs: int = Field(ge=0)
+    decay: float = Field(gt=0, lt=1)
+
+
+class PlateauSchedule(_Section):
+    """`factor` is applied when the held-out loss has not fallen for `patience` epochs."""
+
+    kind: Literal["plateau"]
+    rate: float = Field(gt=0)
+    factor: float = Field(gt=0, lt=1)
+    patience: int = Field(ge=1)
+    least_rate: float = Field(default=0.0, ge=0)
+
+
+ScheduleSection = Annotated[
+    ConstantSchedule | CosineSchedule | RampSchedule | PlateauSchedule, Field(discriminator="kind")
+]
 
 
 class TrainSection(_Section):
-    """Optimisation. `learning_rate` is the peak of a cosine after a linear warm-up over `warmup_fraction` of the run.
+    """How long and how a fold trains.
 
-    `abnormality_weight` multiplies the loss of output 0; the weights are then scaled to a mean of one.
+    `batch_size` counts the images of one step over all devices together. `keep_no_finding` is the share of images
+    without a finding that an epoch draws, anew each time. `stop_patience` ends a fold whose held-out loss has not
+    fallen for so many epochs and goes back to its best epoch, which makes its held-out scores a little too good.
     """
 
     folds: int = Field(ge=2, le=20)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
-    warmup_fraction: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    clip_norm: float = Field(gt=0)
-    abnormality_weight: float = Field(gt=0)
-    evaluate_every: int = Field(ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    keep_no_finding: float = Field(default=1.0, gt=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    stop_patience: int | None = Field(default=None, ge=1)
+    evaluate_every: int = Field(default=1, ge=1)
     seed: int = Field(ge=0)
 
 
 class AugmentSection(_Section):
     """Random changes of a training image; each number bounds a uniform draw around no change.
 
-    There is no flip: the heart has a side. `shift` is a fraction of the side; `gamma` bounds the logarithm of the
-    exponent; `blur` is the probability of halving the resolution, so that sharpness does not tell the sources apart.
+    With `draw = "normal"` rotation, shear, zoom and shift are the standard deviations of normal draws instead. `shift`
+    is a fraction of the side; `gamma` bounds the logarithm of the exponent; `noise` is the standard deviation of
+    noise on a scale of 0 to 1. `flip` is the probability of a mirror image, for ablation only: the heart has a side.
+    `blur` is the probability of halving the resolution, so that sharpness does not tell the sources apart. `border`
+    says what fills the space that moves into view.
     """
 
-    rotation_degrees: float = Field(ge=0, le=45)
-    zoom: float = Field(ge=0, lt=1)
-    shift: float = Field(ge=0, lt=1)
-    brightness: float = Field(ge=0, lt=1)
-    contrast: float = Field(ge=0, lt=1)
-    gamma: float = Field(ge=0, lt=2)
-    blur: float = Field(ge=0, le=1)
+    draw: Literal["uniform", "normal"] = "uniform"
+    rotation_degrees: float = Field(default=0.0, ge=0, le=45)
+    shear_degrees: float = Field(default=0.0, ge=0, le=45)
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    shift: float = Field(default=0.0, ge=0, lt=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    gamma: float = Field(default=0.0, ge=0, lt=2)
+    noise: float = Field(default=0.0, ge=0, lt=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    blur: float = Field(default=0.0, ge=0, le=1)
+    border: Literal["black", "reflect", "edge"] = "black"
 
 
 class ConfoundingSection(_Section):
@@ -77,8 +249,8 @@ class ConfoundingSection(_Section):
     whose penalty grows as `inverse_ridge` falls.
     """
 
-    least_source_frequency: float = Field(ge=0, lt=1)
-    inverse_ridge: float = Field(gt=0)
+    least_source_frequency: float = Field(default=0.05, ge=0, lt=1)
+    inverse_ridge: float = Field(default=1e-5, gt=0)
 
 
 class GateSection(_Section):
@@ -89,11 +261,22 @@ class GateSection(_Section):
     probability is repaired.
     """
 
-    images: int = Field(ge=20)
-    components: int = Field(ge=2)
-    residual_weight: float = Field(ge=0)
-    quantile: float = Field(gt=0.5, lt=1)
-    certain: float = Field(gt=0.5, le=1)
+    images: int = Field(default=4000, ge=20)
+    components: int = Field(default=60, ge=2)
+    residual_weight: float = Field(default=0.4, ge=0)
+    quantile: float = Field(default=0.9875, gt=0.5, lt=1)
+    certain: float = Field(default=0.99, gt=0.5, le=1)
+
+
+class TrackingSection(_Section):
+    """Where a run is followed besides its own folder: MLflow by `experiment`, or not at all.
+
+    `uri` is a tracking server's, or empty for a store in the folder `mlruns` beside the run.
+    """
+
+    mlflow: bool = False
+    uri: str = ""
+    experiment: str = Field(default="cxrnode", min_length=1)
 
 
 class TrainingConfig(_Section):
@@ -102,10 +285,14 @@ class TrainingConfig(_Section):
     bundle: BundleSection
     input: InputSpec
     model: ModelSection
+    loss: LossSection
+    optimiser: OptimiserSection
+    schedule: ScheduleSection
     train: TrainSection
-    augment: AugmentSection
-    confounding: ConfoundingSection
-    gate: GateSection
+    augment: AugmentSection = AugmentSection()
+    confounding: ConfoundingSection = ConfoundingSection()
+    gate: GateSection = GateSection()
+    tracking: TrackingSection = TrackingSection()
 
 
 def read_config(path: Path) -> TrainingConfig:
