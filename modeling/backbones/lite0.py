@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in Keras, split into a frozen trunk that all folds share and a head that each fold trains.
+"""EfficientNet-Lite0, split into a frozen trunk that all folds share and a head that each fold trains.
 
 Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variant drops squeeze-and-excitation and uses ReLU6.
 """
@@ -13,6 +13,8 @@ from keras import layers
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
+from modeling.backbones.ends import image_input, linear_end, rgb
+from modeling.config import Lite0Model
 
 BACKBONE = "EfficientNet-Lite0"
 FEATURES = 1280
@@ -84,47 +86,37 @@ class _Graph:
 
 
 def build_trunk(side: int, frozen_blocks: int) -> keras.Model:
-    """Return the stem and the first blocks: (N, side, side, 1) in [0, 1] to (N, h, w, C).
-
-    With no frozen block the trunk only rescales, and the whole network is left to the head.
-    """
-    image = keras.Input((side, side, 1), name="image")
-    # The warm start expects RGB 0-255 less 127, not scaled further.
-    grey = layers.Rescaling(255.0, -127.0, name="rescale")(image)
-    x = layers.Concatenate(name="rgb")([grey, grey, grey])
+    """Return the stem and the first blocks, without batch norm: (N, side, side, 1) in [0, 1] to (N, h, w, C)."""
+    image = image_input(side)
     graph = _Graph(first=0, normalised=False)
-    if frozen_blocks:
-        x = _relu6(graph.convolve(x, 32, 3, 2))
+    x = _stem(graph, image)
     for block in BLOCKS[:frozen_blocks]:
         x = graph.block(x, block)
     return keras.Model(image, x, name="trunk")
 
 
-def build_head(
-    trunk: keras.Model, frozen_blocks: int, outputs: int, dropout: float, *, normalised: bool = True
-) -> keras.Model:
-    """Return the rest of the network, with batch normalisation or biases: trunk features to (N, outputs) logits.
-
-    Global average pooling and one linear layer end it, so the class activation map is the logit, spread over space.
-    """
-    features = keras.Input(trunk.output.shape[1:], name="trunk_features")
-    graph = _Graph(first=len(_convolutions(trunk)), normalised=normalised)
-    x = features if frozen_blocks else _relu6(graph.convolve(features, 32, 3, 2))
-    for block in BLOCKS[frozen_blocks:]:
+def build_head(model: Lite0Model, side: int, outputs: int, *, normalised: bool = True) -> keras.Model:
+    """Return the rest of the network, with batch norm or biases: trunk features, or images, to (N, outputs) logits."""
+    if model.frozen_blocks:
+        trunk = build_trunk(side, model.frozen_blocks)
+        x = inputs = keras.Input(trunk.output.shape[1:], name="trunk_features")
+        graph = _Graph(first=len(_convolutions(trunk)), normalised=normalised)
+    else:
+        inputs, graph = image_input(side), _Graph(first=0, normalised=normalised)
+        x = _stem(graph, inputs)
+    for block in BLOCKS[model.frozen_blocks :]:
         x = graph.block(x, block)
-    x = layers.ReLU(6.0, name="last_map")(graph.convolve(x, FEATURES, 1, 1))
-    pooled = layers.GlobalAveragePooling2D(name="pooled")(x)
-    logits = layers.Dense(outputs, name="logits")(layers.Dropout(dropout, name="dropout")(pooled))
-    return keras.Model(features, logits, name="head")
+    x = _relu6(graph.convolve(x, FEATURES, 1, 1))
+    return keras.Model(inputs, linear_end(x, outputs, model.dropout), name="head")
 
 
-def warm_start(trunk: keras.Model, head: keras.Model, weights: Path) -> None:
+def warm_start(trunk: keras.Model | None, head: keras.Model, weights: Path) -> None:
     """Load kernels and biases with batch norm folded in; the head's batch norm becomes the identity plus bias.
 
     Raises: ConfigurationError when the file is not such a warm start.
     """
     arrays = _read_warm_start(weights)
-    for model in (trunk, head):
+    for model in (trunk, head) if trunk else (head,):
         for layer in _convolutions(model):
             kernel, bias = arrays[_index(layer)]
             if layer.use_bias:
@@ -139,8 +131,8 @@ def warm_start(trunk: keras.Model, head: keras.Model, weights: Path) -> None:
 def unfold_normalisation(head: keras.Model, features: FloatArray) -> None:
     """Give each batch norm its channel's real mean and variance, without changing what the network computes.
 
-    A folded network trains badly: nothing normalises it. Here mean and variance are measured on `features`, (N, h, w,
-    C) trunk outputs of training images, and undone by the layer's scale and offset, so training starts both
+    A folded network trains badly: nothing normalises it. Here mean and variance are measured on `features`, what
+    the head reads of N training images, and undone by the layer's scale and offset, so training starts both
     normalised and at the warm start. Valid only right after `warm_start`, while the layers are identities plus bias.
     """
     convolutions = _convolutions(head)
@@ -169,6 +161,11 @@ def folded_weights(head: keras.Model) -> list[FloatArray]:
         depthwise = isinstance(layer, layers.DepthwiseConv2D)
         weights += [kernel * (factor[:, None] if depthwise else factor), offset - mean * factor]
     return [*weights, *head.get_layer("logits").get_weights()]
+
+
+def _stem(graph: _Graph, image: keras.KerasTensor) -> keras.KerasTensor:
+    # The warm start expects RGB 0-255 less 127, not scaled further.
+    return _relu6(graph.convolve(rgb(image, scale=255.0, offset=-127.0), 32, 3, 2))
 
 
 def _relu6(x: keras.KerasTensor) -> keras.KerasTensor:

@@ -5,16 +5,22 @@ import numpy as np
 import pytest
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.backbones import build_head, build_trunk, folded_weights, unfold_normalisation, warm_start
+from modeling.backbones.build import build_parts
+from modeling.backbones.lite0 import build_head, folded_weights, unfold_normalisation, warm_start
+from modeling.config import Lite0Model
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
+
+
+LITE0 = Lite0Model(backbone="efficientnet-lite0", frozen_blocks=4)
+UNFROZEN = Lite0Model(backbone="efficientnet-lite0", frozen_blocks=0)
 
 
 @pytest.fixture(scope="module")
 def folded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a warm start of random weights in the layout of the real one."""
     keras.utils.set_random_seed(0)
-    whole = build_head(build_trunk(64, 0), 0, 15, 0.0, normalised=False)
+    whole = build_head(UNFROZEN, 64, 15, normalised=False)
     random, arrays = np.random.default_rng(0), {}
     convolutions = [layer for layer in whole.layers if layer.name.startswith("conv")]
     for index, layer in enumerate(convolutions):
@@ -27,9 +33,14 @@ def folded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def lite0_parts() -> tuple[keras.Model, keras.Model]:
+    parts = build_parts(LITE0, 64, 15)
+    assert parts.trunk is not None
+    return parts.trunk, parts.head
+
+
 def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> None:
-    trunk = build_trunk(64, 4)
-    head = build_head(trunk, 4, 15, 0.0)
+    trunk, head = lite0_parts()
     warm_start(trunk, head, folded_file)
     images = np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32)
     features = trunk.predict_on_batch(images)
@@ -42,28 +53,39 @@ def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> 
 
 
 def test_folding_for_export_computes_the_same(folded_file: Path) -> None:
-    trunk = build_trunk(64, 4)
-    head = build_head(trunk, 4, 15, 0.0)
+    trunk, head = lite0_parts()
     warm_start(trunk, head, folded_file)
     features = trunk.predict_on_batch(np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32))
     unfold_normalisation(head, features)
-    served = build_head(trunk, 4, 15, 0.0, normalised=False)
+    served = build_head(LITE0, 64, 15, normalised=False)
     served.set_weights(folded_weights(head))
     expected = head.predict_on_batch(features)
     assert np.abs(served.predict_on_batch(features) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_freezing_blocks_does_not_change_what_a_warm_start_computes(folded_file: Path) -> None:
+    trunk, head = lite0_parts()
+    warm_start(trunk, head, folded_file)
+    whole = build_parts(UNFROZEN, 64, 15)
+    assert whole.trunk is None
+    warm_start(None, whole.head, folded_file)
+    whole.head.get_layer("logits").set_weights(head.get_layer("logits").get_weights())
+    images = np.random.default_rng(1).random((4, 64, 64, 1), dtype=np.float32)
+    expected = head.predict_on_batch(trunk.predict_on_batch(images))
+    assert np.abs(whole.head.predict_on_batch(images) - expected).max() <= 1e-4 * np.abs(expected).max()
+    unfold_normalisation(whole.head, images)
+    assert np.abs(whole.head.predict_on_batch(images) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", kernel=np.zeros(3))
-    trunk = build_trunk(64, 4)
-    head = build_head(trunk, 4, 15, 0.0)
+    trunk, head = lite0_parts()
     with pytest.raises(ConfigurationError, match="49 kernels and biases"):
         warm_start(trunk, head, tmp_path / "other.npz")
 
 
 def test_the_real_warm_start_fits(shared_data: Path) -> None:
-    trunk = build_trunk(64, 4)
-    head = build_head(trunk, 4, 15, 0.0)
+    trunk, head = lite0_parts()
     warm_start(trunk, head, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
     pooled = keras.Model(head.input, head.get_layer("pooled").output)
     features = trunk.predict_on_batch(np.random.default_rng(1).random((2, 64, 64, 1), dtype=np.float32))
