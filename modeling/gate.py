@@ -1,7 +1,8 @@
 """The pixel gate tells an upright frontal chest radiograph, like those of the training data, from anything else.
 
-Its two answers come from the frozen trunk, which never saw a radiograph in training, averaged over a grid of cells:
-what is where (lungs dark on either side, bright between and below) tells a frontal chest from anything else.
+Its two answers come from a grid of cells: what is where (lungs dark on either side, bright between and below) tells a
+frontal chest from anything else. A cell is the average of the frozen trunk's maps, which never saw a radiograph in
+training, or of the image itself where a network has no frozen trunk.
 """
 
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ import cv2
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
+from keras import ops
 from sklearn.linear_model import LogisticRegression
 
 from dicomnode.bundle.manifest import GateSpec, InputSpec
 from dicomnode.bundle.preprocess import standardise
 from dicomnode.domain.frame import FloatArray
 from modeling.augment import PixelStore, augmented_inputs, network_inputs
+from modeling.backbones.maps import Tensor
 from modeling.config import AugmentSection, GateSection, TrainingConfig
 from modeling.nih import Radiographs
 
-GRID = 3
+TRUNK_GRID, IMAGE_GRID = 3, 16
+"""Cells along a side, of trunk maps and of images."""
 BATCH = 64
 UPRIGHT = "upright"
 TURNS = ("upright", "rot90", "rot180", "rot270")
@@ -36,8 +39,8 @@ RIDGE = 0.1
 class GateOutputs:
     """`typicality`: (N,) distance from the training data, higher is stranger. `orientation`: (N, 8) logits."""
 
-    typicality: tf.Tensor
-    orientation: tf.Tensor
+    typicality: Tensor
+    orientation: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +60,16 @@ class Gate:
     weights: FloatArray
     bias: FloatArray
 
-    def outputs(self, maps: tf.Tensor) -> GateOutputs:
-        """Return the gate's outputs for trunk maps (N, h, w, C)."""
+    def outputs(self, maps: Tensor) -> GateOutputs:
+        """Return the gate's outputs for trunk maps (N, h, w, C), or for images (N, side, side, 1)."""
         cells = cell_features(maps)
         centred = cells - self.mean
-        along = tf.matmul(centred, self.axes)
-        residual = tf.reduce_sum(tf.square(centred - tf.matmul(along, self.axes, transpose_b=True)), axis=1)
-        distance = tf.reduce_mean(tf.square(along / self.deviations), axis=1)
+        along = ops.matmul(centred, self.axes)
+        residual = ops.sum(ops.square(centred - ops.matmul(along, self.axes.T)), axis=1)
+        distance = ops.mean(ops.square(along / self.deviations), axis=1)
         return GateOutputs(
             typicality=distance + self.residual_scale * residual,
-            orientation=tf.matmul(cells, self.weights) + self.bias,
+            orientation=ops.matmul(cells, self.weights) + self.bias,
         )
 
     def typicality(self, cells: FloatArray) -> FloatArray:
@@ -115,15 +118,16 @@ class GateFit:
     turned_size: int
 
 
-def cell_features(maps: tf.Tensor) -> tf.Tensor:
-    """Return trunk maps averaged over a 3 × 3 grid: (N, h, w, C) to (N, 9 C)."""
-    cell = max(1, int(maps.shape[1]) // GRID)
-    pooled = tf.nn.avg_pool2d(maps, cell, cell, "VALID")
-    return tf.reshape(pooled, (-1, int(np.prod(pooled.shape[1:]))))
+def cell_features(maps: Tensor) -> Tensor:
+    """Return trunk maps or images averaged over a grid of cells: (N, h, w, C) to (N, cells of C values each)."""
+    grid = IMAGE_GRID if maps.shape[3] == 1 else TRUNK_GRID
+    cell = max(1, int(maps.shape[1]) // grid)
+    pooled = ops.average_pool(maps, cell, cell, "valid", data_format="channels_last")
+    return ops.reshape(pooled, (-1, int(np.prod(pooled.shape[1:]))))
 
 
 def sample_features(
-    trunk: keras.Model, radiographs: Radiographs, folds: npt.NDArray[np.int64], config: TrainingConfig
+    trunk: keras.Model | None, radiographs: Radiographs, folds: npt.NDArray[np.int64], config: TrainingConfig
 ) -> GateSample:
     """Draw training images and return their cell features, upright, restyled and turned."""
     random = np.random.default_rng((config.train.seed, 1))
@@ -220,7 +224,7 @@ def _fit_orientation(cells: FloatArray, classes: npt.NDArray[np.int64]) -> tuple
 
 
 def _restyled_features(
-    trunk: keras.Model, pixels: PixelStore, config: TrainingConfig, random: np.random.Generator
+    trunk: keras.Model | None, pixels: PixelStore, config: TrainingConfig, random: np.random.Generator
 ) -> FloatArray:
     styled = np.stack([_standardised(restyle(image, random), config.input) for image in pixels])
     settings: AugmentSection = config.augment
@@ -231,10 +235,10 @@ def _standardised(image: FloatArray, spec: InputSpec) -> npt.NDArray[np.uint8]:
     return np.asarray(np.rint(standardise(image / 255.0, spec) * 255.0), dtype=np.uint8)
 
 
-def _features(trunk: keras.Model, images: FloatArray) -> FloatArray:
+def _features(trunk: keras.Model | None, images: FloatArray) -> FloatArray:
     batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
-    cells = [np.asarray(cell_features(tf.constant(trunk.predict_on_batch(batch)))) for batch in batches]
-    return np.concatenate(cells)
+    maps = (batch if trunk is None else trunk.predict_on_batch(batch) for batch in batches)
+    return np.concatenate([ops.convert_to_numpy(cell_features(ops.convert_to_tensor(each))) for each in maps])
 
 
 def _softmax(logits: FloatArray) -> npt.NDArray[np.float64]:

@@ -1,66 +1,80 @@
-"""The serving graph: trunk, members, class activation maps and gate as one ONNX file."""
+"""The serving graph: trunk, members, class activation maps and gate as one ONNX file.
 
+The converter reads TensorFlow, so this part needs that backend, whatever trained the weights.
+"""
+
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import tensorflow as tf
 import tf2onnx
+from keras import layers
 from onnx import TensorProto, helper, numpy_helper
 
+from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.domain.frame import FloatArray
-from modeling.backbones import build_head, folded_weights
+from modeling.backbones import lite0
+from modeling.backbones.maps import ensemble_logits_and_maps
+from modeling.config import Lite0Model, ModelSection
 from modeling.gate import Gate
-from modeling.train import Network
+
+log = logging.getLogger(__name__)
 
 OPSET = 17
 OUTPUTS = ("logits", "maps", "typicality", "orientation")
 SMALL = 1024
 """Initialisers of fewer values stay float32: nothing is gained by halving them."""
+PARITY_TOLERANCE = 1e-5
+"""Largest difference of ONNX Runtime from Keras, relative to the output's largest value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ensemble:
-    """What is served. Each member is a head without batch norm, its weights rounded to half precision."""
+    """What is served: a trunk or none, and the members, all as `served_trunk` and `served_member` return them."""
 
     side: int
-    trunk: keras.Model
+    trunk: keras.Model | None
     members: tuple[keras.Model, ...]
     gate: Gate
 
     def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the contract's four outputs for (N, side, side, 1) images in [0, 1]."""
-        features = self.trunk(images, training=False)
-        read = [_member_outputs(member, features) for member in self.members]
+        features = images if self.trunk is None else self.trunk(images, training=False)
+        logits, maps = ensemble_logits_and_maps(self.members, features)
         gate = self.gate.outputs(features)
-        return {
-            "logits": tf.stack([logits for logits, _ in read], axis=1),
-            "maps": tf.add_n([maps for _, maps in read]) / len(read),
-            "typicality": gate.typicality,
-            "orientation": gate.orientation,
-        }
+        return {"logits": logits, "maps": maps, "typicality": gate.typicality, "orientation": gate.orientation}
 
 
-def rounded_trunk(trunk: keras.Model) -> keras.Model:
-    """Return a copy of the trunk with weights rounded to half precision."""
-    copy = keras.models.clone_model(trunk)
-    copy.set_weights([_rounded(value) for value in trunk.get_weights()])
-    return copy
+def served_trunk(trunk: keras.Model | None) -> keras.Model | None:
+    """Return a float32 copy of the trunk with weights rounded to half precision."""
+    return None if trunk is None else _single_precision(trunk, trunk.get_weights())
 
 
-def frozen_member(network: Network, frozen_blocks: int) -> keras.Model:
-    """Return the head as it stands, batch norm folded into its convolutions and weights rounded to half precision."""
-    outputs = network.head.output.shape[-1]
-    member = build_head(network.trunk, frozen_blocks, outputs, dropout=0.0, normalised=False)
-    member.set_weights([_rounded(value) for value in folded_weights(network.head)])
-    return member
+def served_member(head: keras.Model, model: ModelSection, side: int) -> keras.Model:
+    """Return a float32 copy of the head as it stands, its weights rounded to half precision.
+
+    Batch norm of EfficientNet-Lite0 is folded into its convolutions before they are rounded.
+    """
+    if not isinstance(model, Lite0Model):
+        return _single_precision(head, head.get_weights())
+    plain = lite0.build_head(model, side, head.output.shape[-1], normalised=False)
+    return _single_precision(plain, lite0.folded_weights(head))
 
 
 def write_graph(ensemble: Ensemble, path: Path) -> None:
-    """Write the ensemble as ONNX, its large weights stored as float16 and computed with as float32."""
+    """Write the ensemble as ONNX, its large weights stored as float16 and computed with as float32.
+
+    Raises: ConfigurationError when Keras runs on another backend than TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigurationError(f"export needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}")
 
     def outputs_in_order(image: tf.Tensor) -> tuple[tf.Tensor, ...]:
         outputs = ensemble.outputs(image)
@@ -74,28 +88,52 @@ def write_graph(ensemble: Ensemble, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def run_graph(path: Path, images: FloatArray) -> dict[str, FloatArray]:
+    """Return the outputs that ONNX Runtime computes for (N, side, side, 1) images."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    values = session.run(list(OUTPUTS), {"image": images})
+    return {name: np.asarray(value, dtype=np.float32) for name, value in zip(OUTPUTS, values, strict=True)}
+
+
+def measure_parity(ensemble: Ensemble, path: Path, images: FloatArray) -> float:
+    """Return the largest difference of the written graph from Keras, relative to each output's largest value.
+
+    Raises: CxrNodeError when it exceeds `PARITY_TOLERANCE`.
+    """
+    expected, actual = ensemble.outputs(tf.constant(images)), run_graph(path, images)
+    worst = max(_difference(actual[name], np.asarray(expected[name])) for name in OUTPUTS)
+    if not worst <= PARITY_TOLERANCE:
+        raise CxrNodeError(f"the ONNX graph differs from Keras by {worst:.1e}, more than {PARITY_TOLERANCE}")
+    log.info("ONNX Runtime agrees with Keras to %.1e", worst)
+    return worst
+
+
+def _difference(actual: FloatArray, expected: FloatArray) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def _single_precision(model: keras.Model, weights: Sequence[FloatArray]) -> keras.Model:
+    """Return a copy that computes in float32 with the given weights, rounded."""
+
+    def copied(layer: layers.Layer) -> layers.Layer:
+        config: dict[str, Any] = layer.get_config()
+        return type(layer).from_config({**config, "dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=copied)
+    copy.set_weights([_rounded(value) for value in weights])
+    return copy
+
+
+def _rounded(weights: FloatArray) -> FloatArray:
+    """Return kernels as float16 holds them; biases and statistics are few and stay as they are."""
+    return weights if weights.ndim == 1 else weights.astype(np.float16).astype(np.float32)
+
+
 def _name_outputs(graph: onnx.GraphProto) -> None:
     """Give the outputs the contract's names; the converter numbers them in order."""
     for output, name in zip(graph.output, OUTPUTS, strict=True):
         graph.node.append(helper.make_node("Identity", [output.name], [name]))
         output.name = name
-
-
-def _member_outputs(member: keras.Model, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (N, 15) logits and the (N, h, w, 15) signed maps, which sum over space to the logit less its bias.
-
-    With a linear layer on averaged features, the gradient of the logit with respect to F_ijk is w_kc / HW, so this
-    map is the exact Grad-CAM before its ReLU. Source: Selvaraju et al., ICCV 2017, section 3.
-    """
-    last, kernel = member.get_layer("last_map"), member.get_layer("logits").kernel
-    activations, logits = keras.Model(member.input, [last.output, member.output])(features, training=False)
-    cells = activations.shape[1] * activations.shape[2]
-    return logits, tf.nn.conv2d(activations, kernel[tf.newaxis, tf.newaxis] / cells, strides=1, padding="VALID")
-
-
-def _rounded(weights: FloatArray) -> FloatArray:
-    """Return kernels as float16 holds them; biases are few and stay as they are."""
-    return weights if weights.ndim == 1 else weights.astype(np.float16).astype(np.float32)
 
 
 def _store_half_precision(graph: onnx.GraphProto) -> None:

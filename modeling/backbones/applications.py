@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.backbones.ends import LAST_MAP, RESCALE, image_input, linear_end, rgb
+from modeling.backbones.parts import LAST_MAP, RESCALE, image_input, linear_end, rgb
 from modeling.config import ApplicationModel
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

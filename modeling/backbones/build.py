@@ -1,24 +1,10 @@
 """From the model section of a configuration to its network, in the parts that training keeps apart."""
 
-from dataclasses import dataclass
-
-import keras
-
 from modeling.backbones import applications, lite0, small
+from modeling.backbones.parts import Parts
 from modeling.config import ApplicationModel, Lite0Model, ModelSection
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """A network in two parts.
-
-    `trunk`: (N, side, side, 1) images in [0, 1] to the features that all folds share, or None when they share none.
-    `head`: those features, or the images, to (N, outputs) float32 logits. Its last layers are `last_map`, `pooled`,
-    `dropout` and `logits`.
-    """
-
-    trunk: keras.Model | None
-    head: keras.Model
+__all__ = ["Parts", "build_parts"]
 
 
 def build_parts(model: ModelSection, side: int, outputs: int) -> Parts:

@@ -13,7 +13,7 @@ from keras import layers
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.backbones.ends import image_input, linear_end, rgb
+from modeling.backbones.parts import Parts, image_input, linear_end, rgb
 from modeling.config import Lite0Model
 
 BACKBONE = "EfficientNet-Lite0"
@@ -110,13 +110,13 @@ def build_head(model: Lite0Model, side: int, outputs: int, *, normalised: bool =
     return keras.Model(inputs, linear_end(x, outputs, model.dropout), name="head")
 
 
-def warm_start(trunk: keras.Model | None, head: keras.Model, weights: Path) -> None:
+def warm_start(parts: Parts, weights: Path) -> None:
     """Load kernels and biases with batch norm folded in; the head's batch norm becomes the identity plus bias.
 
     Raises: ConfigurationError when the file is not such a warm start.
     """
     arrays = _read_warm_start(weights)
-    for model in (trunk, head) if trunk else (head,):
+    for model in (parts.trunk, parts.head) if parts.trunk else (parts.head,):
         for layer in _convolutions(model):
             kernel, bias = arrays[_index(layer)]
             if layer.use_bias:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
-from modeling.backbones.ends import grey, image_input, linear_end
+from modeling.backbones.parts import grey, image_input, linear_end
 
 CNN_FILTERS = (32, 64, 96, 128, 160)
 RESNET_UNITS = 6

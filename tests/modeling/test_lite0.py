@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.backbones.build import build_parts
+from modeling.backbones.build import Parts, build_parts
 from modeling.backbones.lite0 import build_head, folded_weights, unfold_normalisation, warm_start
 from modeling.config import Lite0Model
 
@@ -33,45 +33,44 @@ def folded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def lite0_parts() -> tuple[keras.Model, keras.Model]:
-    parts = build_parts(LITE0, 64, 15)
+def frozen_features(parts: Parts, images: np.ndarray) -> np.ndarray:
     assert parts.trunk is not None
-    return parts.trunk, parts.head
+    return parts.trunk.predict_on_batch(images)
 
 
 def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> None:
-    trunk, head = lite0_parts()
-    warm_start(trunk, head, folded_file)
+    parts = build_parts(LITE0, 64, 15)
+    warm_start(parts, folded_file)
     images = np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32)
-    features = trunk.predict_on_batch(images)
-    before = head.predict_on_batch(features)
-    unfold_normalisation(head, features)
-    assert np.abs(head.predict_on_batch(features) - before).max() <= 1e-4 * np.abs(before).max()
-    mean, variance = head.get_layer("norm24").get_weights()[2:]
+    features = frozen_features(parts, images)
+    before = parts.head.predict_on_batch(features)
+    unfold_normalisation(parts.head, features)
+    assert np.abs(parts.head.predict_on_batch(features) - before).max() <= 1e-4 * np.abs(before).max()
+    mean, variance = parts.head.get_layer("norm24").get_weights()[2:]
     assert np.abs(mean).max() > 0
     assert not np.allclose(variance, 1.0)
 
 
 def test_folding_for_export_computes_the_same(folded_file: Path) -> None:
-    trunk, head = lite0_parts()
-    warm_start(trunk, head, folded_file)
-    features = trunk.predict_on_batch(np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32))
-    unfold_normalisation(head, features)
+    parts = build_parts(LITE0, 64, 15)
+    warm_start(parts, folded_file)
+    features = frozen_features(parts, np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32))
+    unfold_normalisation(parts.head, features)
     served = build_head(LITE0, 64, 15, normalised=False)
-    served.set_weights(folded_weights(head))
-    expected = head.predict_on_batch(features)
+    served.set_weights(folded_weights(parts.head))
+    expected = parts.head.predict_on_batch(features)
     assert np.abs(served.predict_on_batch(features) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_freezing_blocks_does_not_change_what_a_warm_start_computes(folded_file: Path) -> None:
-    trunk, head = lite0_parts()
-    warm_start(trunk, head, folded_file)
+    parts = build_parts(LITE0, 64, 15)
+    warm_start(parts, folded_file)
     whole = build_parts(UNFROZEN, 64, 15)
     assert whole.trunk is None
-    warm_start(None, whole.head, folded_file)
-    whole.head.get_layer("logits").set_weights(head.get_layer("logits").get_weights())
+    warm_start(whole, folded_file)
+    whole.head.get_layer("logits").set_weights(parts.head.get_layer("logits").get_weights())
     images = np.random.default_rng(1).random((4, 64, 64, 1), dtype=np.float32)
-    expected = head.predict_on_batch(trunk.predict_on_batch(images))
+    expected = parts.head.predict_on_batch(frozen_features(parts, images))
     assert np.abs(whole.head.predict_on_batch(images) - expected).max() <= 1e-4 * np.abs(expected).max()
     unfold_normalisation(whole.head, images)
     assert np.abs(whole.head.predict_on_batch(images) - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -79,14 +78,14 @@ def test_freezing_blocks_does_not_change_what_a_warm_start_computes(folded_file:
 
 def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", kernel=np.zeros(3))
-    trunk, head = lite0_parts()
+    parts = build_parts(LITE0, 64, 15)
     with pytest.raises(ConfigurationError, match="49 kernels and biases"):
-        warm_start(trunk, head, tmp_path / "other.npz")
+        warm_start(parts, tmp_path / "other.npz")
 
 
 def test_the_real_warm_start_fits(shared_data: Path) -> None:
-    trunk, head = lite0_parts()
-    warm_start(trunk, head, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
-    pooled = keras.Model(head.input, head.get_layer("pooled").output)
-    features = trunk.predict_on_batch(np.random.default_rng(1).random((2, 64, 64, 1), dtype=np.float32))
+    parts = build_parts(LITE0, 64, 15)
+    warm_start(parts, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
+    pooled = keras.Model(parts.head.input, parts.head.get_layer("pooled").output)
+    features = frozen_features(parts, np.random.default_rng(1).random((2, 64, 64, 1), dtype=np.float32))
     assert 0.05 < float(np.mean(pooled.predict_on_batch(features))) < 2.0

@@ -1,6 +1,7 @@
-"""What every network has in common: how an image enters, and the linear end that makes Grad-CAM exact."""
+"""What every network has in common: its two parts, how an image enters, and the linear end of exact Grad-CAM."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import keras
 from keras import layers
@@ -9,6 +10,19 @@ RESCALE, LAST_MAP, LOGITS = "rescale", "last_map", "logits"
 
 _EXACT = "float32"
 """Both ends stay in single precision under a mixed policy: eight bits are too few for pixels and for logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A network in two parts.
+
+    `trunk`: (N, side, side, 1) images in [0, 1] to the features that all folds share, or None when they share none.
+    `head`: those features, or the images, to (N, outputs) float32 logits. Its last layers are `last_map`, `pooled`,
+    `dropout` and `logits`.
+    """
+
+    trunk: keras.Model | None
+    head: keras.Model
 
 
 def image_input(side: int) -> keras.KerasTensor:
