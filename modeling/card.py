@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
+from modeling.comparison import Comparison, Row
 from modeling.config import TrainingConfig
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
 from modeling.metrics import MIN_POSITIVES, Estimate
-from modeling.nih import LABELS, Radiographs
+from modeling.nih import Radiographs
+from modeling.recipe import recipe_in_words
 from modeling.report import BOOTSTRAP_ROUNDS, GroupResult, Report
 
 NIH_REFERENCE = (
@@ -38,6 +40,7 @@ class CardFacts:
     foreign: tuple[KindResult, ...]
     parity: Parity
     refitted: tuple[str, ...]
+    comparison: Comparison | None
     licences: tuple[str, ...]
     intended_use: str
 
@@ -46,18 +49,25 @@ def write_card(facts: CardFacts) -> str:
     """Return the model card as Markdown."""
     name = f"# Model card: {facts.config.bundle.name} {facts.config.bundle.version}"
     sections = (
-        name, facts.intended_use, _outputs(), _data(facts), _recipe(facts), _discrimination(facts.report),
-        _groups(facts.report), _operating_points(facts.labels), _gate(facts), _limits(facts), _sources(facts),
+        name, facts.intended_use, _outputs(facts.report.outputs), _data(facts), _recipe(facts),
+        _discrimination(facts.report), _groups(facts.report), _comparison(facts.comparison),
+        _operating_points(facts.labels), _gate(facts), _limits(facts), _sources(facts),
     )  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _outputs() -> str:
+def _outputs(outputs: tuple[str, ...]) -> str:
+    findings = len(outputs) - 1
+    others = (
+        f" The others are NIH's {findings} labels, which were mined from reports by text processing and are wrong in"
+        " part."
+    )
     return (
         "## What it says\n\n"
-        f"Fifteen outputs for one frontal chest radiograph. Output 0, {LABELS[0]}, was learnt from NIH's label"
-        ' "No Finding": it says that at least one of the 14 findings below was named, which is less than "abnormal".'
-        " The others are NIH's 14 labels, which were mined from reports by text processing and are wrong in part.\n\n"
+        f"Outputs for one frontal chest radiograph: {len(outputs)}. The first, {outputs[0]}, was learnt from NIH's label"
+        ' "No Finding": it says that at least one of NIH\'s 14 findings was named, which is less than "abnormal".'
+        + (others if findings else "")
+        + "\n\n"
         "A label's probability is Platt's sigmoid of the members' mean logit. Its class activation map is the exact"
         " Grad-CAM of that mean logit before the ReLU: over all cells it sums to the logit less its bias."
     )
@@ -80,21 +90,10 @@ def _data(facts: CardFacts) -> str:
 
 
 def _recipe(facts: CardFacts) -> str:
-    model, train = facts.config.model, facts.config.train
-    start = (
-        f", ImageNet-trained, with the stem and the first {model.frozen_blocks} of 7 blocks left as they were and"
-        " shared by all members, and batch norm measured back into the folded weights of the rest"
-        if facts.warm_start
-        else " from random weights"
-    )
     text = (
         "## Training\n\n"
-        f"{train.folds} members, one per fold; folds are by patient, stratified by abnormality and source resolution."
-        f" EfficientNet-Lite0{start}; global average pooling and one"
-        f" linear layer. AdamW, peak rate {train.learning_rate:g}, cosine over {train.epochs} epochs, batch"
-        f" {train.batch_size}, binary cross-entropy with weight {train.abnormality_weight:g} on output 0. Rotation,"
-        " zoom, shift, grey-scale and resolution changes; no flip."
-        " The last epoch is used; none was selected by its score."
+        f"{facts.config.train.folds} members, one per fold; folds are by patient, stratified by abnormality and source"
+        f" resolution. {recipe_in_words(facts.config, warm_start=facts.warm_start)}"
     )
     if facts.refitted:
         least = facts.config.confounding.least_source_frequency
@@ -113,7 +112,7 @@ def _discrimination(report: Report) -> str:
     rows = [
         f"| {name} | {whole.positives[c]} | {_shown(whole.aucs[c])} | {report.view_only[c]:.3f} |"
         f" {report.source_only[c]:.3f} | {report.source_shift[c]:.2f} |"
-        for c, name in enumerate(LABELS)
+        for c, name in enumerate(report.outputs)
     ]
     return (
         "## Discrimination, out of fold\n\n"
@@ -125,7 +124,7 @@ def _discrimination(report: Report) -> str:
         "| output | positives | AUC | view only | source only | source shift |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n"
-        f"| **mean of the 14 findings** | | **{_shown(whole.mean_findings)}** | | | |"
+        f"| **mean of the {len(report.outputs) - 1} findings** | | **{_shown(whole.mean_findings)}** | | | |"
     )
 
 
@@ -134,7 +133,9 @@ def _groups(report: Report) -> str:
     if not groups:
         return ""
     head = "| output | " + " | ".join(f"{g.name} ({g.images} images, {g.patients} patients)" for g in groups) + " |"
-    rows = [f"| {name} | " + " | ".join(_with_count(g, c) for g in groups) + " |" for c, name in enumerate(LABELS)]
+    rows = [
+        f"| {name} | " + " | ".join(_with_count(g, c) for g in groups) + " |" for c, name in enumerate(report.outputs)
+    ]
     means = "| **mean of the findings shown** | " + " | ".join(f"**{_shown(g.mean_findings)}**" for g in groups) + " |"
     return (
         "## By source resolution and by view\n\n"
@@ -142,6 +143,34 @@ def _groups(report: Report) -> str:
         f" one source they are not. A dash: fewer than {MIN_POSITIVES} positives or negatives.\n\n"
         + "\n".join([head, "|---" * (len(groups) + 1) + "|", *rows, means])
     )
+
+
+def _comparison(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    rows = "\n".join(_compared(row) for row in comparison.rows)
+    return (
+        "## The recipes of other systems, on the same patients\n\n"
+        f"Each recipe was trained here on the same images and judged on the same {comparison.images} of"
+        f" {comparison.patients} patients that it did not train on, with one network each. Differences are from the"
+        " first row, paired by patient. The last column is what was published, on other images, other splits (random"
+        " ones put one patient on both sides) and with ImageNet's weights: it cannot be compared with the rest.\n\n"
+        "| recipe | backbone | epochs | images seen | minutes | abnormality AUC | difference | mean AUC of findings |"
+        " difference | published |\n|---|---|---|---|---|---|---|---|---|---|\n" + rows
+    )
+
+
+def _compared(row: Row) -> str:
+    cells = (
+        row.config.bundle.name, row.config.model.backbone, row.epochs, row.images_seen, f"{row.minutes:.0f}",
+        _shown(row.abnormality), _gap(row.abnormality_difference), _shown(row.findings),
+        _gap(row.findings_difference), row.config.bundle.published or "-",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _gap(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
 
 
 def _operating_points(labels: tuple[LabelEntry, ...]) -> str:

@@ -2,11 +2,16 @@
 
 import logging
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicomnode.domain.errors import ConfigurationError
+from modeling.devices import choose_backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 
     from modeling.config import TrainingConfig
     from modeling.nih import Radiographs
+    from modeling.run import Run
+    from modeling.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -22,45 +29,103 @@ BUNDLE_FOLDER = "bundle"
 
 def train(
     config: Path,
-    images: Path,
-    labels: Path | None,
+    sources: "Sources",
     out: Path,
     *,
-    warm_start: Path | None = None,
-    gate_images: Path | None = None,
-) -> Path:
-    """Train every fold, resuming what `out` holds, and return the folder of the exported bundle.
+    tpu: bool = False,
+    folds: Sequence[int] | None = None,
+) -> Path | None:
+    """Train every fold or the given ones, resuming what `out` holds; return the exported bundle once all are trained.
 
-    `images`: a ZIP archive, a directory, or a folder that `data prepare` wrote, which has its own labels and folds;
-    `labels`: NIH's table, or None for a `manifest.csv` beside the images;
-    `warm_start`: EfficientNet-Lite0 weights with batch norm folded in; `gate_images`: a ZIP archive of images of known
-    kind, to measure the finished pixel gate on.
-
-    Raises: ConfigurationError when the configuration, the data or `out` cannot be used.
+    Raises: ConfigurationError when the configuration, the data, the devices or `out` cannot be used.
     """
-    # On a CPU, TensorFlow is the fast backend, and Keras reads this variable once, when it is first imported.
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = choose_backend(tpu=tpu)
     from modeling.config import read_config
-    from modeling.export import export_bundle
-    from modeling.train import Run, build_network, train_folds
+    from modeling.devices import spread_over_devices
+    from modeling.following import follow
+    from modeling.network import build_network
+    from modeling.run import Run
+    from modeling.train import is_finished, store_out_of_fold, train_folds
 
     settings = read_config(config)
-    radiographs, folds = training_images(images, labels, settings)
-    log.info("read %d images of %d patients", len(radiographs.names), len(set(radiographs.patients)))
-    run = Run(config=settings, radiographs=radiographs, folds=folds, warm_start=warm_start, folder=out)
+    unknown = [fold for fold in folds or () if not 0 <= fold < settings.train.folds]
+    if unknown:
+        raise ConfigurationError(f"there is no fold {unknown[0]}: {config} has folds 0 to {settings.train.folds - 1}")
+    radiographs, dealt = training_images(sources.images, sources.labels, settings, cache=out)
+    run = Run(config=settings, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
     run.claim_folder()
-    network = build_network(run)
-    train_folds(run, network)
-    bundle = out / BUNDLE_FOLDER
-    export_bundle(run, network, bundle, created=datetime.now(tz=UTC), gate_images=gate_images)
+    network = build_network(run, spread_over_devices())
+    with follow(run, network, folds=folds) as watch:
+        train_folds(run, network, watch, folds=folds)
+        store_out_of_fold(run, network)
+        if not network.spread.is_first or not is_finished(run):
+            return None
+    if backend == "tensorflow":
+        return export(out, out / BUNDLE_FOLDER, run=run)
+    return _export_apart(out, out / BUNDLE_FOLDER)
+
+
+def export(
+    folder: Path, bundle: Path, *, images: Path | None = None, beside: Sequence[Path] = (), run: "Run | None" = None
+) -> Path:
+    """Write the bundle of the finished run in `folder`, and return its folder.
+
+    `images`: where the run's images are now, if they have moved. `beside`: runs on the same images whose held-out
+    results the model card shows beside this one's. `run`: the run, if it is in memory already.
+
+    Raises: ConfigurationError when the folder holds no finished run, or the images are others.
+    """
+    if (chosen := os.environ.setdefault("KERAS_BACKEND", "tensorflow")) != "tensorflow":
+        raise ConfigurationError(f"export needs the TensorFlow backend, KERAS_BACKEND says {chosen}")
+    from modeling.comparison import read_held_out
+    from modeling.export import export_bundle
+    from modeling.train import is_finished
+
+    run = run or reopened(folder, images)
+    if not is_finished(run):
+        raise ConfigurationError(f"{folder} is not finished: go on with `cxrnode train` into the same folder")
+    others = [read_held_out(other) for other in beside]
+    export_bundle(run, bundle, created=datetime.now(tz=UTC), beside=others)
     log.info("bundle written to %s", bundle)
     return bundle
 
 
+def reopened(folder: Path, images: Path | None) -> "Run":
+    """Return the run of a folder with its images read again.
+
+    Raises: ConfigurationError when they are not those it was trained on.
+    """
+    from dataclasses import replace
+
+    from modeling.run import Run, described
+
+    settings, sources = described(folder)
+    if images is not None:
+        sources = replace(sources, images=images)
+    radiographs, folds = training_images(sources.images, sources.labels, settings, cache=folder)
+    run = Run(config=settings, radiographs=radiographs, folds=folds, sources=sources, folder=folder)
+    run.claim_folder()
+    return run
+
+
+def _export_apart(folder: Path, bundle: Path) -> Path | None:
+    """Export in a process of its own, since this one's Keras runs on JAX; None where TensorFlow is not installed."""
+    command = [sys.executable, "-m", "dicomnode", "export", str(folder), "--out", str(bundle)]
+    if find_spec("tensorflow") is None:
+        log.warning("trained; TensorFlow is not installed here, so export where it is: cxrnode export %s", folder)
+        return None
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("XLA_FLAGS", None)
+    subprocess.run(command, env=environment, check=True)  # noqa: S603 - our own program, arguments apart
+    return bundle
+
+
 def training_images(
-    images: Path, labels: Path | None, settings: "TrainingConfig"
+    images: Path, labels: Path | None, settings: "TrainingConfig", *, cache: Path
 ) -> "tuple[Radiographs, npt.NDArray[np.int64]]":
     """Read the images, and the fold of each: as prepared, or dealt here by patient.
+
+    `cache`: a folder in which large pixel stores are kept.
 
     Raises: ConfigurationError.
     """

@@ -21,13 +21,15 @@ class _Section(BaseModel):
 class BundleSection(_Section):
     """How the exported model is named, and from which spread of the members on a finding counts as undetermined.
 
-    `note` goes into the model card: what a reader must know of this run that no number says.
+    `note` goes into the model card: what a reader must know of this run that no number says. `published` is the figure
+    that the recipe's authors gave, with its caveat.
     """
 
     name: str = Field(min_length=1, max_length=64)
     version: str = Field(min_length=1, max_length=32)
     undetermined_spread: float = Field(gt=0, le=1)
     note: str = ""
+    published: str = ""
 
 
 Outputs = Literal["abnormality+findings", "abnormality"]

@@ -16,23 +16,23 @@ from sklearn.linear_model import LogisticRegression
 
 from dicomnode.domain.frame import FloatArray
 from modeling.augment import network_inputs
-from modeling.nih import LABELS, Radiographs
-from modeling.train import INFERENCE_BATCH, Network, Run, load_fold, store_output_layer
+from modeling.network import PREDICTED_AT_ONCE, Network, load_fold, store_output_layer
+from modeling.run import Run
 
 log = logging.getLogger(__name__)
 
 LEAST_DEVIATION = 1e-3
 
 
-def judged_labels(radiographs: Radiographs, least_frequency: float) -> FloatArray:
-    """Return the (N, 15) labels, NaN where the image's source says nothing of the label.
+def judged_labels(labels: FloatArray, source_px: npt.NDArray[np.int64], least_frequency: float) -> FloatArray:
+    """Return the (N, outputs) labels, NaN also where the image's source says nothing of the label.
 
     That is where the label is less than `least_frequency` times as frequent as in the source richest in it.
     """
-    judged = radiographs.labels.copy()
-    sources = np.unique(radiographs.source_px)
-    rows = [radiographs.source_px == source for source in sources]
-    frequency = np.stack([radiographs.labels[chosen].mean(axis=0) for chosen in rows])
+    judged = labels.copy()
+    rows = [source_px == source for source in np.unique(source_px)]
+    known = [np.maximum((~np.isnan(labels[chosen])).sum(axis=0), 1) for chosen in rows]
+    frequency = np.stack([np.nansum(labels[chosen], axis=0) / count for chosen, count in zip(rows, known, strict=True)])
     silent = frequency < least_frequency * frequency.max(axis=0)
     for chosen, unheard in zip(rows, silent, strict=True):
         judged[np.ix_(chosen, unheard)] = np.nan
@@ -42,9 +42,9 @@ def judged_labels(radiographs: Radiographs, least_frequency: float) -> FloatArra
 def refit_confounded_outputs(run: Run, network: Network) -> tuple[str, ...]:
     """Fit the rows of confounded outputs again in every fold, store them, and return the outputs' names."""
     settings = run.config.confounding
-    judged = judged_labels(run.radiographs, settings.least_source_frequency)
-    confounded = np.flatnonzero(np.isnan(judged).any(axis=0))
-    names = tuple(LABELS[index] for index in confounded)
+    judged = judged_labels(run.labels, run.radiographs.source_px, settings.least_source_frequency)
+    confounded = np.flatnonzero((np.isnan(judged) & ~np.isnan(run.labels)).any(axis=0))
+    names = tuple(run.outputs[index] for index in confounded)
     if not names:
         return ()
     log.info("fitting the last layer again for %s, confounded with the source", ", ".join(names))
@@ -76,8 +76,6 @@ def fit_row(pooled: FloatArray, truth: npt.NDArray[np.bool_], inverse_ridge: flo
 def _pooled_features(run: Run, network: Network, rows: npt.NDArray[np.int64]) -> FloatArray:
     """Return the (rows, features) input of the last layer under the head's present weights."""
     head = keras.Model(network.head.input, network.head.get_layer("pooled").output)
-    pooled = np.empty((len(rows), head.output.shape[-1]), dtype=np.float32)
-    for at in range(0, len(rows), INFERENCE_BATCH):
-        images = network_inputs(run.radiographs.pixels[rows[at : at + INFERENCE_BATCH]], run.config.input.side)
-        pooled[at : at + INFERENCE_BATCH] = head.predict_on_batch(network.trunk.predict_on_batch(images))
-    return pooled
+    batches = (rows[at : at + PREDICTED_AT_ONCE] for at in range(0, len(rows), PREDICTED_AT_ONCE))
+    images = (network_inputs(run.radiographs.pixels[batch], run.config.input.side) for batch in batches)
+    return np.concatenate([network.predict(head, batch) for batch in images]).astype(np.float32)

@@ -1,73 +1,65 @@
-"""One gradient step, its learning rate, and the optimiser's state as arrays that can be stored."""
-
-import math
+"""Optimisers, and their state together with a model's as arrays that can be stored."""
 
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from dicomnode.domain.frame import FloatArray
-from modeling.config import TrainSection
+from modeling.config import Adam, AdamW, OptimiserSection, Sgd
+from modeling.schedules import Rate
 
 State = list[npt.NDArray[np.generic]]
 
 
-class FoldOptimiser:
-    """AdamW on binary cross-entropy over all outputs of one head.
+class _AveragesApart:
+    """Leaves the average of weights where it is when `fit` ends, which it does after every epoch."""
 
-    The compiled step is kept while the head's weights and the optimiser's moments are swapped between folds.
-    """
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
+        """Keep the trained weights: the average is read out for evaluation alone."""
 
-    def __init__(self, head: keras.Model, settings: TrainSection) -> None:
-        self._head = head
-        self._optimiser = keras.optimizers.AdamW(
-            settings.learning_rate, weight_decay=settings.weight_decay, global_clipnorm=settings.clip_norm
-        )
-        self._optimiser.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-        self._optimiser.build(head.trainable_variables)
-        weights = np.ones(head.output.shape[-1], dtype=np.float32)
-        weights[0] = settings.abnormality_weight
-        self._output_weights = tf.constant(weights / weights.mean())
-        self._compiled = tf.function(self._step, reduce_retracing=True)
-
-    def state(self) -> State:
-        """Return copies of the head's variables, then the optimiser's."""
-        return [np.array(variable) for variable in self._variables()]
-
-    def restore(self, state: State) -> None:
-        """Put a former `state` back."""
-        for variable, value in zip(self._variables(), state, strict=True):
-            variable.assign(value)
-
-    def step(self, features: FloatArray, labels: FloatArray, *, learning_rate: float) -> float:
-        """Take one step on a batch and return its loss."""
-        self._optimiser.learning_rate.assign(learning_rate)
-        return float(self._compiled(tf.constant(features, dtype=tf.float32), tf.constant(labels)))
-
-    def _step(self, features: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = self._head(features, training=True)
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-            loss = tf.reduce_mean(losses * self._output_weights)
-        variables = self._head.trainable_variables
-        self._optimiser.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return loss
-
-    def _variables(self) -> list[keras.Variable]:
-        return [*self._head.variables, *self._optimiser.variables]
+    def use_average(self, var_list: list[keras.Variable]) -> None:
+        """Put the average of weights, if one is kept, in the place of the trained ones."""
+        super().finalize_variable_values(var_list)  # type: ignore[misc]
 
 
-def scheduled_rate(progress: float, settings: TrainSection) -> float:
-    """Return the learning rate at `progress` in [0, 1] of the run: linear warm-up, then half a cosine to zero."""
-    warmup = settings.warmup_fraction
-    if progress < warmup:
-        return settings.learning_rate * progress / warmup
-    done = (progress - warmup) / (1 - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+class _Adam(_AveragesApart, keras.optimizers.Adam):  # type: ignore[misc]
+    pass
 
 
-def prior_logits(labels: FloatArray) -> FloatArray:
-    """Return (outputs,) the logit of each label's frequency, with half a count added on either side."""
-    positives = labels.sum(axis=0)
-    return np.asarray(np.log((positives + 0.5) / (len(labels) - positives + 0.5)), dtype=np.float32)
+class _AdamW(_AveragesApart, keras.optimizers.AdamW):  # type: ignore[misc]
+    pass
+
+
+class _Sgd(_AveragesApart, keras.optimizers.SGD):  # type: ignore[misc]
+    pass
+
+
+Optimiser = _Adam | _AdamW | _Sgd
+
+
+def build_optimiser(settings: OptimiserSection, rate: Rate, head: keras.Model) -> Optimiser:
+    """Return the optimiser of the configuration, built for the head's trainable variables."""
+    shared = {"name": settings.kind, "learning_rate": rate, "global_clipnorm": settings.clip_norm}
+    if settings.average_steps:
+        shared |= {"use_ema": True, "ema_momentum": 1 - 1 / settings.average_steps}
+    optimiser: Optimiser
+    match settings:
+        case Adam():
+            optimiser = _Adam(**shared)
+        case AdamW():
+            optimiser = _AdamW(weight_decay=settings.weight_decay, **shared)
+            optimiser.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        case Sgd():
+            optimiser = _Sgd(momentum=settings.momentum, nesterov=settings.momentum > 0, **shared)
+    optimiser.build(head.trainable_variables)
+    return optimiser
+
+
+def read_state(head: keras.Model, optimiser: Optimiser) -> State:
+    """Return copies of the head's variables, then the optimiser's."""
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in (*head.variables, *optimiser.variables)]
+
+
+def write_state(head: keras.Model, optimiser: Optimiser, state: State) -> None:
+    """Put a former state back."""
+    for variable, value in zip((*head.variables, *optimiser.variables), state, strict=True):
+        variable.assign(value)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from dicomnode.domain.frame import FloatArray
 from modeling.metrics import Estimate, auc, bootstrap_aucs, estimate, label_aucs, mean_auc
-from modeling.nih import LABELS, Radiographs
+from modeling.nih import Radiographs
 
 BOOTSTRAP_ROUNDS = 2000
 ALL = "all"
@@ -17,8 +17,8 @@ ALL = "all"
 class GroupResult:
     """Discrimination on one group of images; None where there are too few positives or negatives.
 
-    `aucs` and `positives` follow `LABELS` and count only images whose source informs of the label. `mean_findings` is
-    the mean over outputs 1 to 14 that have an AUC in the group.
+    `aucs` and `positives` follow the outputs and count only images whose source informs of the label. `mean_findings`
+    is the mean over the outputs after the first that have an AUC in the group.
     """
 
     name: str
@@ -38,14 +38,17 @@ class Report:
     sources' mean logits of negative images, in standard deviations: how far an output tells the sources apart.
     """
 
+    outputs: tuple[str, ...]
     groups: tuple[GroupResult, ...]
     view_only: tuple[float, ...]
     source_only: tuple[float, ...]
     source_shift: tuple[float, ...]
 
 
-def build_report(radiographs: Radiographs, judged: FloatArray, logits: FloatArray, *, seed: int) -> Report:
-    """Return the report on (N, 15) out-of-fold logits; `judged`: (N, 15) labels, NaN where a source is silent."""
+def build_report(
+    radiographs: Radiographs, outputs: tuple[str, ...], judged: FloatArray, logits: FloatArray, *, seed: int
+) -> Report:
+    """Return the report on (N, outputs) out-of-fold logits and labels; NaN where a source is silent."""
     everything = np.ones(len(logits), dtype=bool)
     chosen = {ALL: everything}
     for side in np.unique(radiographs.source_px):
@@ -54,12 +57,13 @@ def build_report(radiographs: Radiographs, judged: FloatArray, logits: FloatArra
         chosen[str(view)] = radiographs.views == view
     distinct = {name: rows for name, rows in chosen.items() if name == ALL or not rows.all()}
     return Report(
+        outputs=outputs,
         groups=tuple(_group(name, rows, radiographs, judged, logits, seed) for name, rows in distinct.items()),
         view_only=_blind_baseline(judged, radiographs.views),
         source_only=_blind_baseline(judged, radiographs.source_px.astype(str)),
         source_shift=tuple(
             _source_shift(radiographs.labels[:, c] < 0.5, logits[:, c], radiographs.source_px)
-            for c in range(len(LABELS))
+            for c in range(len(outputs))
         ),
     )
 
@@ -82,7 +86,7 @@ def _group(
         images=len(labels),
         patients=len(set(patients)),
         positives=tuple(int(count) for count in np.nansum(labels, axis=0)),
-        aucs=tuple(estimate(float(values[c]), drawn[:, c]) for c in range(len(LABELS))),
+        aucs=tuple(estimate(float(values[c]), drawn[:, c]) for c in range(labels.shape[1])),
         mean_findings=estimate(mean_auc(values[1:]), means),
     )
 

@@ -1,211 +1,224 @@
 """The fold loop: every fold advances one epoch at a time, and a killed run goes on where it stopped."""
 
-import logging
-import os
+import math
 import time
-import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
+from typing import Protocol
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.bundle.reader import file_sha256
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.augment import augmented_inputs, network_inputs
-from modeling.backbones import build_head, build_trunk, unfold_normalisation, warm_start
-from modeling.config import TrainingConfig
+from modeling.augment import augmented_inputs
+from modeling.config import PlateauSchedule
+from modeling.feeding import EpochBatches, Rows, Share, ahead, drawn_rows
+from modeling.losses import cross_entropy, targets
 from modeling.metrics import label_aucs, mean_auc
-from modeling.nih import LABELS, Radiographs
-from modeling.optimise import FoldOptimiser, State, prior_logits, scheduled_rate
+from modeling.network import (
+    PREDICTED_AT_ONCE,
+    Network,
+    fold_frequency,
+    has_finding,
+    held_out_logits,
+    judge_present_weights,
+    out_of_fold,
+    start_fold,
+    steps_per_epoch,
+)
+from modeling.optimise import read_state, write_state
+from modeling.run import OUT_OF_FOLD, Run, read_checkpoint, write_arrays, write_checkpoint
+from modeling.schedules import best_epoch, has_stopped, plateau_rate
+from modeling.tracking.history import EpochRecord
 
-log = logging.getLogger(__name__)
-
-IDENTITY = "run.txt"
-STATISTICS_IMAGES = 256
-INFERENCE_BATCH = 64
-REPORT_EVERY_STEPS = 100
+ReadInputs = Callable[[Rows], FloatArray]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a training run works on. `folds`: (N,) each image's fold; `folder` holds the checkpoints."""
+class Watch(Protocol):
+    """Who follows a run: told of every epoch that begins and of all finished ones."""
 
-    config: TrainingConfig
-    radiographs: Radiographs
-    folds: npt.NDArray[np.int64]
-    warm_start: Path | None
-    folder: Path
+    def callback(self, *, fold: int, epoch: int) -> keras.callbacks.Callback:
+        """Return what follows the steps of one epoch, counted from 1."""
+        ...
 
-    def claim_folder(self) -> None:
-        """Write the run's identity into its folder, or refuse a folder that belongs to another run.
+    def epochs(self, records: Sequence[EpochRecord]) -> None:
+        """Take note of all finished epochs of all folds, in order."""
+        ...
 
-        Raises: ConfigurationError.
-        """
-        if self.config.model.frozen_blocks and self.warm_start is None:
-            raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        start = file_sha256(self.warm_start) if self.warm_start else "random"
-        settings = self.config.model_dump_json(indent=2, exclude={"bundle", "confounding", "gate"})
-        identity = f"{settings}\nimages {len(self.folds)}\nwarm start {start}\n"
-        written = self.folder / IDENTITY
-        if written.exists() and written.read_text(encoding="utf-8") != identity:
-            raise ConfigurationError(f"{self.folder} holds a run of another configuration or data; choose another one")
-        written.write_text(identity, encoding="utf-8")
-
-    def checkpoint(self, fold: int) -> Path:
-        """Return where the fold's last finished epoch is stored."""
-        return self.folder / f"fold-{fold}.npz"
-
-    def output_layer(self, fold: int) -> Path:
-        """Return where the fold's last layer is stored if it was fitted again after training."""
-        return self.folder / f"output-{fold}.npz"
+    def stopped(self, fold: int) -> None:
+        """Take note that the fold ended before its last epoch."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """The frozen trunk, and the one head that takes each fold's weights in turn."""
+class _Epoch:
+    """One epoch of one fold. `number` counts from 0."""
 
-    trunk: keras.Model
-    head: keras.Model
-    optimiser: FoldOptimiser
-    start: State
-
-    def logits(self, images: FloatArray) -> FloatArray:
-        """Return (N, outputs) logits of (N, side, side, 1) images under the head's present weights."""
-        features = self.trunk.predict_on_batch(images)
-        return np.asarray(self.head.predict_on_batch(features), dtype=np.float32)
+    fold: int
+    number: int
+    read_inputs: ReadInputs
 
 
-def build_network(run: Run) -> Network:
-    """Build trunk and head at the warm start, or with random weights that depend on the seed alone."""
-    config = run.config
-    keras.utils.set_random_seed(config.train.seed)
-    trunk = build_trunk(config.input.side, config.model.frozen_blocks)
-    head = build_head(trunk, config.model.frozen_blocks, len(LABELS), config.model.dropout)
-    if run.warm_start is not None:
-        warm_start(trunk, head, run.warm_start)
-    optimiser = FoldOptimiser(head, config.train)
-    return Network(trunk=trunk, head=head, optimiser=optimiser, start=optimiser.state())
+def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int] | None = None) -> None:
+    """Train all folds, or the given ones, up to the last epoch, resuming from their checkpoints.
 
+    Epochs go outside and folds inside: a frozen trunk then runs once per epoch over one set of augmented images, and a
+    run cut short leaves all folds at the same epoch.
 
-def train_folds(run: Run, network: Network) -> None:
-    """Train all folds up to the last epoch, resuming from their checkpoints.
-
-    Epochs go outside and folds inside: the frozen trunk then runs once per epoch over one set of augmented images,
-    and a run cut short leaves all folds at the same epoch.
+    Raises: ConfigurationError when there is too little to train on, or the loss is no longer finite.
     """
-    for epoch in range(run.config.train.epochs):
-        pending = [fold for fold in range(run.config.train.folds) if epochs_done(run, fold) <= epoch]
+    train = run.config.train
+    chosen = range(train.folds) if folds is None else folds
+    if not steps_per_epoch(run):
+        raise ConfigurationError(f"a fold has fewer training images than a batch of {train.batch_size}")
+    for number in range(train.epochs):
+        pending = [fold for fold in chosen if not _finished(run, fold, number)]
         if not pending:
             continue
-        features = _augmented_features(run, network, epoch)
+        read_inputs = _epoch_inputs(run, network, number)
         for fold in pending:
-            _train_epoch(run, network, features, fold=fold, epoch=epoch)
-        last = epoch + 1 == run.config.train.epochs
-        if last or (epoch + 1) % run.config.train.evaluate_every == 0:
-            aucs = label_aucs(run.radiographs.labels, out_of_fold(run, network))
-            log.info("epoch %d out of fold: AUC %.4f, mean of findings %.4f", epoch + 1, aucs[0], mean_auc(aucs[1:]))
+            _train_epoch(run, network, _Epoch(fold=fold, number=number, read_inputs=read_inputs), watch)
+            watch.epochs(all_records(run))
+            if _finished(run, fold, number + 1):
+                watch.stopped(fold)
 
 
-def out_of_fold(run: Run, network: Network) -> FloatArray:
-    """Return (N, 15) logits, each image's by the one fold that did not train on it."""
-    logits = np.empty((len(run.folds), len(LABELS)), dtype=np.float32)
-    for fold in range(run.config.train.folds):
-        load_fold(run, network, fold)
-        held_out = np.flatnonzero(run.folds == fold)
-        for at in range(0, len(held_out), INFERENCE_BATCH):
-            rows = held_out[at : at + INFERENCE_BATCH]
-            logits[rows] = network.logits(network_inputs(run.radiographs.pixels[rows], run.config.input.side))
+def is_finished(run: Run) -> bool:
+    """Tell whether every fold has trained to its end."""
+    return all(_finished(run, fold, run.config.train.epochs - 1) for fold in range(run.config.train.folds))
+
+
+def store_out_of_fold(run: Run, network: Network) -> FloatArray:
+    """Keep the (N, outputs) logits of every image whose fold was trained, NaN of the others, and return them."""
+    logits = out_of_fold(run, network)
+    if network.spread.is_first:
+        arrays = {"names": np.array(run.radiographs.names), "folds": run.folds, "logits": logits}
+        write_arrays(run.folder / OUT_OF_FOLD, arrays)
     return logits
 
 
-def load_fold(run: Run, network: Network, fold: int) -> None:
-    """Put the weights of the fold's last finished epoch into the head, and the last layer if it was fitted again."""
-    network.optimiser.restore(_read_checkpoint(run.checkpoint(fold))[1])
-    if run.output_layer(fold).exists():
-        _, layer = _read_checkpoint(run.output_layer(fold))
-        network.head.get_layer("logits").set_weights(layer)
+def all_records(run: Run) -> list[EpochRecord]:
+    """Return the finished epochs of all folds, by epoch and fold."""
+    records = [record for fold in range(run.config.train.folds) for record in run.records(fold)]
+    return sorted(records, key=lambda record: (record.epoch, record.fold))
 
 
-def store_output_layer(run: Run, fold: int, kernel: FloatArray, bias: FloatArray) -> None:
-    """Keep a fold's last layer that was fitted again, for `load_fold` to use."""
-    _write_checkpoint(run.output_layer(fold), run.config.train.epochs, [kernel, bias])
+def _finished(run: Run, fold: int, number: int) -> bool:
+    records = run.records(fold)
+    return len(records) > number or has_stopped(run.config.train.stop_patience, _held_out_losses(records))
 
 
-def epochs_done(run: Run, fold: int) -> int:
-    """Return how many epochs of the fold are finished and stored."""
-    path = run.checkpoint(fold)
-    return _read_checkpoint(path)[0] if path.exists() else 0
+def _train_epoch(run: Run, network: Network, epoch: _Epoch, watch: Watch) -> None:
+    train, fold, began = run.config.train, epoch.fold, time.monotonic()
+    order = drawn_rows(train, has_finding(run), np.flatnonzero(run.folds != fold), fold=fold, epoch=epoch.number)
+    records = _restore(run, network, epoch, order)
+    steps, frequency = steps_per_epoch(run), fold_frequency(run, fold)
+    batches = EpochBatches(
+        order,
+        steps=steps,
+        batch_size=train.batch_size,
+        read_inputs=epoch.read_inputs,
+        labels=run.labels,
+        make_targets=lambda labels: targets(labels, frequency, run.config.loss),
+        mixup=train.mixup,
+        seed=(train.seed, epoch.number, fold),
+        share=Share(index=network.spread.process_index, count=network.spread.process_count),
+    )
+    follower = watch.callback(fold=fold, epoch=epoch.number + 1)
+    fitted = network.head.fit(batches, shuffle=False, verbose=0, callbacks=[follower])
+    loss = float(fitted.history["loss"][0])
+    if not math.isfinite(loss):
+        raise ConfigurationError(f"fold {fold}: the loss of epoch {epoch.number + 1} is {loss}; lower schedule.rate")
+    state, seconds = read_state(network.head, network.optimiser), time.monotonic() - began
+    record = EpochRecord(
+        fold=fold,
+        epoch=epoch.number + 1,
+        loss=loss,
+        rate=_present_rate(network),
+        images_per_s=steps * train.batch_size / seconds,
+        seconds=seconds,
+        finished_at=datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        **_judge(run, network, epoch),
+    )
+    records = (*records, record)
+    if network.spread.is_first:
+        if train.stop_patience is not None and best_epoch(_held_out_losses(records)) == epoch.number:
+            write_checkpoint(run.checkpoint(fold, best=True), records, state)
+        write_checkpoint(run.checkpoint(fold), records, state)
+    network.spread.meet()
 
 
-def _train_epoch(run: Run, network: Network, features: npt.NDArray[np.float16], *, fold: int, epoch: int) -> None:
-    settings, labels = run.config.train, run.radiographs.labels
-    rows = np.random.default_rng((settings.seed, epoch, fold)).permutation(np.flatnonzero(run.folds != fold))
-    if epoch == 0:
-        _start_fold(run, network, features[rows[:STATISTICS_IMAGES]], labels[rows])
-    else:
-        load_fold(run, network, fold)
-    steps = len(rows) // settings.batch_size
-    if not steps:
-        raise ConfigurationError(f"fold {fold} has fewer training images than a batch of {settings.batch_size}")
-    losses, began = [], time.monotonic()
-    for step in range(steps):
-        batch = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
-        rate = scheduled_rate((epoch + (step + 1) / steps) / settings.epochs, settings)
-        losses.append(network.optimiser.step(features[batch], labels[batch], learning_rate=rate))
-        if (step + 1) % REPORT_EVERY_STEPS == 0 or step + 1 == steps:
-            _report(run, losses, fold=fold, epoch=epoch, steps=steps, seconds=time.monotonic() - began)
-    _write_checkpoint(run.checkpoint(fold), epoch + 1, network.optimiser.state())
+def _restore(run: Run, network: Network, epoch: _Epoch, rows: Rows) -> tuple[EpochRecord, ...]:
+    """Put the fold's state before this epoch into the network, and return its finished epochs."""
+    if not epoch.number:
+        start_fold(run, network, epoch.fold, rows)
+        return ()
+    held = read_checkpoint(run.checkpoint(epoch.fold))
+    write_state(network.head, network.optimiser, held.state)
+    if isinstance(run.config.schedule, PlateauSchedule):
+        network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(held.records))
+    return held.records
 
 
-def _start_fold(run: Run, network: Network, features: npt.NDArray[np.float16], labels: FloatArray) -> None:
-    """Put the head at the start, its statistics and output bias measured on the fold's training images."""
-    network.optimiser.restore(network.start)
-    if run.warm_start is not None:
-        unfold_normalisation(network.head, features.astype(np.float32))
-    output = network.head.get_layer("logits")
-    output.set_weights([np.zeros_like(output.get_weights()[0]), prior_logits(labels)])
+def _judge(run: Run, network: Network, epoch: _Epoch) -> dict[str, float | None]:
+    """Return the held-out measures of the weights as they stand, where the configuration asks for them now."""
+    train = run.config.train
+    last = epoch.number + 1 == train.epochs
+    steered = train.stop_patience is not None or isinstance(run.config.schedule, PlateauSchedule)
+    if not (last or steered or (epoch.number + 1) % train.evaluate_every == 0):
+        return {"held_out_loss": None, "abnormality_auc": None, "findings_auc": None}
+    judge_present_weights(run, network, epoch.fold)
+    rows = np.flatnonzero(run.folds == epoch.fold)
+    labels, logits = run.labels[rows], held_out_logits(run, network, rows)
+    aucs = label_aucs(labels, logits)
+    return {
+        "held_out_loss": cross_entropy(labels, logits),
+        "abnormality_auc": _known(aucs[0]),
+        "findings_auc": _known(mean_auc(aucs[1:])),
+    }
 
 
-def _report(run: Run, losses: list[float], *, fold: int, epoch: int, steps: int, seconds: float) -> None:
-    settings = run.config.train
-    per_step = seconds / len(losses)
-    whole = (settings.epochs - epoch) * settings.folds - fold
-    left = (whole * steps - len(losses)) * per_step
-    log.info(
-        "epoch %d/%d fold %d step %d/%d loss %.4f, %.0f images/s, about %.0f min left",
-        epoch + 1, settings.epochs, fold, len(losses), steps, float(np.mean(losses[-REPORT_EVERY_STEPS:])),
-        settings.batch_size / per_step, left / 60,
-    )  # fmt: skip
+def _epoch_inputs(run: Run, network: Network, number: int) -> ReadInputs:
+    """Return what gives the head's inputs for rows of images, augmented anew for this epoch."""
+    if network.trunk is None:
+        return lambda rows: _augmented(run, rows, number)
+    features = _trunk_features(run, network, network.trunk.output.shape[1:], number)
+    return lambda rows: features[rows].astype(np.float32)
 
 
-def _augmented_features(run: Run, network: Network, epoch: int) -> npt.NDArray[np.float16]:
-    """Return the trunk's (N, h, w, C) outputs for one epoch's augmented images, in half precision to fit memory."""
-    random = np.random.default_rng((run.config.train.seed, epoch))
-    pixels, side = run.radiographs.pixels, run.config.input.side
-    features = np.empty((len(pixels), *network.trunk.output.shape[1:]), dtype=np.float16)
-    for at in range(0, len(pixels), INFERENCE_BATCH):
-        images = augmented_inputs(pixels[at : at + INFERENCE_BATCH], side, run.config.augment, random)
-        features[at : at + INFERENCE_BATCH] = network.trunk.predict_on_batch(images)
+def _augmented(run: Run, rows: Rows, number: int) -> FloatArray:
+    """Return (rows, side, side, 1) images, each changed as its own row and this epoch say, whoever asks for it."""
+    settings, side = run.config.augment, run.config.input.side
+    randoms = (np.random.default_rng((run.config.train.seed, number, int(row))) for row in rows)
+    images = zip(rows, randoms, strict=True)
+    return np.concatenate(
+        [augmented_inputs(run.radiographs.pixels[row : row + 1], side, settings, random) for row, random in images]
+    )
+
+
+def _trunk_features(run: Run, network: Network, shape: tuple[int, ...], number: int) -> npt.NDArray[np.float16]:
+    """Return the trunk's maps (N, *shape) of one epoch's augmented images, in half precision to fit memory."""
+    count = len(run.folds)
+    features = np.empty((count, *shape), dtype=np.float16)
+
+    def read(at: int) -> FloatArray:
+        return _augmented(run, np.arange(at, min(at + PREDICTED_AT_ONCE, count)), number)
+
+    for at, images in ahead(read, range(0, count, PREDICTED_AT_ONCE)):
+        features[at : at + len(images)] = network.features(images)
     return features
 
 
-def _write_checkpoint(path: Path, epochs: int, state: State) -> None:
-    """Write the whole file, then move it into place: a kill leaves either the old checkpoint or the new one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, np.array(epochs), *state)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _present_rate(network: Network) -> float:
+    return float(keras.ops.convert_to_numpy(network.optimiser.learning_rate))
 
 
-def _read_checkpoint(path: Path) -> tuple[int, State]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            return int(held["arr_0"]), [held[f"arr_{index}"] for index in range(1, len(held.files))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
+def _held_out_losses(records: Sequence[EpochRecord]) -> list[float]:
+    return [record.held_out_loss for record in records if record.held_out_loss is not None]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

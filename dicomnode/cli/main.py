@@ -13,7 +13,7 @@ from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
 from dicomnode.cli.terminal import out, stop_with
-from dicomnode.cli.train import train
+from dicomnode.cli.train import export, train
 from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-for command in (serve, check, analyze, echo, send, why, train, evaluate, compare, explain):
+for command in (serve, check, analyze, echo, send, why, train, export, evaluate, compare, explain):
     app.command()(command)
 app.add_typer(queue, name="queue")
 app.add_typer(data, name="data")

@@ -1,7 +1,9 @@
-"""`cxrnode train`: the one door to the training code, opened only when asked for."""
+"""`cxrnode train` and `cxrnode export`: the doors to the training code, opened only when asked for."""
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -29,17 +31,53 @@ def train(
         Path | None,
         typer.Option("--gate-images", metavar="ZIP", help="Images of known kind to measure the pixel gate on."),
     ] = None,
+    tpu: Annotated[bool, typer.Option("--tpu", help="Train on TPUs, or stop if there are none.")] = False,
+    fold: Annotated[
+        list[int] | None,
+        typer.Option("--fold", metavar="K", help="Train only this fold, counted from 0 (repeatable)."),
+    ] = None,
 ) -> None:
-    """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle."""
+    """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle.
+
+    Without --tpu a GPU is used where JAX sees one, and TensorFlow on the CPU otherwise.
+    """
+    with _training_code():
+        from modeling import commands
+        from modeling.sources import Sources
+
+        sources = Sources(images=images, labels=labels, warm_start=warm_start, gate_images=gate_images)
+        bundle = commands.train(config, sources, output, tpu=tpu, folds=fold)
+    out.print(f"bundle written to {bundle}" if bundle else f"trained into {output}; no bundle was written yet")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    bundle: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="ZIP|DIR", help="Where the run's images are now, if moved.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", metavar="RUN", help="A run to show beside it in the model card (repeatable)."),
+    ] = None,
+) -> None:
+    """Write the bundle of a finished run: ONNX graph, calibration, operating points, golden vectors, model card."""
+    with _training_code():
+        from modeling import commands
+
+        commands.export(run, bundle, images=images, beside=beside or ())
+    out.print(f"bundle written to {bundle}")
+
+
+@contextmanager
+def _training_code() -> Iterator[None]:
+    """Log as a program for people, and say how to install what training needs."""
     start_logging(LogSettings(format="text"))
     logging.getLogger("modeling").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
     try:
-        from modeling import commands
-
-        bundle = commands.train(config, images, labels, output, warm_start=warm_start, gate_images=gate_images)
+        yield
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"training needs the extra packages ({error.name} is missing): pip install 'cxrnode[train]'"
         ) from error
-    out.print(f"bundle written to {bundle}")

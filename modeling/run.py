@@ -1,0 +1,193 @@
+"""A run's folder: who it belongs to, what it works on, and each fold's last finished epoch."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from dicomnode.bundle.reader import file_sha256
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.frame import FloatArray
+from modeling.config import Lite0Model, TrainingConfig
+from modeling.nih import LABELS, Radiographs
+from modeling.optimise import State
+from modeling.sources import Sources
+from modeling.tracking.history import EpochRecord
+
+RUN = "run.json"
+OUT_OF_FOLD = "out-of-fold.npz"
+_NOT_TRAINING = frozenset({"bundle", "confounding", "gate", "tracking"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A fold after its last finished epoch: the records of all its epochs, and the state training goes on from."""
+
+    records: tuple[EpochRecord, ...]
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a training run works on. `folds`: (N,) each image's fold; `folder` holds the checkpoints."""
+
+    config: TrainingConfig
+    radiographs: Radiographs
+    folds: npt.NDArray[np.int64]
+    sources: Sources
+    folder: Path
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the model's outputs."""
+        return LABELS[:1] if self.config.model.outputs == "abnormality" else LABELS
+
+    @property
+    def labels(self) -> FloatArray:
+        """(N, outputs) labels of those outputs, NaN where not known."""
+        return self.radiographs.labels[:, : len(self.outputs)]
+
+    def claim_folder(self) -> None:
+        """Write the run's description into its folder, or refuse a folder that belongs to another run.
+
+        Raises: ConfigurationError.
+        """
+        model, warm_start = self.config.model, self.sources.warm_start
+        if warm_start is not None and not isinstance(model, Lite0Model):
+            raise ConfigurationError(
+                f"a warm start is for efficientnet-lite0; {model.backbone} starts from its weights"
+            )
+        if isinstance(model, Lite0Model) and model.frozen_blocks and warm_start is None:
+            raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
+        description = {
+            "identity": self._identity(),
+            "config": self.config.model_dump(mode="json"),
+            "sources": {name: str(path.resolve()) if path else None for name, path in asdict(self.sources).items()},
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / RUN
+        if path.exists() and _read_description(path)["identity"] != description["identity"]:
+            raise ConfigurationError(f"{self.folder} holds a run of another configuration or data; choose another one")
+        _replace(path, (json.dumps(description, indent=2) + "\n").encode())
+
+    def checkpoint(self, fold: int, *, best: bool = False) -> Path:
+        """Return where the fold's last finished epoch is stored, or its best."""
+        return _checkpoint(self.folder, fold, best=best)
+
+    def output_layer(self, fold: int) -> Path:
+        """Return where the fold's last layer is stored if it was fitted again after training."""
+        return self.folder / f"output-{fold}.npz"
+
+    def records(self, fold: int) -> tuple[EpochRecord, ...]:
+        """Return what is known of the fold's finished epochs."""
+        return _records(self.checkpoint(fold))
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share: what is trained, on which images, folds and first weights."""
+        images = hashlib.sha256("\n".join(self.radiographs.names).encode())
+        images.update(self.folds.astype("<i8").tobytes())
+        images.update(self.labels.astype("<f4").tobytes())
+        start = self.sources.warm_start
+        return {
+            "config": self.config.model_dump(mode="json", exclude=set(_NOT_TRAINING)),
+            "images": images.hexdigest(),
+            "warm_start": file_sha256(start) if start else None,
+        }
+
+
+def described(folder: Path) -> tuple[TrainingConfig, Sources]:
+    """Return the configuration and the sources of the run in the folder.
+
+    Raises: ConfigurationError when it holds no run, or one that another version wrote.
+    """
+    held = _read_description(folder / RUN)
+    try:
+        paths = {name: Path(path) for name, path in held["sources"].items() if path}
+        return TrainingConfig.model_validate(held["config"]), Sources(**paths)
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ConfigurationError(f"{folder / RUN} does not describe a run that this version can read") from error
+
+
+def fold_records(folder: Path, folds: int) -> tuple[EpochRecord, ...]:
+    """Return the finished epochs of all folds of the run in the folder."""
+    return tuple(record for fold in range(folds) for record in _records(_checkpoint(folder, fold)))
+
+
+def write_checkpoint(path: Path, records: Sequence[EpochRecord], state: State) -> None:
+    """Write the whole file, then move it into place: a kill leaves either the old checkpoint or the new one."""
+    history = np.array(json.dumps([asdict(record) for record in records]))
+    write_arrays(path, {"history": history, **{f"v{index}": value for index, value in enumerate(state)}})
+
+
+def read_checkpoint(path: Path, *, states: bool = True) -> Checkpoint:
+    """Read a checkpoint, or only its records.
+
+    Raises: ConfigurationError when it is damaged.
+    """
+    held = read_arrays(path, only=None if states else ("history",))
+    try:
+        records = tuple(EpochRecord(**record) for record in json.loads(str(held.pop("history"))))
+        return Checkpoint(records=records, state=[held[f"v{index}"] for index in range(len(held))])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
+
+
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays, complete or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Read named arrays.
+
+    Raises: ConfigurationError when the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            return {name: held[name] for name in (held.files if only is None else only)}
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path} is missing: the fold has not been trained") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
+
+
+def _checkpoint(folder: Path, fold: int, *, best: bool = False) -> Path:
+    return folder / f"fold-{fold}{'.best' if best else ''}.npz"
+
+
+def _records(checkpoint: Path) -> tuple[EpochRecord, ...]:
+    return read_checkpoint(checkpoint, states=False).records if checkpoint.exists() else ()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path.parent} holds no run: {RUN} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is damaged") from error
+    if not isinstance(held, dict) or "identity" not in held:
+        raise ConfigurationError(f"{path} is damaged")
+    return held
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
