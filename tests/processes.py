@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ def missing_peer(reason: str) -> None:
     if os.environ.get("CXRNODE_TEST_PEERS") == "required":
         pytest.fail(f"{reason}, and this run requires every peer")
     pytest.skip(reason)
+
+
+def orthanc_plugin(name: str) -> str:
+    """Return the path of a plugin of Orthanc, such as `libOrthancDicomWeb.so`, or skip."""
+    path = Path("/usr/share/orthanc/plugins") / name
+    if not path.exists():
+        missing_peer(f"Orthanc's plugin {name} is not installed")
+    return str(path)
 
 
 def free_port() -> int:
@@ -122,11 +130,19 @@ def run_cxrnode(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 class Orthanc:
-    """A real Orthanc with its own empty storage."""
+    """A real Orthanc with its own empty storage; `plugins` by file name, `more` is added to its configuration."""
 
     ae_title = "ORTHANC"
 
-    def __init__(self, folder: Path, *, node_port: int, dicom_port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        node_port: int,
+        dicom_port: int | None = None,
+        plugins: Sequence[str] = (),
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         self._program = require("Orthanc")
         self.dicom_port = dicom_port or free_port()
         self._http = free_port()
@@ -136,12 +152,13 @@ class Orthanc:
             "Name": "test",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
-            "Plugins": [],
+            "Plugins": [orthanc_plugin(name) for name in plugins],
             "HttpPort": self._http,
             "RemoteAccessAllowed": False,
             "DicomAet": self.ae_title,
             "DicomPort": self.dicom_port,
             "DicomModalities": {"cxrnode": ["CXRNODE", "127.0.0.1", node_port]},
+            **(more or {}),
         }
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,6 +166,10 @@ class Orthanc:
     @property
     def peer(self) -> str:
         return f"{self.ae_title}@127.0.0.1:{self.dicom_port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http}"
 
     def start(self) -> "Orthanc":
         with (self._folder / "orthanc.log").open("ab") as log:
@@ -199,6 +220,6 @@ class Orthanc:
         return True
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"http://127.0.0.1:{self._http}{path}", data=body, method=method)
+        request = urllib.request.Request(f"{self.url}{path}", data=body, method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
             return bytes(response.read())
