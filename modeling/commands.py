@@ -55,7 +55,7 @@ def train(
     run = Run(config=settings, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
     run.claim_folder()
     network = build_network(run, spread_over_devices())
-    with follow(run, network, folds=folds) as watch:
+    with follow(run, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
         store_out_of_fold(run, network)
         if not network.spread.is_first or not is_finished(run):

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dicomnode.domain.frame import FloatArray
 from modeling.augment import network_inputs
-from modeling.network import PREDICTED_AT_ONCE, Network, load_fold, store_output_layer
+from modeling.devices import PREDICTED_AT_ONCE
+from modeling.network import Network, load_fold, store_output_layer
 from modeling.run import Run
 
 log = logging.getLogger(__name__)

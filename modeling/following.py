@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from modeling.network import Network
 from modeling.run import Run
 from modeling.tracking.history import EpochRecord, write_history
 from modeling.tracking.progress import Progress
@@ -34,7 +33,7 @@ class Following:
 
 
 @contextmanager
-def follow(run: Run, network: Network, *, folds: Sequence[int] | None = None) -> Iterator[Following]:
+def follow(run: Run, *, folds: Sequence[int] | None = None) -> Iterator[Following]:
     """Follow the run, or the given folds of it, while the context lasts."""
     train = run.config.train
     chosen = range(train.folds) if folds is None else folds

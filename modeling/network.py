@@ -11,14 +11,13 @@ from modeling.augment import network_inputs
 from modeling.backbones.build import build_parts
 from modeling.backbones.lite0 import unfold_normalisation, warm_start
 from modeling.config import Lite0Model
-from modeling.devices import Spread, padded
+from modeling.devices import PREDICTED_AT_ONCE, Spread
 from modeling.feeding import Rows, ahead
 from modeling.losses import build_loss, label_frequency, logit_shift, prior_logits
 from modeling.optimise import Optimiser, State, build_optimiser, read_state, write_state
 from modeling.run import Run, read_arrays, read_checkpoint, write_arrays
 from modeling.schedules import build_schedule
 
-PREDICTED_AT_ONCE = 64
 STATISTICS_IMAGES = 256
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -35,23 +34,15 @@ class Network:
 
     def features(self, images: FloatArray) -> FloatArray:
         """Return what the head takes, of (N, side, side, 1) images: the trunk's maps, or the images themselves."""
-        return images if self.trunk is None else self._predict(self.trunk, images)
+        return images if self.trunk is None else self.spread.predict(self.trunk, images)
 
     def logits(self, images: FloatArray) -> FloatArray:
         """Return (N, outputs) float32 logits of (N, side, side, 1) images under the head's present weights."""
-        return self._predict(self.head, self.features(images)).astype(np.float32)
+        return self.predict(self.head, images)
 
     def predict(self, model: keras.Model, images: FloatArray) -> FloatArray:
         """Return what a model on the head's inputs gives for images."""
-        return self._predict(model, self.features(images))
-
-    def _predict(self, model: keras.Model, inputs: FloatArray) -> FloatArray:
-        """Return the model's output; every batch has one size, whatever is asked for, and no row is lost."""
-        outputs = []
-        for at in range(0, len(inputs), PREDICTED_AT_ONCE):
-            batch, rows = padded(inputs[at : at + PREDICTED_AT_ONCE], self.spread.whole(PREDICTED_AT_ONCE))
-            outputs.append(self.spread.gathered(model.predict_on_batch(batch))[:rows])
-        return np.concatenate(outputs)
+        return self.spread.predict(model, self.features(images)).astype(np.float32)
 
 
 def build_network(run: Run, spread: Spread, *, exact: bool = False) -> Network:

@@ -15,11 +15,11 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
 from modeling.augment import augmented_inputs
 from modeling.config import PlateauSchedule
+from modeling.devices import PREDICTED_AT_ONCE
 from modeling.feeding import EpochBatches, Rows, Share, ahead, drawn_rows
 from modeling.losses import cross_entropy, targets
 from modeling.metrics import label_aucs, mean_auc
 from modeling.network import (
-    PREDICTED_AT_ONCE,
     Network,
     fold_frequency,
     has_finding,
