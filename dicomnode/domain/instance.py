@@ -25,6 +25,14 @@ class AssociationInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudySender:
+    """Who sent something of a study, and under which name it called the node."""
+
+    calling_ae: str
+    called_ae: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInstance:
     """A received instance whose Part 10 bytes and row are durable.
 

@@ -1,10 +1,11 @@
 """Work and deliveries: their states, and when to try again."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
 
 
 class RejectionReason(StrEnum):
@@ -59,6 +60,22 @@ class ResultKind(StrEnum):
     SECONDARY_CAPTURE = "sc"
 
 
+DEFAULT_OUTPUTS = frozenset({ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE})
+"""What a destination gets unless its profile says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One set of results to be made: which kinds, and what each of their Series Descriptions begins with.
+
+    A SOP instance has one content, so the prefix is part of what the UIDs of a set derive from; the empty one adds
+    nothing to them.
+    """
+
+    outputs: frozenset[ResultKind] = DEFAULT_OUTPUTS
+    series_description_prefix: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """One image that got no findings, and why. `detail` is the node's own sentence, never text from the data set."""
@@ -72,7 +89,7 @@ class Rejection:
 class ResultInstance:
     """A finished result as Part 10 bytes, ready to store.
 
-    `derived_from` are the SOP Instance UIDs of the images it speaks of.
+    `derived_from` are the SOP Instance UIDs of the images it speaks of; `prefix` is that of the set it belongs to.
     """
 
     ref: InstanceRef
@@ -80,6 +97,7 @@ class ResultInstance:
     transfer_syntax: str
     part10: bytes
     derived_from: tuple[str, ...]
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +113,9 @@ class StudyAnswer:
 class Job:
     """One version of one study's answer, claimed for work.
 
-    `instances` are all instances of the study received so far; `predecessors` are the SRs of the former version.
+    `instances` are all instances of the study received so far; `senders` are all who sent something of it.
+    `predecessors` are the SRs of the former version; `prefixes` names the set that an SR belongs to by its SOP Instance
+    UID, where that set has a prefix.
     """
 
     job_id: int
@@ -104,6 +124,12 @@ class Job:
     attempts: int
     instances: tuple[StoredInstance, ...]
     predecessors: tuple[InstanceRef, ...] = ()
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    senders: frozenset[StudySender] = frozenset()
+
+    def predecessors_for(self, prefix: str) -> tuple[InstanceRef, ...]:
+        """Return the SRs of the former version that belong to the set with this prefix."""
+        return tuple(ref for ref in self.predecessors if self.prefixes.get(ref.sop_instance, "") == prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +188,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The peer answered with a failure status, or with no presentation context for the object."""
+    """The peer answered with a failure status, or with no presentation context for the object.
+
+    `retry_after_s`: how long the peer asked to be left alone.
+    """
 
     status: int | None
     cause: str
     permanent: bool
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
