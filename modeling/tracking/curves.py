@@ -53,9 +53,10 @@ def curves_figure(records: Sequence[EpochRecord]) -> Figure:
         axes.set(title=f"{name}: held-out AUC{_best(means)}", ylabel="AUC")
     _lines(rate, records, lambda record: record.rate)
     rate.set(title="Learning rate at the end of the epoch", ylabel="rate")
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes in (findings, rate):
         axes.set_xlabel("epoch")
+        axes.set_xlim(0.5, max((record.epoch for record in records), default=1) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
     named = dict(zip(*reversed(losses.get_legend_handles_labels()), strict=True))
     if named:
@@ -83,7 +84,7 @@ def _lines(axes: Axes, records: Sequence[EpochRecord], value: Value, *, dashed: 
     """Draw each fold and the mean of several, and return the mean."""
     folds, values = series(records, value)
     means = mean_of_folds(values) if folds else np.empty(0)
-    style: dict[str, Any] = {"ls": "--" if dashed else "-", "ms": 2.5}
+    style: dict[str, Any] = {"ls": "--" if dashed else "-", "ms": 2.5, "mfc": "white" if dashed else None}
     for fold, row in zip(folds, values, strict=True):
         colour = _COLOURS[fold % len(_COLOURS)]
         # The legend is made of solid lines, which every fold has from the first evaluation on.
@@ -106,4 +107,4 @@ def _best(means: Series) -> str:
     if not np.isfinite(means).any():
         return ""
     best = int(np.nanargmax(means))
-    return f", best mean {means[best]:.3f} at epoch {best + 1}"
+    return f", best {means[best]:.3f} at epoch {best + 1}"
