@@ -6,9 +6,9 @@ TOML file, then the defaults here.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,19 +16,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from dicomnode.delivery_settings import AeTitle, DeliverySettings, DimseDestination, Port, Section
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import Destination, RetryPolicy
 
 _DESTINATION = re.compile(r"(?P<ae>[^@]+)@(?P<host>\[[^\]]+\]|[^@:]+):(?P<port>[0-9]{1,5})")
-
-
-def _ae_title(value: str) -> str:
-    """Check an AE title: 1 to 16 printable characters without backslash. Source: PS3.5 6.2."""
-    title = value.strip(" ")
-    if not 1 <= len(title) <= 16 or "\\" in title or not all(32 <= ord(c) < 127 for c in title):
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return title
 
 
 def _uid(value: str) -> str:
@@ -37,16 +29,10 @@ def _uid(value: str) -> str:
     return value
 
 
-AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Uid = Annotated[str, AfterValidator(_uid)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ScpSettings(_Section):
+class ScpSettings(Section):
     """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too."""
 
     ae_title: AeTitle = "CXRNODE"
@@ -63,21 +49,21 @@ class ScpSettings(_Section):
     network_timeout_s: float = Field(default=60.0, gt=0)
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """Where bytes and states are kept, and how much free disk is never touched."""
 
     path: Path = Path("var/store")
     minimum_free_bytes: int = Field(default=1_073_741_824, ge=0)
 
 
-class AssemblySettings(_Section):
+class AssemblySettings(Section):
     """When a study is complete: its association released and `quiet_s` passed, or `maximum_wait_s` at the latest."""
 
     quiet_s: float = Field(default=2.0, ge=0)
     maximum_wait_s: float = Field(default=300.0, gt=0)
 
 
-class EligibilitySettings(_Section):
+class EligibilitySettings(Section):
     """What the tags must say. Ages are in years; a bound that is absent is not applied."""
 
     modalities: tuple[str, ...] = ("CR", "DX")
@@ -87,7 +73,7 @@ class EligibilitySettings(_Section):
     reject_missing_age: bool = False
 
 
-class PixelSettings(_Section):
+class PixelSettings(Section):
     """Limits and rendering of pixel data; percentiles are of the fallback window (see `imaging.pixels`)."""
 
     maximum_pixels: int = Field(default=80_000_000, ge=10_000)
@@ -95,7 +81,7 @@ class PixelSettings(_Section):
     high_percentile: float = Field(default=99.5, gt=50, le=100)
 
 
-class InferenceSettings(_Section):
+class InferenceSettings(Section):
     """The model bundle (None: the shipped reference), ONNX Runtime threads (0: one per core), operating point."""
 
     bundle: Path | None = None
@@ -103,7 +89,7 @@ class InferenceSettings(_Section):
     operating_point: str | None = None
 
 
-class ResultSettings(_Section):
+class ResultSettings(Section):
     """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report."""
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
@@ -117,58 +103,14 @@ class ResultSettings(_Section):
     report_rejected: bool = False
 
 
-class RetrySettings(_Section):
-    """Delays between attempts at a delivery."""
-
-    first_delay_s: float = Field(default=30.0, gt=0)
-    factor: float = Field(default=2.0, ge=1)
-    max_delay_s: float = Field(default=600.0, gt=0)
-    give_up_after_s: float = Field(default=604_800.0, gt=0)
-
-    def policy(self) -> RetryPolicy:
-        """Return the retry policy these settings describe."""
-        return RetryPolicy(**self.model_dump())
-
-
-class DestinationSettings(_Section):
-    """A Storage SCP that receives the results."""
-
-    ae_title: AeTitle
-    host: str = Field(min_length=1)
-    port: Port
-    name: str = ""
-
-    def destination(self) -> Destination:
-        """Return the destination; without a name of its own it is called `AET@HOST:PORT`."""
-        name = self.name or f"{self.ae_title}@{self.host}:{self.port}"
-        return Destination(name=name, ae_title=self.ae_title, host=self.host, port=self.port)
-
-
-class DeliverySettings(_Section):
-    """Where results go and how the node insists."""
-
-    destinations: tuple[DestinationSettings, ...] = ()
-    retry: RetrySettings = RetrySettings()
-    connect_timeout_s: float = Field(default=10.0, gt=0)
-    response_timeout_s: float = Field(default=60.0, gt=0)
-    batch: int = Field(default=50, ge=1, le=1000)
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [entry.destination().name for entry in self.destinations]
-        if len(set(names)) != len(names):
-            raise ValueError("two destinations have the same name")
-        return self
-
-
-class WorkSettings(_Section):
+class WorkSettings(Section):
     """How often a study whose analysis failed for a passing reason is tried again before it is a dead letter."""
 
     maximum_attempts: int = Field(default=5, ge=1)
     retry_delay_s: float = Field(default=10.0, ge=0)
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. Never patient data."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -228,7 +170,7 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
         raise ConfigurationError(f"the configuration cannot be read: {error}") from error
 
 
-def parse_destination(text: str) -> DestinationSettings:
+def parse_destination(text: str) -> DimseDestination:
     """Read `AET@HOST:PORT`.
 
     Raises: ConfigurationError.
@@ -237,7 +179,7 @@ def parse_destination(text: str) -> DestinationSettings:
     if match is None:
         raise ConfigurationError(f"{text!r} is not of the form AET@HOST:PORT")
     try:
-        return DestinationSettings(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]))
+        return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]))
     except ValidationError as error:
         raise ConfigurationError(_explain(error, None)) from error
 

@@ -25,7 +25,7 @@ from dicomnode.domain.job import (
     StoreOutcome,
 )
 from dicomnode.net.sender import Sender
-from dicomnode.settings import DeliverySettings, RetrySettings
+from dicomnode.delivery_settings import DeliverySettings, RetrySettings
 from tests.component.dimse import EXPLICIT, Peer, renamed
 from tests.make import build, encode
 from tests.processes import free_port, wait_until

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.delivery_settings import DeliverySettings, DimseDestination, StowDestination
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.settings import Settings, parse_destination, read_settings
 from tests.conftest import ROOT
@@ -30,10 +31,33 @@ def test_the_shipped_file_holds_the_defaults() -> None:
 
 
 def test_the_shipped_file_names_every_setting() -> None:
-    text = (ROOT / "conf" / "node.toml").read_text()
-    named = tomllib.loads(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE))
+    general, destinations = _shipped().split("# [[delivery.destinations]]", 1)
+    general += destinations[destinations.index("\n[log]") :]
+    named = tomllib.loads(_uncommented(general))
     for section, field in Settings.model_fields.items():
         assert set(named[section]) == set(type(field.default).model_fields) - {"destinations"}, section
+
+
+def test_the_shipped_file_shows_every_setting_of_each_kind_of_destination_with_its_default() -> None:
+    _, *examples = _shipped().partition("\n[log]")[0].split("# [[delivery.destinations]]")
+    kinds = {DimseDestination: examples[0], StowDestination: examples[1]}
+    for kind, example in kinds.items():
+        shown = tomllib.loads(_uncommented(example))
+        assert set(shown) == set(kind.model_fields), kind.__name__
+        defaults = {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}
+        for line in example.splitlines():
+            if match := re.match(r"# (\w+) = .*# default$|# (\w+) = .*# default;", line):
+                name = match[1] or match[2]
+                if name in defaults and defaults[name] not in (None, ""):
+                    assert shown[name] == (list(defaults[name]) if name == "outputs" else defaults[name]), name
+
+
+def _shipped() -> str:
+    return (ROOT / "conf" / "node.toml").read_text()
+
+
+def _uncommented(text: str) -> str:
+    return re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE)
 
 
 def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
@@ -77,3 +101,104 @@ def test_two_destinations_of_one_name_are_refused() -> None:
     twice = {"destinations": [parse_destination("PACS@host:104").model_dump()] * 2}
     with pytest.raises(ConfigurationError, match="same name"):
         read_settings(None, {"delivery": twice})
+
+
+STOW = {"kind": "stow", "name": "web", "url": "https://dicomweb.example.org/dicom-web/"}
+PACS = {"name": "pacs", "ae_title": "PACS", "host": "pacs", "port": 104}
+
+
+def delivery(**settings: object) -> DeliverySettings:
+    return read_settings(None, {"delivery": settings}).delivery
+
+
+def test_a_destination_is_dimse_unless_it_says_otherwise(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        '[[delivery.destinations]]\nae_title = "PACS"\nhost = "pacs"\nport = 104\n'
+        '[[delivery.destinations]]\nkind = "stow"\nurl = "https://web/dicom-web/"\noutputs = ["sr"]\n',
+    )
+    pacs, web = read_settings(file, {}).delivery.destinations
+    assert isinstance(pacs, DimseDestination)
+    assert isinstance(web, StowDestination)
+    assert (pacs.label, web.label) == ("PACS@pacs:104", "https://web/dicom-web")
+    assert (pacs.outputs, web.outputs) == (("sr", "sc"), ("sr",))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"kind": "ftp"}, "ftp"),
+        ({**STOW, "url": "ftp://host/"}, "http or https"),
+        ({**STOW, "url": "https://user:pa55word@host/"}, "no user or password"),
+        ({**STOW, "url": "https://host/?token=pa55word"}, "no query"),
+        ({**STOW, "authentication": "basic", "username": "u"}, "secret_file or secret_env"),
+        ({**STOW, "authentication": "bearer", "secret_env": "A", "secret_file": "b"}, "secret_file or secret_env"),
+        ({**STOW, "authentication": "basic", "secret_env": "A"}, "has a username"),
+        ({**STOW, "authentication": "bearer", "username": "u", "secret_env": "A"}, "has a username"),
+        ({**STOW, "authentication": "bearer", "secret_env": "pa55word!"}, "name of an environment variable"),
+        ({**STOW, "secret_env": "A"}, "without authentication"),
+        ({**STOW, "token": "pa55word"}, "token"),
+        ({**STOW, "client_key": "k"}, "without client_certificate"),
+        ({**STOW, "verify_tls": False, "ca_file": "c"}, "no meaning"),
+        ({**PACS, "outputs": []}, "outputs"),
+        ({**PACS, "outputs": ["sr", "sr"]}, "twice"),
+        ({**PACS, "outputs": ["dance"]}, "outputs"),
+        ({**PACS, "series_description_prefix": "a\\b"}, "series_description_prefix"),
+        ({**PACS, "url": "https://host"}, "url"),
+    ],
+)
+def test_a_wrong_destination_is_refused_and_no_secret_is_repeated(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as raised:
+        delivery(destinations=[wrong])
+    assert "pa55word" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"routes": [{"calling_ae": "CT_*", "destinations": ["pacs", "nowhere"]}]}, "the rule for calling_ae 'CT_*'"),
+        ({"return_to_sender": {"MR": "nowhere"}}, "the entry for 'MR'"),
+        ({"default_destinations": ["nowhere"]}, "default_destinations"),
+    ],
+)
+def test_a_rule_that_names_an_unknown_destination_is_named(settings: dict[str, object], where: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        delivery(destinations=[PACS], **settings)
+    assert where in str(raised.value)
+    assert "'nowhere'" in str(raised.value)
+
+
+def test_a_secret_comes_from_a_file_or_the_environment_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    of_file = delivery(destinations=[{**STOW, "authentication": "bearer", "secret_file": str(file)}]).destinations[0]
+    of_variable = delivery(destinations=[{**STOW, "authentication": "bearer", "secret_env": "A_TOKEN"}]).destinations[0]
+    assert isinstance(of_file, StowDestination)
+    assert isinstance(of_variable, StowDestination)
+    for value in ("first", "second"):
+        file.write_text(f"{value}\n")
+        monkeypatch.setenv("A_TOKEN", value)
+        assert (of_file.secret(), of_variable.secret()) == (value, value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"two\nlines", b"\xff\xfe"])
+def test_a_secret_that_cannot_be_one_names_its_place(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    (entry,) = delivery(destinations=[{**STOW, "authentication": "bearer", "secret_file": str(file)}]).destinations
+    assert isinstance(entry, StowDestination)
+    with pytest.raises(ConfigurationError, match="token"):
+        entry.secret()
+
+
+@pytest.mark.parametrize(
+    ("changes", "exposed"),
+    [({}, False), ({"url": "http://host/"}, True), ({"verify_tls": False}, True)],
+)
+def test_a_secret_in_the_clear_is_known(changes: dict[str, object], exposed: bool) -> None:
+    settings = {**STOW, "authentication": "bearer", "secret_env": "A", **changes}
+    (entry,) = delivery(destinations=[settings]).destinations
+    assert isinstance(entry, StowDestination)
+    assert entry.exposes_secret is exposed
