@@ -1,6 +1,7 @@
 """One smoke run, killed and resumed, serves every test here: most of its time is compiling the network."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,14 @@ from dicomnode.domain.errors import ConfigurationError
 from modeling import train as training
 from modeling.calibration import operating_points, probabilities
 from modeling.config import read_config
+from modeling.devices import alone
 from modeling.export import export_bundle
+from modeling.network import Network, build_network, load_fold, out_of_fold
 from modeling.nih import patient_folds, read_radiographs
-from modeling.train import Network, Run, build_network, epochs_done, load_fold, out_of_fold, train_folds
+from modeling.run import Run
+from modeling.sources import Sources
+from modeling.tracking.history import EpochRecord
+from modeling.train import train_folds
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
@@ -29,6 +35,22 @@ SMOKE = Path(__file__).parents[2] / "conf" / "train" / "smoke.toml"
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing in the code under test may catch it."""
+
+
+class Quiet:
+    """Follows a run and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[EpochRecord] = []
+
+    def callback(self, *, fold: int, epoch: int) -> keras.callbacks.Callback:
+        return keras.callbacks.Callback()
+
+    def epochs(self, records: Sequence[EpochRecord]) -> None:
+        self.told = list(records)
+
+    def stopped(self, fold: int) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -46,18 +68,18 @@ def finished(drawn_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> F
     config = read_config(SMOKE)
     radiographs = read_radiographs(drawn_archive, None, config.input)
     folds = patient_folds(radiographs, folds=2, seed=1)
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(config=config, radiographs=radiographs, folds=folds, warm_start=None, folder=folder)
+    folder, sources = tmp_path_factory.mktemp("run"), Sources(images=drawn_archive)
+    run = Run(config=config, radiographs=radiographs, folds=folds, sources=sources, folder=folder)
     run.claim_folder()
-    network = build_network(run)
+    network = build_network(run, alone())
     with pytest.MonkeyPatch.context() as patch:
         before = count_epochs(patch, die_in=3)
         with pytest.raises(Killed):
-            train_folds(run, network)
+            train_folds(run, network, Quiet())
         after = count_epochs(patch, die_in=None)
-        train_folds(run, network)
+        train_folds(run, network, Quiet())
     bundle = folder / "bundle"
-    manifest = export_bundle(run, network, bundle, created=datetime(2026, 1, 2, tzinfo=UTC))
+    manifest = export_bundle(run, bundle, created=datetime(2026, 1, 2, tzinfo=UTC))
     return Finished(run, network, manifest, bundle, len(before), len(after))
 
 
@@ -66,11 +88,11 @@ def count_epochs(patch: pytest.MonkeyPatch, *, die_in: int | None) -> list[tuple
     begun: list[tuple[int, int]] = []
     real = TRAIN_EPOCH
 
-    def counted(run: Run, network: Network, features: object, *, fold: int, epoch: int) -> None:
+    def counted(run: Run, network: Network, epoch: training._Epoch, watch: Quiet) -> None:
         if len(begun) + 1 == die_in:
             raise Killed
-        real(run, network, features, fold=fold, epoch=epoch)
-        begun.append((fold, epoch))
+        real(run, network, epoch, watch)
+        begun.append((epoch.fold, epoch.number))
 
     patch.setattr(training, "_train_epoch", counted)
     return begun
@@ -79,14 +101,15 @@ def count_epochs(patch: pytest.MonkeyPatch, *, die_in: int | None) -> list[tuple
 def test_a_resumed_run_repeats_no_finished_epoch(finished: Finished) -> None:
     assert finished.epochs_before_kill == 2
     assert finished.epochs_after_resume == 2
-    assert [epochs_done(finished.run, fold) for fold in range(2)] == [2, 2]
+    assert [len(finished.run.records(fold)) for fold in range(2)] == [2, 2]
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished: Finished, tmp_path: Path) -> None:
     resumed = out_of_fold(finished.run, finished.network)
-    straight = dataclasses.replace(finished.run, folder=tmp_path)
-    train_folds(straight, finished.network)
+    straight, watch = dataclasses.replace(finished.run, folder=tmp_path), Quiet()
+    train_folds(straight, finished.network, watch)
     assert np.allclose(out_of_fold(straight, finished.network), resumed, atol=1e-3)
+    assert [(record.epoch, record.fold) for record in watch.told] == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 def test_a_damaged_checkpoint_is_named(finished: Finished, tmp_path: Path) -> None:
@@ -97,7 +120,7 @@ def test_a_damaged_checkpoint_is_named(finished: Finished, tmp_path: Path) -> No
 
 
 def test_a_folder_of_another_configuration_is_refused(finished: Finished) -> None:
-    settings = finished.run.config.train.model_copy(update={"learning_rate": 0.5})
+    settings = finished.run.config.train.model_copy(update={"mixup": 0.5})
     other = dataclasses.replace(finished.run, config=finished.run.config.model_copy(update={"train": settings}))
     with pytest.raises(ConfigurationError, match="another configuration"):
         other.claim_folder()
@@ -136,7 +159,7 @@ def test_maps_are_the_gradient_weighted_activations(finished: Finished) -> None:
     inner = keras.Model(head.input, [head.get_layer("last_map").output, head.output])
     with tf.GradientTape() as tape:
         images = tf.constant(finished.run.radiographs.pixels[:2, ..., None] / np.float32(255))
-        activations, logits = inner(finished.network.trunk(images))
+        activations, logits = inner(images)
         tape.watch(activations)
         pooled = tf.reduce_mean(activations, axis=(1, 2))
         again = tf.matmul(pooled, head.get_layer("logits").kernel) + head.get_layer("logits").bias
