@@ -10,6 +10,9 @@ from modeling.config import AugmentSection
 PixelStore = npt.NDArray[np.uint8]
 """(N, s, s) uint8: standardised images (see `dicomnode.bundle.preprocess`) at source resolution, times 255."""
 
+_BORDERS = {"black": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
+_LEAST_ZOOM = 0.2
+
 
 def network_inputs(images: PixelStore, side: int) -> FloatArray:
     """Return (N, side, side, 1) float32 in [0, 1], enlarged as `dicomnode.bundle.preprocess` does."""
@@ -28,11 +31,28 @@ def augmented_inputs(
     """Return (N, side, side, 1) float32 in [0, 1]: each image moved, and its grey scale changed, at random."""
     out = np.empty((len(images), side, side, 1), dtype=np.float32)
     for index, stored in enumerate(images):
-        image = _half_resolution(stored) if random.random() < settings.blur else stored
-        matrix = _random_affine(image.shape[0], side, settings, random)
-        moved = cv2.warpAffine(image.astype(np.float32) / 255.0, matrix, (side, side), flags=cv2.INTER_CUBIC)
-        out[index, ..., 0] = _random_grey_scale(np.clip(moved, 0.0, 1.0), settings, random)
+        out[index, ..., 0] = augmented_input(stored, side, settings, random)
     return out
+
+
+def augmented_input(
+    stored: npt.NDArray[np.uint8], side: int, settings: AugmentSection, random: np.random.Generator
+) -> FloatArray:
+    """Return one (side, side) image in [0, 1], changed at random; every call draws anew."""
+    image = _half_resolution(stored) if random.random() < settings.blur else stored
+    matrix = _random_affine(image.shape[0], side, settings, random)
+    moved = cv2.warpAffine(
+        image.astype(np.float32) / 255.0,
+        matrix,
+        (side, side),
+        flags=cv2.INTER_CUBIC,
+        borderMode=_BORDERS[settings.border],
+    )
+    changed = _random_grey_scale(np.clip(moved, 0.0, 1.0), settings, random)
+    if settings.noise:
+        noisy = changed + random.normal(0.0, settings.noise, changed.shape)
+        changed = np.asarray(np.clip(noisy, 0.0, 1.0), dtype=np.float32)
+    return changed
 
 
 def _half_resolution(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -42,14 +62,25 @@ def _half_resolution(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _random_affine(source_side: int, side: int, settings: AugmentSection, random: np.random.Generator) -> FloatArray:
-    """Return the (2, 3) matrix that rotates and zooms about the centre and shifts, from source to network pixels."""
-    angle = np.deg2rad(random.uniform(-settings.rotation_degrees, settings.rotation_degrees))
-    scale = random.uniform(1 - settings.zoom, 1 + settings.zoom) * side / source_side
+    """Return the (2, 3) matrix from source to network pixels: mirror, shear, rotation, zoom about the centre, shift."""
+    angle = np.deg2rad(_drawn(settings.rotation_degrees, settings, random))
+    # A normal draw of the zoom has no bound; what it may not do is turn the image inside out.
+    scale = max(_LEAST_ZOOM, 1 + _drawn(settings.zoom, settings, random)) * side / source_side
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shift = random.uniform(-settings.shift, settings.shift, size=2) * side
+    slope = np.tan(np.deg2rad(_drawn(settings.shear_degrees, settings, random)))
+    mirror = -1.0 if settings.flip and random.random() < settings.flip else 1.0
+    linear = turn @ np.array([[1.0, slope], [0.0, 1.0]]) @ np.diag([mirror, 1.0])
+    shift = np.array([_drawn(settings.shift, settings, random) for _ in range(2)]) * side
     # Pixel centres are at integers, so the middle of an image of side n is (n - 1) / 2.
-    offset = (side - 1) / 2 + shift - turn @ np.full(2, (source_side - 1) / 2)
-    return np.concatenate([turn, offset[:, None]], axis=1).astype(np.float32)
+    offset = (side - 1) / 2 + shift - linear @ np.full(2, (source_side - 1) / 2)
+    return np.concatenate([linear, offset[:, None]], axis=1).astype(np.float32)
+
+
+def _drawn(size: float, settings: AugmentSection, random: np.random.Generator) -> float:
+    """Return a change around 0: uniform within `size` either way, or normal with that deviation."""
+    if not size:
+        return 0.0
+    return random.normal(0.0, size) if settings.draw == "normal" else random.uniform(-size, size)
 
 
 def _random_grey_scale(image: FloatArray, settings: AugmentSection, random: np.random.Generator) -> FloatArray:

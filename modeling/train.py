@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.augment import augmented_inputs
+from modeling.augment import augmented_input
 from modeling.config import PlateauSchedule
 from modeling.devices import PREDICTED_AT_ONCE
 from modeling.feeding import EpochBatches, Rows, Share, ahead, drawn_rows
@@ -193,10 +193,8 @@ def _augmented(run: Run, rows: Rows, number: int) -> FloatArray:
     """Return (rows, side, side, 1) images, each changed as its own row and this epoch say, whoever asks for it."""
     settings, side = run.config.augment, run.config.input.side
     randoms = (np.random.default_rng((run.config.train.seed, number, int(row))) for row in rows)
-    images = zip(rows, randoms, strict=True)
-    return np.concatenate(
-        [augmented_inputs(run.radiographs.pixels[row : row + 1], side, settings, random) for row, random in images]
-    )
+    pairs = zip(run.radiographs.pixels[rows], randoms, strict=True)
+    return np.stack([augmented_input(image, side, settings, random) for image, random in pairs])[..., np.newaxis]
 
 
 def _trunk_features(run: Run, network: Network, shape: tuple[int, ...], number: int) -> npt.NDArray[np.float16]:
