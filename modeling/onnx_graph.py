@@ -83,6 +83,7 @@ def write_graph(ensemble: Ensemble, path: Path) -> None:
     signature = [tf.TensorSpec((None, ensemble.side, ensemble.side, 1), tf.float32, name="image")]
     model, _ = tf2onnx.convert.from_function(tf.function(outputs_in_order), input_signature=signature, opset=OPSET)
     _name_outputs(model.graph)
+    _protect_padding(model.graph)
     _store_half_precision(model.graph)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
@@ -134,6 +135,22 @@ def _name_outputs(graph: onnx.GraphProto) -> None:
     for output, name in zip(graph.output, OUTPUTS, strict=True):
         graph.node.append(helper.make_node("Identity", [output.name], [name]))
         output.name = name
+
+
+def _protect_padding(graph: onnx.GraphProto) -> None:
+    """Pad what a maximum is taken of with the least positive number in place of zero.
+
+    ONNX Runtime fuses zero padding into the maximum's own, which is minus infinity: another result wherever a window
+    at the border holds negative values alone, as in ResNet50V2.
+    """
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    padded = [node for node in graph.node if node.op_type == "Pad" and node.output[0] in pooled]
+    if not padded:
+        return
+    graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).tiny), "nearly_zero"))
+    for node in padded:
+        del node.input[2:]
+        node.input.append("nearly_zero")
 
 
 def _store_half_precision(graph: onnx.GraphProto) -> None:
