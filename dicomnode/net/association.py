@@ -23,7 +23,7 @@ from dicomnode.settings import DeliverySettings
 log = logging.getLogger(__name__)
 
 # Only responses come this way.
-_PDU_BYTES = 65_536
+REQUESTOR_PDU_BYTES = 65_536
 _OBJECT_BYTES = 1_048_576
 # A peer that takes fewer bytes than a command set needs cannot be spoken to.
 _SMALLEST_PEER_PDU = 128
@@ -162,7 +162,7 @@ def open_association(
     NoContextAccepted when the peer takes none of what is proposed.
     """
     limits = Limits(
-        pdu_bytes=_PDU_BYTES,
+        pdu_bytes=REQUESTOR_PDU_BYTES,
         object_bytes=_OBJECT_BYTES,
         associate_s=settings.response_timeout_s,
         pdu_s=settings.response_timeout_s,
@@ -179,7 +179,7 @@ def open_association(
             destination.port,
             contexts=presentation_contexts(proposals),
             ae_title=destination.ae_title,
-            max_pdu=_PDU_BYTES,
+            max_pdu=REQUESTOR_PDU_BYTES,
             evt_handlers=[(evt.EVT_ACSE_RECV, _note_abort, [aborts])],
         )
     except OSError as error:

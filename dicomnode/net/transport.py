@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _SMALLEST_PDU_LIMIT = 262_144
 # A peer that keeps to the asynchronous operations window sends one request at a time (PS3.7 D.3.3.3).
 _WAITING_REQUESTS = 2
-_IMPLEMENTATION_VERSION_NAME = "CXRNODE"
+IMPLEMENTATION_VERSION_NAME = "CXRNODE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +219,7 @@ def new_entity(ae_title: str, limits: Limits) -> BoundedEntity:
     entity.limits = limits
     entity.maximum_pdu_size = limits.pdu_bytes
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = _IMPLEMENTATION_VERSION_NAME
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.acse_timeout = limits.associate_s
     entity.network_timeout = limits.pdu_s
     return entity
