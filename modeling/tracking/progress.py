@@ -113,9 +113,8 @@ class Progress:
             self._loss = loss if loss is not None else self._loss
             self._pace.passed((fold, epoch), step)
             self._done[fold] = epoch if step == steps else epoch - 1
-            self._show(
-                self._line(fold, epoch, step, steps), self._left_s(step, steps), step / steps if step < steps else 0.0
-            )
+            begun = step if step < steps else 0
+            self._show(self._line(fold, epoch, step, steps), self._left_s(begun, steps), begun / steps)
 
     def stopped(self, fold: int) -> None:
         """Tell that the fold ends early, so that its other epochs are not waited for."""
