@@ -64,8 +64,8 @@ def _outputs(outputs: tuple[str, ...]) -> str:
     )
     return (
         "## What it says\n\n"
-        f"Outputs for one frontal chest radiograph: {len(outputs)}. The first, {outputs[0]}, was learnt from NIH's label"
-        ' "No Finding": it says that at least one of NIH\'s 14 findings was named, which is less than "abnormal".'
+        f"Outputs for one frontal chest radiograph: {len(outputs)}. The first, {outputs[0]}, was learnt from NIH's"
+        ' label "No Finding": it says that at least one of NIH\'s 14 findings was named, which is less than "abnormal".'
         + (others if findings else "")
         + "\n\n"
         "A label's probability is Platt's sigmoid of the members' mean logit. Its class activation map is the exact"

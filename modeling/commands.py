@@ -43,26 +43,28 @@ def train(
     from modeling.config import read_config
     from modeling.devices import spread_over_devices
     from modeling.following import follow
+    from modeling.held_out import store_out_of_fold
     from modeling.network import build_network
     from modeling.run import Run
-    from modeling.train import is_finished, store_out_of_fold, train_folds
+    from modeling.train import is_finished, train_folds
 
     settings = read_config(config)
     unknown = [fold for fold in folds or () if not 0 <= fold < settings.train.folds]
     if unknown:
         raise ConfigurationError(f"there is no fold {unknown[0]}: {config} has folds 0 to {settings.train.folds - 1}")
-    radiographs, dealt = training_images(sources.images, sources.labels, settings, cache=out)
+    radiographs, dealt = training_images(sources.images, sources.labels, settings)
     run = Run(config=settings, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
     run.claim_folder()
     network = build_network(run, spread_over_devices())
-    with follow(run, folds=folds) as watch:
+    with follow(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
         store_out_of_fold(run, network)
         if not network.spread.is_first or not is_finished(run):
             return None
-    if backend == "tensorflow":
-        return export(out, out / BUNDLE_FOLDER, run=run)
-    return _export_apart(out, out / BUNDLE_FOLDER)
+        bundle = out / BUNDLE_FOLDER
+        exported = export(out, bundle, run=run) if backend == "tensorflow" else _export_apart(out, bundle)
+        watch.finish(exported)
+    return exported
 
 
 def export(
@@ -102,7 +104,7 @@ def reopened(folder: Path, images: Path | None) -> "Run":
     settings, sources = described(folder)
     if images is not None:
         sources = replace(sources, images=images)
-    radiographs, folds = training_images(sources.images, sources.labels, settings, cache=folder)
+    radiographs, folds = training_images(sources.images, sources.labels, settings)
     run = Run(config=settings, radiographs=radiographs, folds=folds, sources=sources, folder=folder)
     run.claim_folder()
     return run
@@ -121,11 +123,9 @@ def _export_apart(folder: Path, bundle: Path) -> Path | None:
 
 
 def training_images(
-    images: Path, labels: Path | None, settings: "TrainingConfig", *, cache: Path
+    images: Path, labels: Path | None, settings: "TrainingConfig"
 ) -> "tuple[Radiographs, npt.NDArray[np.int64]]":
     """Read the images, and the fold of each: as prepared, or dealt here by patient.
-
-    `cache`: a folder in which large pixel stores are kept.
 
     Raises: ConfigurationError.
     """

@@ -21,12 +21,12 @@ from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
 from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
+from modeling.held_out import store_out_of_fold
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
 from modeling.phantom import chest_phantom
 from modeling.report import Report, build_report
 from modeling.run import Run
-from modeling.train import store_out_of_fold
 
 log = logging.getLogger(__name__)
 

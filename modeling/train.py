@@ -25,12 +25,11 @@ from modeling.network import (
     has_finding,
     held_out_logits,
     judge_present_weights,
-    out_of_fold,
     start_fold,
     steps_per_epoch,
 )
 from modeling.optimise import read_state, write_state
-from modeling.run import OUT_OF_FOLD, Run, read_checkpoint, write_arrays, write_checkpoint
+from modeling.run import Run, read_checkpoint, write_checkpoint
 from modeling.schedules import best_epoch, has_stopped, plateau_rate
 from modeling.tracking.history import EpochRecord
 
@@ -89,15 +88,6 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
 def is_finished(run: Run) -> bool:
     """Tell whether every fold has trained to its end."""
     return all(_finished(run, fold, run.config.train.epochs - 1) for fold in range(run.config.train.folds))
-
-
-def store_out_of_fold(run: Run, network: Network) -> FloatArray:
-    """Keep the (N, outputs) logits of every image whose fold was trained, NaN of the others, and return them."""
-    logits = out_of_fold(run, network)
-    if network.spread.is_first:
-        arrays = {"names": np.array(run.radiographs.names), "folds": run.folds, "logits": logits}
-        write_arrays(run.folder / OUT_OF_FOLD, arrays)
-    return logits
 
 
 def all_records(run: Run) -> list[EpochRecord]:

@@ -13,7 +13,7 @@ from dicomnode.domain.errors import ConfigurationError
 FILE = "predictions.csv"
 _ABOUT = ("image", "patient", "view", "sex", "age", "gate")
 _TRUTH, _MEMBER = "_truth", "_member"
-_UNKNOWN_AGE = -1
+UNKNOWN_AGE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def _row(predictions: Predictions, index: int) -> Iterator[str]:
     for values in (predictions.images, predictions.patients, predictions.views, predictions.sexes):
         yield str(values[index])
     age = int(predictions.ages[index])
-    yield "" if age == _UNKNOWN_AGE else str(age)
+    yield "" if age == UNKNOWN_AGE else str(age)
     yield str(predictions.gate[index])
     for at in range(len(predictions.labels)):
         yield str(int(predictions.truth[index, at]))
@@ -104,7 +104,7 @@ def _parse(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Predicti
         patients=about["patient"],
         views=about["view"],
         sexes=about["sex"],
-        ages=np.array([int(row["age"] or _UNKNOWN_AGE) for row in rows]),
+        ages=np.array([int(row["age"] or UNKNOWN_AGE) for row in rows]),
         gate=about["gate"],
         truth=numbers([label + _TRUTH for label in labels]) > 0.5,
         probability=numbers(labels),
