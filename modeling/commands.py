@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicomnode.domain.errors import ConfigurationError
+from modeling.config import TrainingConfig
 from modeling.devices import choose_backend
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from modeling.config import TrainingConfig
     from modeling.nih import Radiographs
     from modeling.run import Run
     from modeling.sources import Sources
@@ -28,7 +28,7 @@ BUNDLE_FOLDER = "bundle"
 
 
 def train(
-    config: Path,
+    config: TrainingConfig,
     sources: "Sources",
     out: Path,
     *,
@@ -40,7 +40,6 @@ def train(
     Raises: ConfigurationError when the configuration, the data, the devices or `out` cannot be used.
     """
     backend = choose_backend(tpu=tpu)
-    from modeling.config import read_config
     from modeling.devices import spread_over_devices
     from modeling.following import follow
     from modeling.held_out import store_out_of_fold
@@ -48,12 +47,11 @@ def train(
     from modeling.run import Run
     from modeling.train import is_finished, train_folds
 
-    settings = read_config(config)
-    unknown = [fold for fold in folds or () if not 0 <= fold < settings.train.folds]
+    unknown = [fold for fold in folds or () if not 0 <= fold < config.train.folds]
     if unknown:
-        raise ConfigurationError(f"there is no fold {unknown[0]}: {config} has folds 0 to {settings.train.folds - 1}")
-    radiographs, dealt = training_images(sources.images, sources.labels, settings)
-    run = Run(config=settings, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
+        raise ConfigurationError(f"there is no fold {unknown[0]}: the folds are 0 to {config.train.folds - 1}")
+    radiographs, dealt = training_images(sources.images, sources.labels, config)
+    run = Run(config=config, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
     run.claim_folder()
     network = build_network(run, spread_over_devices())
     with follow(run, network, folds=folds) as watch:
@@ -123,7 +121,7 @@ def _export_apart(folder: Path, bundle: Path) -> Path | None:
 
 
 def training_images(
-    images: Path, labels: Path | None, settings: "TrainingConfig"
+    images: Path, labels: Path | None, settings: TrainingConfig
 ) -> "tuple[Radiographs, npt.NDArray[np.int64]]":
     """Read the images, and the fold of each: as prepared, or dealt here by patient.
 

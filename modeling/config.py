@@ -206,10 +206,12 @@ class TrainSection(_Section):
     `batch_size` counts the images of one step over all devices together. `keep_no_finding` is the share of images
     without a finding that an epoch draws, anew each time. `stop_patience` ends a fold whose held-out loss has not
     fallen for so many epochs and goes back to its best epoch, which makes its held-out scores a little too good.
+    `epoch_images` ends an epoch after so many images; the next goes through others, in an order of its own.
     """
 
     folds: int = Field(ge=2, le=20)
     epochs: int = Field(ge=1)
+    epoch_images: int | None = Field(default=None, ge=2)
     batch_size: int = Field(ge=2)
     precision: Literal["float32", "bfloat16"] = "float32"
     keep_no_finding: float = Field(default=1.0, gt=0, le=1)

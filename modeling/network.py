@@ -1,5 +1,6 @@
 """The network of a run: one trunk and one head that takes each fold's weights in turn."""
 
+import math
 from dataclasses import dataclass
 
 import keras
@@ -72,7 +73,7 @@ def steps_per_epoch(run: Run) -> int:
     """Return how many whole batches an epoch of any fold has: the same for all, so that they share a schedule."""
     train = run.config.train
     drawn = [float(drawn_share(run)[run.folds != fold].sum()) for fold in range(train.folds)]
-    return int(min(drawn)) // train.batch_size
+    return int(min(*drawn, train.epoch_images or math.inf)) // train.batch_size
 
 
 def drawn_share(run: Run) -> npt.NDArray[np.float64]:

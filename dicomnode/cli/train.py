@@ -43,10 +43,12 @@ def train(
     """
     with _training_code():
         from modeling import commands
+        from modeling.config import read_config
         from modeling.sources import Sources
 
+        recipe = read_config(config)
         sources = Sources(images=images, labels=labels, warm_start=warm_start, gate_images=gate_images)
-        bundle = commands.train(config, sources, output, tpu=tpu, folds=fold)
+        bundle = commands.train(recipe, sources, output, tpu=tpu, folds=fold)
     out.print(f"bundle written to {bundle}" if bundle else f"trained into {output}; no bundle was written yet")
 
 
