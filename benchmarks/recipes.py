@@ -116,7 +116,8 @@ def changed(config: TrainingConfig, **sections: dict[str, object]) -> TrainingCo
 
 
 def seconds_per_image(config: TrainingConfig, sources: Sources) -> float:
-    """Return the processor time, of all cores together, that a training step takes for each image."""
+    """Return the processor time, of all cores together, that each image costs: the frozen layers and a training step."""
+    from modeling.augment import network_inputs
     from modeling.devices import alone
     from modeling.feeding import EpochBatches, Share
     from modeling.losses import targets
@@ -126,12 +127,11 @@ def seconds_per_image(config: TrainingConfig, sources: Sources) -> float:
     radiographs, folds = commands.training_images(sources.images, sources.labels, config)
     run = Run(config=config, radiographs=radiographs, folds=folds, sources=sources, folder=Path())
     network, size = build_network(run, alone()), config.train.batch_size
-    shape = network.head.input.shape[1:]
     batches = EpochBatches(
         np.arange(TRIAL_STEPS * size),
         steps=TRIAL_STEPS,
         batch_size=size,
-        read_inputs=lambda rows: np.ones((len(rows), *shape), dtype=np.float32),
+        read_inputs=lambda rows: network.features(network_inputs(run.radiographs.pixels[rows], config.input.side)),
         labels=run.labels,
         make_targets=lambda labels: targets(labels, fold_frequency(run, HELD_OUT), config.loss),
         mixup=0.0,

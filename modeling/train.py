@@ -54,10 +54,11 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Epoch:
-    """One epoch of one fold. `number` counts from 0."""
+    """One epoch of one fold. `number` counts from 0; `order`: the rows it trains on."""
 
     fold: int
     number: int
+    order: Rows
     read_inputs: ReadInputs
 
 
@@ -77,9 +78,11 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
         pending = [fold for fold in chosen if not _finished(run, fold, number)]
         if not pending:
             continue
-        read_inputs = _epoch_inputs(run, network, number)
+        orders = {fold: _order(run, fold, number) for fold in pending}
+        read_inputs = _epoch_inputs(run, network, number, rows=np.unique(np.concatenate(list(orders.values()))))
         for fold in pending:
-            _train_epoch(run, network, _Epoch(fold=fold, number=number, read_inputs=read_inputs), watch)
+            epoch = _Epoch(fold=fold, number=number, order=orders[fold], read_inputs=read_inputs)
+            _train_epoch(run, network, epoch, watch)
             watch.epochs(all_records(run))
             if _finished(run, fold, number + 1):
                 watch.stopped(fold)
@@ -103,11 +106,10 @@ def _finished(run: Run, fold: int, number: int) -> bool:
 
 def _train_epoch(run: Run, network: Network, epoch: _Epoch, watch: Watch) -> None:
     train, fold, began = run.config.train, epoch.fold, time.monotonic()
-    order = drawn_rows(train, has_finding(run), np.flatnonzero(run.folds != fold), fold=fold, epoch=epoch.number)
-    records = _restore(run, network, epoch, order)
+    records = _restore(run, network, epoch)
     steps, frequency = steps_per_epoch(run), fold_frequency(run, fold)
     batches = EpochBatches(
-        order,
+        epoch.order,
         steps=steps,
         batch_size=train.batch_size,
         read_inputs=epoch.read_inputs,
@@ -141,10 +143,10 @@ def _train_epoch(run: Run, network: Network, epoch: _Epoch, watch: Watch) -> Non
     network.spread.meet()
 
 
-def _restore(run: Run, network: Network, epoch: _Epoch, rows: Rows) -> tuple[EpochRecord, ...]:
+def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ...]:
     """Put the fold's state before this epoch into the network, and return its finished epochs."""
     if not epoch.number:
-        start_fold(run, network, epoch.fold, rows)
+        start_fold(run, network, epoch.fold, epoch.order)
         return ()
     held = read_checkpoint(run.checkpoint(epoch.fold))
     write_state(network.head, network.optimiser, held.state)
@@ -171,12 +173,26 @@ def _judge(run: Run, network: Network, epoch: _Epoch) -> dict[str, float | None]
     }
 
 
-def _epoch_inputs(run: Run, network: Network, number: int) -> ReadInputs:
-    """Return what gives the head's inputs for rows of images, augmented anew for this epoch."""
+def _order(run: Run, fold: int, number: int) -> Rows:
+    """Return the rows of one epoch of one fold, as many as its steps take."""
+    rows = np.flatnonzero(run.folds != fold)
+    drawn = drawn_rows(run.config.train, has_finding(run), rows, fold=fold, epoch=number)
+    return drawn[: steps_per_epoch(run) * run.config.train.batch_size]
+
+
+def _epoch_inputs(run: Run, network: Network, number: int, *, rows: Rows) -> ReadInputs:
+    """Return what gives the head's inputs for these rows of images, augmented anew for this epoch."""
     if network.trunk is None:
-        return lambda rows: _augmented(run, rows, number)
-    features = _trunk_features(run, network, network.trunk.output.shape[1:], number)
-    return lambda rows: features[rows].astype(np.float32)
+        return lambda wanted: _augmented(run, wanted, number)
+    features = np.empty((len(run.folds), *network.trunk.output.shape[1:]), dtype=np.float16)
+
+    def read(at: int) -> FloatArray:
+        return _augmented(run, rows[at : at + PREDICTED_AT_ONCE], number)
+
+    # Half precision, since all features of an epoch stay in memory.
+    for at, images in ahead(read, range(0, len(rows), PREDICTED_AT_ONCE)):
+        features[rows[at : at + PREDICTED_AT_ONCE]] = network.features(images)
+    return lambda wanted: features[wanted].astype(np.float32)
 
 
 def _augmented(run: Run, rows: Rows, number: int) -> FloatArray:
@@ -185,19 +201,6 @@ def _augmented(run: Run, rows: Rows, number: int) -> FloatArray:
     randoms = (np.random.default_rng((run.config.train.seed, number, int(row))) for row in rows)
     pairs = zip(run.radiographs.pixels[rows], randoms, strict=True)
     return np.stack([augmented_input(image, side, settings, random) for image, random in pairs])[..., np.newaxis]
-
-
-def _trunk_features(run: Run, network: Network, shape: tuple[int, ...], number: int) -> npt.NDArray[np.float16]:
-    """Return the trunk's maps (N, *shape) of one epoch's augmented images, in half precision to fit memory."""
-    count = len(run.folds)
-    features = np.empty((count, *shape), dtype=np.float16)
-
-    def read(at: int) -> FloatArray:
-        return _augmented(run, np.arange(at, min(at + PREDICTED_AT_ONCE, count)), number)
-
-    for at, images in ahead(read, range(0, count, PREDICTED_AT_ONCE)):
-        features[at : at + len(images)] = network.features(images)
-    return features
 
 
 def _present_rate(network: Network) -> float:
