@@ -116,7 +116,7 @@ def changed(config: TrainingConfig, **sections: dict[str, object]) -> TrainingCo
 
 
 def seconds_per_image(config: TrainingConfig, sources: Sources) -> float:
-    """Return the processor time, of all cores together, that each image costs: the frozen layers and a training step."""
+    """Return the processor time, of all cores together, of one image: its frozen layers and its part of a step."""
     from modeling.augment import network_inputs
     from modeling.devices import alone
     from modeling.feeding import EpochBatches, Share

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
