@@ -92,7 +92,7 @@ class Provenance(_Strict):
 
 
 class Manifest(_Strict):
-    """The bundle's contents and meaning. Output 0 is the abnormality head; the others are findings."""
+    """The bundle's contents and meaning. Output 0 is the abnormality head; the others, if any, are findings."""
 
     schema_version: Literal[1]
     name: str = Field(min_length=1, max_length=64)
@@ -102,7 +102,7 @@ class Manifest(_Strict):
     backbone: str
     members: int = Field(ge=1)
     input: InputSpec
-    labels: tuple[LabelEntry, ...] = Field(min_length=2)
+    labels: tuple[LabelEntry, ...] = Field(min_length=1)
     default_operating_point: str
     undetermined_spread: float = Field(ge=0, le=1)
     gate: GateSpec

@@ -73,9 +73,10 @@ def draw(frame: Frame, assessment: Assessment, equipment: Equipment) -> Overlay:
 def findings_to_show(assessment: Assessment) -> tuple[Finding, ...]:
     """Return the findings whose maps are drawn, most probable first.
 
-    Those present; if there is none, those undetermined; else the one that comes closest to its threshold.
+    Those present; if there is none, those undetermined; else the one that comes closest to its threshold. Abnormality
+    stands in for the findings of a model that has none.
     """
-    ranked = sorted(assessment.findings, key=_odds_over_threshold, reverse=True)
+    ranked = sorted(assessment.findings or (assessment.abnormality,), key=_odds_over_threshold, reverse=True)
     for presence in (Presence.PRESENT, Presence.UNDETERMINED):
         chosen = tuple(finding for finding in ranked if finding.presence is presence)
         if chosen:

@@ -145,10 +145,11 @@ def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
     pen.write_right("Prob.", _PROBABILITY, size=0.55, colour=_QUIET)
     pen.write_right("Threshold", _THRESHOLD, size=0.55, colour=_QUIET)
     pen.y += 0.9
-    _row(pen, content.assessment.abnormality, None, "Abnormality")
+    colours = {entry.finding.label: entry.colour for entry in content.shown}
+    abnormality = content.assessment.abnormality
+    _row(pen, abnormality, colours.get(abnormality.label), "Abnormality")
     pen.y += 1.0
     pen.rule()
-    colours = {entry.finding.label: entry.colour for entry in content.shown}
     findings = _sorted(content.assessment.findings)
     room = int(bottom - pen.y - 0.3)
     fitting = len(findings) if len(findings) <= room else room - 1

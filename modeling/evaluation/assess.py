@@ -140,7 +140,7 @@ def _averages(predictions: Predictions, manifest: Manifest, resampler: Resampler
     entries = {label.name: label for label in manifest.labels}
     findings = [at for at, name in enumerate(predictions.labels) if name != ABNORMALITY]
     points = [thresholds_of(entries[predictions.labels[at]]) for at in findings]
-    common = [name for name in points[0] if all(name in held for held in points)]
+    common = [name for name in (points[0] if points else ()) if all(name in held for held in points)]
     truth, probability = predictions.truth[:, findings], predictions.probability[:, findings]
     return {
         name: averages(truth, probability >= np.array([held[name][0] for held in points]), resampler) for name in common

@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
+from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
@@ -92,6 +94,19 @@ def test_another_image_model_or_setting_gives_another_identity(tmp_path: Path) -
         uids(answer(replace(pipeline(tmp_path / "a"), operating_point="sensitivity_95"), [image()])),
     ]
     assert all(set(original).isdisjoint(other) for other in others)
+
+
+def test_a_model_of_abnormality_alone_answers_and_shows_where(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    alone = to.manifest.model_dump() | {"labels": [to.manifest.labels[0].model_dump()]}
+    (tmp_path / "bundle" / "manifest.json").write_text(Manifest.model_validate(alone).model_dump_json())
+    opened = open_bundle(tmp_path / "bundle")
+    predictor = Predictor(opened, threads=1)
+    predictor.replay_golden()
+    given = answer(replace(to, manifest=opened.manifest, predictor=predictor), [image()])
+    report, capture = (dcmread(BytesIO(result.part10)) for result in given.results)
+    assert str(report).count("'Probability'") == 1
+    assert f"Grad-CAM of: {opened.manifest.labels[0].name}." in capture.DerivationDescription
 
 
 def test_a_lateral_beside_a_frontal_changes_no_result(tmp_path: Path) -> None:
