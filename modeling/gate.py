@@ -1,8 +1,8 @@
 """The pixel gate tells an upright frontal chest radiograph, like those of the training data, from anything else.
 
 Its two answers come from a grid of cells: what is where (lungs dark on either side, bright between and below) tells a
-frontal chest from anything else. A cell is the average of the frozen trunk's maps, which never saw a radiograph in
-training, or of the image itself where a network has no frozen trunk.
+frontal chest from anything else. What a cell holds are the frozen trunk's maps, which never saw a radiograph in
+training, averaged; or, where a network has no frozen trunk, the image itself and its edges by direction.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,12 @@ from modeling.backbones.maps import Tensor
 from modeling.config import AugmentSection, GateSection, TrainingConfig
 from modeling.nih import Radiographs
 
-TRUNK_GRID, IMAGE_GRID = 3, 16
+TRUNK_GRID, IMAGE_GRID = 3, 8
 """Cells along a side, of trunk maps and of images."""
+EDGE_SIDE = 64
+"""Side of the image that edges are taken from: they do not depend on the network's own side."""
+DIRECTIONS = 8
+LEAST_EDGE = 1e-4
 BATCH = 64
 UPRIGHT = "upright"
 TURNS = ("upright", "rot90", "rot180", "rot270")
@@ -119,11 +123,38 @@ class GateFit:
 
 
 def cell_features(maps: Tensor) -> Tensor:
-    """Return trunk maps or images averaged over a grid of cells: (N, h, w, C) to (N, cells of C values each)."""
-    grid = IMAGE_GRID if maps.shape[3] == 1 else TRUNK_GRID
-    cell = max(1, int(maps.shape[1]) // grid)
+    """Return what the gate reads: of trunk maps (N, h, w, C), or of images (N, side, side, 1), (N, D)."""
+    if maps.shape[3] == 1:
+        return _image_cells(maps[..., 0])
+    cell = max(1, int(maps.shape[1]) // TRUNK_GRID)
     pooled = ops.average_pool(maps, cell, cell, "valid", data_format="channels_last")
     return ops.reshape(pooled, (-1, int(np.prod(pooled.shape[1:]))))
+
+
+def _image_cells(images: Tensor) -> Tensor:
+    """Return the cells of (N, side, side) images: edge strength by direction, its root taken, and brightness.
+
+    The root keeps a vendor's contrast from outweighing where edges are and which way they run.
+    Source: Dalal and Triggs, "Histograms of oriented gradients", CVPR 2005; without its normalisation by blocks.
+    """
+    small = _averaged(images, EDGE_SIDE)
+    across = (small[:, 1:-1, 2:] - small[:, 1:-1, :-2]) / 2
+    down = (small[:, 2:, 1:-1] - small[:, :-2, 1:-1]) / 2
+    angles = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
+    edges = [ops.relu(float(np.cos(angle)) * across + float(np.sin(angle)) * down) for angle in angles]
+    cells = [ops.sqrt(_averaged(edge, IMAGE_GRID) + LEAST_EDGE) for edge in edges]
+    stacked = ops.stack([*cells, _averaged(images, IMAGE_GRID)], axis=-1)
+    return ops.reshape(stacked, (-1, (DIRECTIONS + 1) * IMAGE_GRID**2))
+
+
+def _averaged(images: Tensor, cells: int) -> Tensor:
+    """Return (N, cells, cells) averages of (N, side, side) images over equal cells, which may cut through pixels."""
+    side = int(images.shape[1])
+    edges = np.linspace(0, side, cells + 1)
+    starts, ends, pixel = edges[:-1, np.newaxis], edges[1:, np.newaxis], np.arange(side)
+    covered = np.clip(np.minimum(ends, pixel + 1) - np.maximum(starts, pixel), 0, None)
+    weights = (covered * cells / side).astype(np.float32)
+    return ops.matmul(ops.matmul(weights, images), weights.T)
 
 
 def sample_features(
