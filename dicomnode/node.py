@@ -3,17 +3,18 @@
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.domain.job import Destination
+from dicomnode.delivery_settings import DimseDestination, StowDestination
+from dicomnode.domain.identifiers import derive_uid
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
+from dicomnode.net.delivery import Deliveries, Surroundings, deliveries
 from dicomnode.net.scp import StorageScp
-from dicomnode.net.sender import Sender
 from dicomnode.pipeline import Pipeline
 from dicomnode.results.fallback import fallback
 from dicomnode.settings import Settings, default_bundle
@@ -49,13 +50,8 @@ def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
     return bundle, pipeline
 
 
-def destinations_of(settings: Settings) -> tuple[Destination, ...]:
-    """Return the configured destinations."""
-    return tuple(entry.destination() for entry in settings.delivery.destinations)
-
-
 class Node:
-    """A running node: one SCP, one worker, one sender per destination, one store between them."""
+    """A running node: one SCP, one worker, loops of their own for each destination, one store between them."""
 
     def __init__(
         self,
@@ -65,12 +61,12 @@ class Node:
         store: Store,
         scp: StorageScp,
         worker: Worker,
-        senders: tuple[Sender, ...],
+        deliveries: Deliveries,
         clock: Callable[[], datetime],
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
-        self._scp, self._worker, self._senders, self._clock = scp, worker, senders, clock
+        self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
 
     @classmethod
     def build(
@@ -86,41 +82,50 @@ class Node:
         """
         bundle, pipeline = load_pipeline(settings)
         store = Store.open(settings.store, settings.assembly, exclusive=True)
-        senders = tuple(
-            Sender(
-                destination,
-                store.outbox,
-                settings.delivery,
+        to_destinations = deliveries(
+            settings.delivery.destinations,
+            Surroundings(
+                outbox=store.outbox,
+                commitments=store.commitments,
+                settings=settings.delivery,
                 calling_ae=settings.scp.ae_title,
                 clock=clock,
                 randomness=randomness,
+                transactions=lambda: derive_uid("transaction", uuid.uuid4().hex),
                 fallback=fallback,
-            )
-            for destination in destinations_of(settings)
+            ),
         )
-
-        def wake_senders() -> None:
-            for sender in senders:
-                sender.wake()
-
         worker = Worker(
             inbox=store.inbox,
             read=store.blobs.read_instance,
             answer=pipeline.answer,
-            destinations=[sender.destination.name for sender in senders],
+            routing=settings.delivery.routing(),
             settings=settings.work,
             # Results carry the hospital's wall clock, unless the source states a zone of its own.
             clock=lambda: clock().astimezone(),
-            answered=wake_senders,
+            answered=to_destinations.wake,
         )
-        scp = StorageScp(settings.scp, store.inbox, clock=clock, identifiers=lambda: uuid.uuid4().hex)
-        return cls(settings=settings, bundle=bundle, store=store, scp=scp, worker=worker, senders=senders, clock=clock)
+        scp = StorageScp(
+            settings.scp,
+            store.inbox,
+            clock=clock,
+            identifiers=lambda: uuid.uuid4().hex,
+            reports=to_destinations.desk.receive,
+        )
+        return cls(
+            settings=settings,
+            bundle=bundle,
+            store=store,
+            scp=scp,
+            worker=worker,
+            deliveries=to_destinations,
+            clock=clock,
+        )
 
     def start(self) -> None:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
-        for sender in self._senders:
-            sender.start()
+        self._deliveries.start()
         self._worker.start()
         self._scp.start()
         log.info(
@@ -131,18 +136,33 @@ class Node:
                 "bundle": f"{self._bundle.identity.name} {self._bundle.identity.version}",
                 "bundle_hash": self._bundle.identity.bundle_hash[:12],
                 "bundle_path": str(self._bundle.path),
-                "destinations": [sender.destination.name for sender in self._senders],
+                "destinations": [entry.label for entry in self._settings.delivery.destinations],
                 "store": str(Path(self._settings.store.path).resolve()),
             },
         )
-        if not self._senders:
-            log.warning("no-destination", extra={"results_stay_in": str(Path(self._settings.store.path).resolve())})
+        self._warn()
 
     def stop(self) -> None:
         """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""
         self._scp.stop()
         self._worker.stop()
-        for sender in self._senders:
-            sender.stop()
+        self._deliveries.stop()
         self._store.close()
         log.info("node-stopped")
+
+    def _warn(self) -> None:
+        """Say what an operator may not have meant."""
+        destinations = self._settings.delivery.destinations
+        if not destinations:
+            log.warning("no-destination", extra={"results_stay_in": str(Path(self._settings.store.path).resolve())})
+        admitted = self._settings.scp.calling_ae_titles
+        for entry in destinations:
+            about = {"destination": entry.label}
+            if isinstance(entry, StowDestination) and entry.exposes_secret:
+                log.warning("secret-unprotected", extra=about)
+            elif isinstance(entry, DimseDestination) and entry.commitment and not _admits(admitted, entry.ae_title):
+                log.warning("commitment-reports-not-admitted", extra=about)
+
+
+def _admits(calling_ae_titles: Sequence[str], ae_title: str) -> bool:
+    return not calling_ae_titles or ae_title in calling_ae_titles

@@ -1,7 +1,7 @@
 """The answer to a study: instances in, result instances and rejections out. Pure: no network, no store, no clock."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dicomnode import __version__
@@ -11,7 +11,15 @@ from dicomnode.domain.finding import Assessment, ModelIdentity
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import digest_of
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job, Rejection, RejectionReason, ResultInstance, StudyAnswer
+from dicomnode.domain.job import (
+    Job,
+    Rejection,
+    RejectionReason,
+    ResultInstance,
+    ResultKind,
+    StudyAnswer,
+    Wanted,
+)
 from dicomnode.imaging.eligibility import Ineligible, judge
 from dicomnode.imaging.pixels import render
 from dicomnode.imaging.reader import read
@@ -56,22 +64,31 @@ class Pipeline:
     pixels: PixelSettings
     results: ResultSettings
 
-    def answer(self, job: Job, bytes_of: Callable[[StoredInstance], bytes], now: datetime) -> StudyAnswer:
-        """Answer one version of a study; `bytes_of` gives an instance's Part 10 bytes.
+    def answer(
+        self,
+        job: Job,
+        bytes_of: Callable[[StoredInstance], bytes],
+        now: datetime,
+        wanted: Sequence[Wanted] = (Wanted(),),
+    ) -> StudyAnswer:
+        """Answer one version of a study with the sets of results that are wanted of it.
+
+        `bytes_of` gives an instance's Part 10 bytes.
 
         What is wrong with an object is a rejection, not an error. Raises: whatever `bytes_of` raises.
         """
         outcomes = [self._assess(instance, bytes_of(instance), now) for instance in job.instances]
         assessed = [outcome for outcome in outcomes if isinstance(outcome, Assessed)]
         rejected = [outcome for outcome in outcomes if isinstance(outcome, NotAssessed)]
-        if assessed:
-            results = self._write_results(job, assessed, rejected, now)
-        else:
-            results = self._write_refusal(job, rejected, now)
         return StudyAnswer(
-            results=results,
+            results=tuple(
+                replace(result, prefix=want.series_description_prefix)
+                for want in wanted
+                for result in self._write(job, assessed, rejected, now, want)
+            ),
             rejections=tuple(outcome.rejection for outcome in rejected),
             summary=summarise(job.study, [one.assessment for one in assessed], [one.rejection for one in rejected]),
+            analysed=tuple(one.instance.ref.sop_instance for one in assessed),
         )
 
     def _assess(self, instance: StoredInstance, part10: bytes, now: datetime) -> Assessed | NotAssessed:
@@ -116,16 +133,25 @@ class Pipeline:
             assessed_at=now,
         )
 
+    def _write(
+        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime, want: Wanted
+    ) -> tuple[ResultInstance, ...]:
+        """Write one set of results."""
+        if not assessed:
+            return self._write_refusal(job, rejected, now, want)
+        made = self._write_results(job, assessed, rejected, now, want)
+        return tuple(result for result in made if result.kind in want.outputs)
+
     def _write_results(
-        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime
+        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime, want: Wanted
     ) -> tuple[ResultInstance, ...]:
         # Only what was analysed identifies the results: a late lateral, or a result that came back, changes nothing.
-        equipment, identity = self._identify(job, [one.instance for one in assessed])
+        equipment, identity = self._identify(job, [one.instance for one in assessed], want)
         report = write_report(
             sources={one.instance.ref.sop_instance: one.context for one in assessed},
             assessments=[one.assessment for one in assessed],
             rejections=[one.rejection for one in rejected],
-            predecessors=job.predecessors,
+            predecessors=job.predecessors_for(want.series_description_prefix),
             equipment=equipment,
             identity=identity,
             now=now,
@@ -144,28 +170,35 @@ class Pipeline:
         )
         return (report, *heatmaps)
 
-    def _write_refusal(self, job: Job, rejected: Sequence[NotAssessed], now: datetime) -> tuple[ResultInstance, ...]:
+    def _write_refusal(
+        self, job: Job, rejected: Sequence[NotAssessed], now: datetime, want: Wanted
+    ) -> tuple[ResultInstance, ...]:
         """Write the "not analysed" report, if it is asked for.
 
         The node's own results that came back are no reason for one, or each would bring forth the next.
         """
         foreign = [one for one in rejected if one.rejection.reason is not RejectionReason.OWN_RESULT]
         sources = {one.instance.ref.sop_instance: one.context for one in foreign if one.context is not None}
-        if not (self.results.report_rejected and sources):
+        if not (self.results.report_rejected and sources and ResultKind.STRUCTURED_REPORT in want.outputs):
             return ()
-        equipment, identity = self._identify(job, [one.instance for one in foreign])
+        equipment, identity = self._identify(job, [one.instance for one in foreign], want)
         report = write_not_analysed(
             sources=sources,
             rejections=[one.rejection for one in foreign],
-            predecessors=job.predecessors,
+            predecessors=job.predecessors_for(want.series_description_prefix),
             equipment=equipment,
             identity=identity,
             now=now,
         )
         return (report,)
 
-    def _identify(self, job: Job, inputs: Sequence[StoredInstance]) -> tuple[Equipment, ResultIdentity]:
-        equipment = Equipment(settings=self.results, model=self.identity, software_version=__version__)
+    def _identify(self, job: Job, inputs: Sequence[StoredInstance], want: Wanted) -> tuple[Equipment, ResultIdentity]:
+        equipment = Equipment(
+            settings=self.results,
+            model=self.identity,
+            software_version=__version__,
+            series_description_prefix=want.series_description_prefix,
+        )
         identity = ResultIdentity(
             study=job.study,
             inputs_digest=digest_of(*sorted(instance.sha256 for instance in inputs)),

@@ -49,7 +49,7 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.getLogger("dicomnode").setLevel(settings.level)
     logging.captureWarnings(capture=True)
     # pydicom and highdicom put values of data elements into their messages: those may be patient data.
-    for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings"):
+    for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings", "dicomweb_client", "urllib3"):
         silent = logging.getLogger(library)
         silent.handlers[:] = [logging.NullHandler()]
         silent.propagate = False

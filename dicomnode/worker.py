@@ -8,7 +8,8 @@ from typing import Protocol
 
 from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, StudyAnswer
+from dicomnode.domain.job import Job, StudyAnswer, Wanted
+from dicomnode.domain.routing import Route, Routing
 from dicomnode.settings import WorkSettings
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,14 @@ class Inbox(Protocol):
     def claim(self, now: datetime) -> Job | None:
         """Return a job that is due, now in work."""
 
-    def finish(self, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime) -> None:
-        """Make the answer durable and close the job."""
+    def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+        """Make the answer durable and close the job; without a route it is a dead letter."""
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
         """Put the job back until `retry_at`, or close it as a dead letter."""
 
 
-Answer = Callable[[Job, Callable[[StoredInstance], bytes], datetime], StudyAnswer]
+Answer = Callable[[Job, Callable[[StoredInstance], bytes], datetime, Sequence[Wanted]], StudyAnswer]
 
 
 class Worker:
@@ -42,14 +43,14 @@ class Worker:
         inbox: Inbox,
         read: Callable[[StoredInstance], bytes],
         answer: Answer,
-        destinations: Sequence[str],
+        routing: Routing,
         settings: WorkSettings,
         clock: Callable[[], datetime],
         answered: Callable[[], None],
     ) -> None:
         """`read` gives an instance's Part 10 bytes; `answered` is called when deliveries may be due."""
         self._inbox, self._read, self._answer = inbox, read, answer
-        self._destinations, self._settings = tuple(destinations), settings
+        self._routing, self._settings = routing, settings
         self._clock, self._answered = clock, answered
         # A failure that could not be written down: the store was in trouble too.
         self._unrecorded: tuple[Job, str, datetime | None] | None = None
@@ -76,15 +77,16 @@ class Worker:
         if job is None:
             return False
         try:
-            answer = self._answer(job, self._read, self._clock())
-            self._inbox.finish(job, answer, self._destinations, self._clock())
+            route = self._routing.route(job.senders)
+            answer = self._answer(job, self._read, self._clock(), route.wanted())
+            self._inbox.finish(job, answer, route, self._clock())
         except Permanent as error:
             log.exception("study-failed", extra={"study": job.study, "version": job.version, "cause": _cause(error)})
             self._fail(job, error, None)
         except Exception as error:  # noqa: BLE001 whatever breaks, the study is not lost and the loop goes on
             self._try_later(job, error)
         else:
-            self._report(job, answer)
+            self._report(job, answer, route)
         return True
 
     def _run(self) -> None:
@@ -115,7 +117,7 @@ class Worker:
             self._inbox.fail(job, cause, retry_at, self._clock())
             self._unrecorded = None
 
-    def _report(self, job: Job, answer: StudyAnswer) -> None:
+    def _report(self, job: Job, answer: StudyAnswer, route: Route) -> None:
         log.info(
             "study-answered",
             extra={
@@ -123,9 +125,19 @@ class Worker:
                 "version": job.version,
                 "results": len(answer.results),
                 "rejections": [rejection.reason.value for rejection in answer.rejections],
-                "destinations": len(self._destinations),
+                "destinations": [recipient.name for recipient in route.recipients],
             },
         )
+        if route.unrouted and answer.results:
+            log.error(
+                "study-unrouted",
+                extra={
+                    "study": job.study,
+                    "version": job.version,
+                    "calling_ae": [sender.calling_ae for sender in route.unrouted],
+                    "delivered_elsewhere": bool(route.recipients),
+                },
+            )
         self._answered()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
@@ -14,6 +15,7 @@ from dicomnode.domain.job import (
     ResultKind,
     StudyAnswer,
 )
+from dicomnode.domain.routing import Recipient, Route
 from dicomnode.settings import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.blobs import SystemCalls
@@ -48,8 +50,8 @@ def open_store(
     )
 
 
-def association(name: str = "one") -> AssociationInfo:
-    return AssociationInfo(association_id=name, calling_ae="MODALITY", called_ae="CXRNODE", peer_address="10.0.0.7")
+def association(name: str = "one", calling_ae: str = "MODALITY") -> AssociationInfo:
+    return AssociationInfo(association_id=name, calling_ae=calling_ae, called_ae="CXRNODE", peer_address="10.0.0.7")
 
 
 def image(study: str = "1.1", number: int = 1) -> InstanceRef:
@@ -64,10 +66,11 @@ def accept(
     content: bytes = b"pixels",
     seconds: float = 0.0,
     over: str = "one",
+    calling_ae: str = "MODALITY",
 ) -> Receipt:
     """Accept one image; its bytes are made of its UID and `content`."""
     ref = image(study, number)
-    return store.inbox.accept(ref, EXPLICIT_LE, part10(ref, content), association(over), at(seconds))
+    return store.inbox.accept(ref, EXPLICIT_LE, part10(ref, content), association(over, calling_ae), at(seconds))
 
 
 def part10(ref: InstanceRef, content: bytes = b"pixels") -> bytes:
@@ -103,6 +106,11 @@ def answer(job: Job) -> StudyAnswer:
     """Answer every image of a job with one SR and one SC."""
     results = (result(job, ResultKind.STRUCTURED_REPORT), result(job, ResultKind.SECONDARY_CAPTURE))
     return StudyAnswer(results=results, rejections=(), summary={"images": len(job.instances)})
+
+
+def to(*names: str, **profile: Any) -> Route:
+    """Return the route to these destinations."""
+    return Route(recipients=tuple(Recipient(name=name, **profile) for name in names))
 
 
 def rejection_of_all(job: Job) -> StudyAnswer:

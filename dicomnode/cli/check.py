@@ -14,12 +14,11 @@ import typer
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.delivery_settings import DestinationSettings, DimseDestination
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
-from dicomnode.domain.job import Destination
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
-from dicomnode.net.scu import echo
-from dicomnode.node import destinations_of
+from dicomnode.net.delivery import check_destination
 from dicomnode.settings import Settings, default_bundle
 
 _GIB = 1 << 30
@@ -52,8 +51,8 @@ def _steps(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "port", lambda: _check_port(settings.scp.bind, settings.scp.port)
     if not settings.delivery.destinations:
         yield "destinations", lambda: "none: results stay in the store"
-    for destination in destinations_of(settings):
-        yield f"destination {destination.name}", partial(_check_destination, destination, settings)
+    for entry in settings.delivery.destinations:
+        yield f"destination {entry.label}", partial(_check_destination, entry, settings)
 
 
 def _run(name: str, step: Callable[[], str]) -> bool:
@@ -112,8 +111,9 @@ def _check_port(bind: str, port: int) -> str:
     return f"{bind}:{port} is free"
 
 
-def _check_destination(destination: Destination, settings: Settings) -> str:
-    result = echo(destination, calling_ae=settings.scp.ae_title, settings=settings.delivery)
+def _check_destination(entry: DestinationSettings, settings: Settings) -> str:
+    result = check_destination(entry, settings.delivery, settings.scp.ae_title)
     if not result.succeeded:
         raise ConfigurationError(result.cause)
-    return f"answers C-ECHO in {result.round_trip_ms:.0f} ms"
+    asked = "C-ECHO" if isinstance(entry, DimseDestination) else "HTTP"
+    return f"answers {asked} in {result.round_trip_ms:.0f} ms"

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.domain.commitment import CommitmentState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import DeliveryState, JobState
@@ -41,15 +42,18 @@ def list_entries(
     with open_beside_node(config, store) as opened:
         jobs = opened.ledger.jobs(_UNFINISHED_JOBS, limit=limit)
         deliveries = opened.ledger.deliveries(_UNFINISHED_DELIVERIES, limit=limit)
+        uncommitted = opened.ledger.uncommitted(limit=limit)
         counts, oldest = opened.ledger.counts(), opened.ledger.oldest_waiting()
-    if jobs or deliveries:
-        out.print(_table(jobs, deliveries))
+    if jobs or deliveries or uncommitted:
+        out.print(_table(jobs, (*deliveries, *uncommitted)))
     unfinished = sum(counts.jobs[state] for state in _UNFINISHED_JOBS)
     undelivered = sum(counts.deliveries[state] for state in _UNFINISHED_DELIVERIES)
     out.print(
         f"{unfinished} analyses and {undelivered} deliveries unfinished; "
         f"dead letters among them: {counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]}"
     )
+    if overdue := counts.commitments[CommitmentState.OVERDUE]:
+        out.print(f"{overdue} results are delivered, but their destination has not answered for keeping them in time")
     if oldest is not None:
         out.print(f"the oldest has waited since {local_time(oldest)}")
 
@@ -170,13 +174,29 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
     for entry in deliveries:
         yield (
             f"D{entry.delivery_id}",
-            entry.state.value,
+            delivery_state(entry),
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            local_time(entry.next_attempt_at),
-            entry.last_error or "",
+            local_time(entry.next_attempt_at or entry.commitment_next_at),
+            entry.last_error or entry.commitment_error or "",
         )
+
+
+def delivery_state(entry: DeliveryEntry) -> str:
+    """Return how far a result has come, as far as its destination has answered for keeping it."""
+    if entry.state is not DeliveryState.DELIVERED or entry.commitment is None:
+        return entry.state.value
+    return f"{entry.state.value}, {_COMMITMENTS[entry.commitment]}"
+
+
+_COMMITMENTS = {
+    CommitmentState.DUE: "commitment to be asked for",
+    CommitmentState.REQUESTED: "commitment asked for",
+    CommitmentState.OVERDUE: "commitment overdue",
+    CommitmentState.COMMITTED: "committed",
+    CommitmentState.FAILED: "not committed",
+}
 
 
 def local_time(at: datetime | None) -> str:

@@ -6,6 +6,7 @@ import typer
 
 from dicomnode.cli.queue import checked_uid, local_time, open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out
+from dicomnode.domain.commitment import CommitmentState
 from dicomnode.domain.job import DeliveryState, JobState
 from dicomnode.store.ledger import DeliveryEntry, JobEntry, LedgerEvent
 from dicomnode.store.rows import EventKind
@@ -27,11 +28,17 @@ _SENTENCES = {
     EventKind.ANSWERED: "Version {version} was answered: {}.",
     EventKind.REJECTED: "Version {version} got no findings: {}.",
     EventKind.KEPT: "There is nowhere to send results: {}.",
+    EventKind.UNROUTED: "The results have nowhere to go: {}.",
     EventKind.QUEUED: "A result is to be delivered: {}.",
     EventKind.DELIVERED: "A result was delivered: {}.",
     EventKind.DELIVERY_DEFERRED: "A delivery failed and will be tried again: {}.",
     EventKind.DELIVERY_INTERRUPTED: "A delivery was interrupted: {}.",
     EventKind.DELIVERY_DEAD: "A delivery failed for good: {}.",
+    EventKind.COMMITMENT_REQUESTED: "A destination was asked whether it keeps a result: {}.",
+    EventKind.COMMITMENT_DEFERRED: "A destination could not be asked whether it keeps a result: {}.",
+    EventKind.COMMITMENT_OVERDUE: "A destination has not answered in time whether it keeps a result: {}.",
+    EventKind.COMMITMENT_FAILED: "A destination does not keep a result: {}.",
+    EventKind.COMMITTED: "A destination answered for keeping a result: {}.",
     EventKind.RETRIED: "It was tried again: {}.",
     EventKind.DROPPED: "It was given up: {}.",
 }
@@ -67,11 +74,23 @@ def _conclusion(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...
         return "It is answered; there is no destination, so the results are in the store."
     open_ones = [entry for entry in deliveries if entry.state is not DeliveryState.DELIVERED]
     if not open_ones:
-        return "It is answered and everything is delivered."
+        return "It is answered and everything is delivered." + _commitments(deliveries)
     reasons = sorted(
         {f"{entry.destination} {entry.state.value}: {entry.last_error or 'not tried yet'}" for entry in open_ones}
     )
     return f"It is answered; {len(open_ones)} of {len(deliveries)} deliveries are open ({escape('; '.join(reasons))})."
+
+
+def _commitments(deliveries: tuple[DeliveryEntry, ...]) -> str:
+    """Return a sentence on what destinations have answered for, or nothing where none is asked."""
+    asked = [entry for entry in deliveries if entry.commitment is not None]
+    if not asked:
+        return ""
+    if all(entry.commitment is CommitmentState.COMMITTED for entry in asked):
+        return " The destinations that were asked to commit themselves have done so."
+    late = sum(entry.commitment is CommitmentState.OVERDUE for entry in asked)
+    waiting = sum(entry.commitment is not CommitmentState.COMMITTED for entry in asked)
+    return f" Whether they are kept is not yet answered for {waiting} of {len(asked)}, {late} of them overdue."
 
 
 _UNANSWERED = {
@@ -79,7 +98,7 @@ _UNANSWERED = {
     JobState.WAITING: "Its analysis waits for the next attempt: {reason}.",
     JobState.WORKING: "It is being analysed now.",
     JobState.REJECTED: "It got no findings: every image was rejected, as said above.",
-    JobState.DEAD: "Its analysis failed for good: {reason}. `cxrnode queue retry` tries again.",
+    JobState.DEAD: "It failed for good: {reason}. `cxrnode queue retry` tries again.",
     JobState.DROPPED: "An operator dropped it. `cxrnode queue retry` brings it back.",
     JobState.SUPERSEDED: "A newer version took it over.",
 }

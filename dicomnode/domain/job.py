@@ -102,11 +102,15 @@ class ResultInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyAnswer:
-    """What the pipeline made of a study's instances: results, rejections, or both."""
+    """What the pipeline made of a study's instances: results, rejections, or both.
+
+    `analysed` are the SOP Instance UIDs of the images that were read, whatever results were wanted of them.
+    """
 
     results: tuple[ResultInstance, ...]
     rejections: tuple[Rejection, ...]
     summary: dict[str, object]
+    analysed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

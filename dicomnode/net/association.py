@@ -3,22 +3,28 @@
 import logging
 import queue
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from types import TracebackType
 from typing import Any, Self
 
 from pynetdicom import evt
-from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 
+from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, PeerUnavailable
 from dicomnode.domain.job import Destination
-from dicomnode.net.contexts import Proposal, presentation_contexts
+from dicomnode.net.contexts import (
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    Proposal,
+    presentation_contexts,
+)
 from dicomnode.net.transport import BoundedSocket, Limits, new_entity
-from dicomnode.settings import DeliverySettings
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +35,9 @@ _OBJECT_BYTES = 1_048_576
 _SMALLEST_PEER_PDU = 128
 _POLL_S = 0.2
 _END_S = 1.0
+_LINGER_POLL_S = 0.05
+# PS3.4 Table J.3-1.
+_REQUEST_COMMITMENT = 1
 
 # PS3.8 Table 9-21, by (source, reason).
 _REJECTIONS = {
@@ -108,6 +117,25 @@ class RequestedAssociation:
         request.DataSet = BytesIO(data_set)
         return self._exchange(request, context.context_id)
 
+    def request_commitment(self, information: bytes, context: AcceptedContext) -> int:
+        """Send an encoded request for Storage Commitment and return the N-ACTION status. Source: PS3.4 J.3.2.
+
+        A report of the peer's that overtakes its response is served all the same. Raises: PeerUnavailable.
+        """
+        request = N_ACTION()
+        request.RequestedSOPClassUID = STORAGE_COMMITMENT.uid
+        request.RequestedSOPInstanceUID = STORAGE_COMMITMENT_INSTANCE
+        request.ActionTypeID = _REQUEST_COMMITMENT
+        request.ActionInformation = BytesIO(information)
+        return self._exchange(request, context.context_id)
+
+    def linger(self, seconds: float, until: threading.Event) -> None:
+        """Serve what the peer asks over this association, until something happens, it ends, or time is over."""
+        deadline = time.monotonic() + seconds
+        while self._association.is_established and time.monotonic() < deadline:
+            if until.wait(min(_LINGER_POLL_S, seconds)):
+                return
+
     def _exchange(self, request: Any, context_id: int) -> int:
         """Send one request and wait for its response.
 
@@ -138,7 +166,10 @@ class RequestedAssociation:
         deadline = time.monotonic() + self._response_timeout_s
         while time.monotonic() < deadline:
             try:
-                return association.dimse.msg_queue.get(timeout=_POLL_S)[1]
+                context_id, message = association.dimse.msg_queue.get(timeout=_POLL_S)
+                if not (isinstance(message, N_EVENT_REPORT) and message.is_valid_request):
+                    return message
+                association._serve_request(message, context_id)  # noqa: SLF001 as the reactor would
             except queue.Empty:
                 if not association.dul.is_alive():
                     return None
@@ -154,9 +185,14 @@ class RequestedAssociation:
 
 
 def open_association(
-    destination: Destination, proposals: Sequence[Proposal], *, calling_ae: str, settings: DeliverySettings
+    destination: Destination,
+    proposals: Sequence[Proposal],
+    *,
+    calling_ae: str,
+    settings: DeliverySettings,
+    handlers: Sequence[tuple[Any, Callable[[Any], Any]]] = (),
 ) -> RequestedAssociation:
-    """Open an association.
+    """Open an association; `handlers` serve what the peer asks over it.
 
     Raises: PeerUnavailable when trying again may help; PeerRefused when the peer rejected it for good;
     NoContextAccepted when the peer takes none of what is proposed.
@@ -180,7 +216,7 @@ def open_association(
             contexts=presentation_contexts(proposals),
             ae_title=destination.ae_title,
             max_pdu=REQUESTOR_PDU_BYTES,
-            evt_handlers=[(evt.EVT_ACSE_RECV, _note_abort, [aborts])],
+            evt_handlers=[(evt.EVT_ACSE_RECV, _note_abort, [aborts]), *handlers],
         )
     except OSError as error:
         raise PeerUnavailable(_connect_failure(destination, error, settings)) from error

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pydicom import uid
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicomnode.delivery_settings import Encoding, SrClass
+
 MAXIMUM_CONTEXTS = 128
 """Presentation context identifiers are the odd numbers from 1 to 255. Source: PS3.8 9.3.2.2."""
 
@@ -89,24 +91,71 @@ COMPREHENSIVE_SR = SopClass(name="Comprehensive SR Storage", uid=str(uid.Compreh
 ENHANCED_SR = SopClass(name="Enhanced SR Storage", uid=str(uid.EnhancedSRStorage))
 SECONDARY_CAPTURE = SopClass(name="Secondary Capture Image Storage", uid=str(uid.SecondaryCaptureImageStorage))
 
-RESULT_CLASSES: tuple[SopClass, ...] = (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, SECONDARY_CAPTURE)
-"""What the node sends of its own."""
+GRAYSCALE_SOFTCOPY_PRESENTATION_STATE = SopClass(
+    name="Grayscale Softcopy Presentation State Storage", uid=str(uid.GrayscaleSoftcopyPresentationStateStorage)
+)
+PARAMETRIC_MAP = SopClass(name="Parametric Map Storage", uid=str(uid.ParametricMapStorage))
+ENCAPSULATED_PDF = SopClass(name="Encapsulated PDF Storage", uid=str(uid.EncapsulatedPDFStorage))
+
+RESULT_CLASSES: tuple[SopClass, ...] = (
+    COMPREHENSIVE_3D_SR,
+    COMPREHENSIVE_SR,
+    ENHANCED_SR,
+    SECONDARY_CAPTURE,
+    GRAYSCALE_SOFTCOPY_PRESENTATION_STATE,
+    PARAMETRIC_MAP,
+    ENCAPSULATED_PDF,
+)
+"""What the node sends of its own: in Explicit VR Little Endian, or in another encoding that the destination prefers."""
+
+REPORT_PREFERENCES: dict[SrClass, tuple[str, ...]] = {
+    SrClass.COMPREHENSIVE_3D: (COMPREHENSIVE_3D_SR.uid, COMPREHENSIVE_SR.uid, ENHANCED_SR.uid),
+    SrClass.COMPREHENSIVE: (COMPREHENSIVE_SR.uid, ENHANCED_SR.uid, COMPREHENSIVE_3D_SR.uid),
+    SrClass.ENHANCED: (ENHANCED_SR.uid, COMPREHENSIVE_SR.uid, COMPREHENSIVE_3D_SR.uid),
+}
+"""SOP classes that can carry the same report, best first, by what a destination prefers."""
 
 FALLBACK_CLASSES: dict[str, tuple[str, ...]] = {
-    COMPREHENSIVE_3D_SR.uid: (COMPREHENSIVE_SR.uid, ENHANCED_SR.uid),
-    COMPREHENSIVE_SR.uid: (ENHANCED_SR.uid,),
+    COMPREHENSIVE_3D_SR.uid: REPORT_PREFERENCES[SrClass.COMPREHENSIVE_3D][1:],
 }
-"""SOP classes that can carry the same report where the first is not accepted, best first."""
+"""Under which SOP classes a result goes where its own is not accepted, unless its destination prefers otherwise."""
+
+COMPRESSED_RESULTS: frozenset[str] = frozenset({SECONDARY_CAPTURE.uid})
+"""Results that may go compressed, without loss, where a destination prefers that."""
+
+ENCODINGS: dict[Encoding, str] = {
+    Encoding.EXPLICIT: str(uid.ExplicitVRLittleEndian),
+    Encoding.IMPLICIT: str(uid.ImplicitVRLittleEndian),
+    Encoding.RLE: str(uid.RLELossless),
+    Encoding.JPEG_LS: str(uid.JPEGLSLossless),
+    Encoding.JPEG_2000: str(uid.JPEG2000Lossless),
+}
+
+STORAGE_COMMITMENT = SopClass(name="Storage Commitment Push Model SOP Class", uid="1.2.840.10008.1.20.1")
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance that requests and reports speak of. Source: PS3.4 J.3.5."""
+
+SCU_ROLE_CLASSES: frozenset[str] = frozenset({STORAGE_COMMITMENT.uid})
+"""SOP classes of which the node is SCU also over associations that a peer requests: that peer reports as their SCP."""
 
 
 def accepted_contexts(also_accept: Sequence[str] = ()) -> tuple[Proposal, ...]:
-    """Return every context the SCP accepts; `also_accept` are configured storage SOP classes."""
+    """Return every context the listener accepts; `also_accept` are configured storage SOP classes.
+
+    In those of `SCU_ROLE_CLASSES` the node is SCU, by role selection.
+    """
     storage = dict.fromkeys([*(entry.uid for entry in ACCEPTED_STORAGE), *also_accept])
     verification = Proposal(abstract_syntax=VERIFICATION.uid, transfer_syntaxes=UNCOMPRESSED)
     return (
         verification,
         *(Proposal(abstract_syntax=entry, transfer_syntaxes=ACCEPTED_TRANSFER_SYNTAXES) for entry in storage),
+        Proposal(abstract_syntax=STORAGE_COMMITMENT.uid, transfer_syntaxes=UNCOMPRESSED),
     )
+
+
+def commitment_proposal() -> tuple[Proposal, ...]:
+    """Return what a request for Storage Commitment proposes."""
+    return (Proposal(abstract_syntax=STORAGE_COMMITMENT.uid, transfer_syntaxes=UNCOMPRESSED),)
 
 
 def verification_proposal() -> tuple[Proposal, ...]:
@@ -114,29 +163,31 @@ def verification_proposal() -> tuple[Proposal, ...]:
     return (Proposal(abstract_syntax=VERIFICATION.uid, transfer_syntaxes=UNCOMPRESSED[::-1]),)
 
 
-def proposals_for(sop_class: str, transfer_syntax: str) -> tuple[Proposal, ...]:
-    """Return the contexts that one object needs: its own encoding, an uncompressed one, and its fallback classes.
+def proposals_for(
+    sop_class: str, transfer_syntax: str, *, classes: Sequence[str] = (), preferred: str | None = None
+) -> tuple[Proposal, ...]:
+    """Return the contexts that one object needs: its own encoding, another that is preferred, and an uncompressed one.
 
-    The object's own transfer syntax stands in a context of its own, so that a peer which can take the bytes as they are
-    cannot choose otherwise.
+    Each is asked for in a context of its own, so that a peer which can take the best cannot choose otherwise. `classes`
+    are those under which the object may go, if others than its own.
     """
-    rest = tuple(entry for entry in UNCOMPRESSED if entry != transfer_syntax)
-    own = Proposal(abstract_syntax=sop_class, transfer_syntaxes=(transfer_syntax,))
-    plain = Proposal(abstract_syntax=sop_class, transfer_syntaxes=rest)
-    fallbacks = (
-        Proposal(abstract_syntax=entry, transfer_syntaxes=UNCOMPRESSED) for entry in FALLBACK_CLASSES.get(sop_class, ())
+    alone = tuple(dict.fromkeys(entry for entry in (preferred, transfer_syntax) if entry is not None))
+    rest = tuple(entry for entry in UNCOMPRESSED if entry not in alone)
+    choices = [(syntax,) for syntax in alone] + ([rest] if rest else [])
+    return tuple(
+        Proposal(abstract_syntax=entry, transfer_syntaxes=syntaxes)
+        for entry in classes or (sop_class,)
+        for syntaxes in choices
     )
-    return (own, plain, *fallbacks)
 
 
-def group_by_contexts(objects: Iterable[tuple[str, str]]) -> list[tuple[list[int], tuple[Proposal, ...]]]:
-    """Divide objects, given as (SOP class, transfer syntax), among as few associations as the order allows.
+def group_by_contexts(needs: Iterable[tuple[Proposal, ...]]) -> list[tuple[list[int], tuple[Proposal, ...]]]:
+    """Divide objects, given as the contexts that each needs, among as few associations as the order allows.
 
     Returns the positions of the objects of each association with its contexts, at most 128.
     """
     groups: list[tuple[list[int], dict[Proposal, None]]] = [([], {})]
-    for position, (sop_class, transfer_syntax) in enumerate(objects):
-        needed = proposals_for(sop_class, transfer_syntax)
+    for position, needed in enumerate(needs):
         if len({**groups[-1][1], **dict.fromkeys(needed)}) > MAXIMUM_CONTEXTS:
             groups.append(([], {}))
         groups[-1][0].append(position)
@@ -147,3 +198,15 @@ def group_by_contexts(objects: Iterable[tuple[str, str]]) -> list[tuple[list[int
 def presentation_contexts(proposals: Iterable[Proposal]) -> list[PresentationContext]:
     """Return the proposals as pynetdicom's presentation contexts."""
     return [build_context(entry.abstract_syntax, list(entry.transfer_syntaxes)) for entry in proposals]
+
+
+def listening_contexts(proposals: Iterable[Proposal]) -> list[PresentationContext]:
+    """Return what the listener accepts as pynetdicom's presentation contexts, with the roles in which it does.
+
+    For the classes of `SCU_ROLE_CLASSES` a requestor may be SCP. Source: PS3.7 D.3.3.4.
+    """
+    contexts = presentation_contexts(proposals)
+    for context in contexts:
+        if str(context.abstract_syntax) in SCU_ROLE_CLASSES:
+            context.scu_role, context.scp_role = False, True
+    return contexts

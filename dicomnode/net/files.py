@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.errors import CxrNodeError, UnreadableObject
 from dicomnode.domain.job import Accepted, Destination, StoreOutcome
+from dicomnode.net.outgoing import Outgoing
 from dicomnode.net.part10 import read_file_head
-from dicomnode.net.scu import Outgoing, send
-from dicomnode.settings import DeliverySettings
+from dicomnode.net.scu import send
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 """A DICOMDIR lists files; it is not sent. Source: PS3.4 I.4."""

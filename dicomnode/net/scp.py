@@ -1,4 +1,4 @@
-"""Verification and Storage SCP: check, hand the raw bytes to the inbox, answer.
+"""Verification and Storage SCP: check, hand the raw bytes to the inbox, answer. Reports of commitment come in here too.
 
 A data set is never decoded here. 0x0000 is answered only after `Inbox.accept` has returned, that is, after bytes and
 row are durable.
@@ -20,9 +20,9 @@ from pynetdicom.sop_class import register_uid, uid_to_service_class
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
-from dicomnode.net.contexts import accepted_contexts, presentation_contexts
+from dicomnode.net.contexts import accepted_contexts, listening_contexts
 from dicomnode.net.part10 import part10_bytes, read_ref
-from dicomnode.net.status import StoreStatus, describe, status_for
+from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
 from dicomnode.net.transport import BoundedHandler, BoundedServer, Limits, new_entity
 from dicomnode.settings import ScpSettings
 from dicomnode.telemetry import where_raised
@@ -53,12 +53,20 @@ class StorageScp:
     """The node's listener. `identifiers` names associations; no two may be the same."""
 
     def __init__(
-        self, settings: ScpSettings, inbox: Inbox, *, clock: Callable[[], datetime], identifiers: Callable[[], str]
+        self,
+        settings: ScpSettings,
+        inbox: Inbox,
+        *,
+        clock: Callable[[], datetime],
+        identifiers: Callable[[], str],
+        reports: Callable[[Any], tuple[int, None]] | None = None,
     ) -> None:
+        """Take the parts; `reports` serves what destinations report by Storage Commitment."""
         self._settings = settings
         self._inbox = inbox
         self._clock = clock
         self._identifiers = identifiers
+        self._reports = reports or _refuse_operation
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
         self._ended: set[str] = set()
@@ -94,7 +102,7 @@ class StorageScp:
         try:
             self._server = entity.make_server(
                 (settings.bind, settings.port),
-                contexts=presentation_contexts(accepted_contexts(settings.also_accept)),
+                contexts=listening_contexts(accepted_contexts(settings.also_accept)),
                 evt_handlers=self._handlers(),
                 server_class=BoundedServer,
                 request_handler=BoundedHandler,
@@ -126,6 +134,8 @@ class StorageScp:
     def _handlers(self) -> list[tuple[Any, Callable[[Any], Any]]]:
         return [
             (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_N_EVENT_REPORT, self._reports),
+            (evt.EVT_N_ACTION, _refuse_operation),
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_ESTABLISHED, self._on_established),
@@ -229,6 +239,10 @@ class StorageScp:
         )
         self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
         return ref
+
+
+def _refuse_operation(_: Any) -> tuple[int, None]:
+    return int(EventStatus.UNRECOGNISED_OPERATION), None
 
 
 def _end(associations: list[Any]) -> None:

@@ -1,33 +1,19 @@
 """Verification and Storage SCU: one association for a batch, one typed outcome for each instance."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, Permanent, Transient
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.association import AcceptedContext, NoContextAccepted, RequestedAssociation, open_association
-from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, verification_proposal
-from dicomnode.net.part10 import FileHead, read_file_head, read_ref
+from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, proposals_for, verification_proposal
+from dicomnode.net.outgoing import AS_IT_IS, Form, Outgoing, Report
+from dicomnode.net.part10 import FileHead, read_file_head
 from dicomnode.net.status import describe, is_success, outcome_for
-from dicomnode.net.transcode import can_transcode, uncompressed_data_set
-from dicomnode.settings import DeliverySettings
-
-Fallback = Callable[[bytes, frozenset[str]], bytes | None]
-"""Given Part 10 bytes and the SOP classes that the peer accepted: the same content as one of these, or None."""
-
-Report = Callable[[int, StoreOutcome, InstanceRef | None], None]
-"""Called as soon as an outcome is known: the position of the item, the outcome, what was sent if it was a fallback."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """An instance to be sent; `read` returns its Part 10 bytes when its turn comes."""
-
-    sop_class: str
-    transfer_syntax: str
-    read: Callable[[], bytes]
+from dicomnode.net.transcode import can_transcode, encoded_data_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +51,13 @@ def send(
     *,
     calling_ae: str,
     settings: DeliverySettings,
-    fallback: Fallback | None = None,
+    form: Form = AS_IT_IS,
     report: Report | None = None,
 ) -> list[StoreOutcome]:
     """Send a batch over one association (over several only when it needs more than 128 contexts).
 
-    Returns the outcomes in the order of the items. When the association ends early, what was not answered is
-    `NoAnswer`, and nothing is lost.
+    Each object goes in the best form that the peer accepts. Returns the outcomes in the order of the items. When the
+    association ends early, what was not answered is `NoAnswer`, and nothing is lost.
     """
     outcomes: dict[int, StoreOutcome] = {}
 
@@ -80,15 +66,24 @@ def send(
         if report is not None:
             report(position, outcome, sent_as)
 
-    for positions, proposals in group_by_contexts((item.sop_class, item.transfer_syntax) for item in items):
+    for positions, proposals in group_by_contexts(_needs(item, form) for item in items):
         group = {position: items[position] for position in positions}
         try:
-            _send_group(destination, group, proposals, calling_ae, settings, fallback, settle)
+            _send_group(destination, group, proposals, calling_ae, settings, form, settle)
         except CxrNodeError as error:
             outcome = _failed(error)
             for position in group.keys() - outcomes.keys():
                 settle(position, outcome)
     return [outcomes[position] for position in range(len(items))]
+
+
+def _needs(item: Outgoing, form: Form) -> tuple[Proposal, ...]:
+    return proposals_for(
+        item.sop_class,
+        item.transfer_syntax,
+        classes=form.classes(item.sop_class),
+        preferred=form.syntax(item.sop_class),
+    )
 
 
 def _send_group(
@@ -97,12 +92,12 @@ def _send_group(
     proposals: tuple[Proposal, ...],
     calling_ae: str,
     settings: DeliverySettings,
-    fallback: Fallback | None,
+    form: Form,
     settle: Report,
 ) -> None:
     with open_association(destination, proposals, calling_ae=calling_ae, settings=settings) as association:
         for position, item in group.items():
-            prepared = _prepare(association, item, fallback)
+            prepared = _prepare(association, item, form)
             if isinstance(prepared, _Prepared):
                 status = association.store(prepared.data_set, prepared.sop_instance, prepared.context)
                 settle(position, outcome_for(status), prepared.sent_as)
@@ -118,19 +113,19 @@ class _Prepared:
     sent_as: InstanceRef | None
 
 
-def _prepare(association: RequestedAssociation, item: Outgoing, fallback: Fallback | None) -> _Prepared | StoreOutcome:
-    """Read an object and bring it into a form that the peer accepted, or say why that cannot be."""
+def _prepare(association: RequestedAssociation, item: Outgoing, form: Form) -> _Prepared | StoreOutcome:
+    """Read an object and bring it into the best form that the peer accepted, or say why that cannot be."""
     try:
         part10 = item.read()
-        head, sent_as = read_file_head(part10), None
-        classes = frozenset(entry.abstract_syntax for entry in association.contexts)
-        if head.sop_class not in classes:
-            variant = fallback(part10, classes) if fallback is not None else None
-            if variant is None:
-                return Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
-            part10, head = variant, read_file_head(variant)
-            sent_as = read_ref(part10[head.offset :], head.transfer_syntax)
-        context = _context_for(head, association.contexts)
+        sop_class = read_file_head(part10).sop_class
+        accepted = {entry.abstract_syntax for entry in association.contexts}
+        forms = (form.under(part10, entry) for entry in form.classes(sop_class) if entry in accepted)
+        chosen = next((entry for entry in forms if entry is not None), None)
+        if chosen is None:
+            return Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
+        part10, sent_as = chosen
+        head = read_file_head(part10)
+        context = _context_for(head, association.contexts, form.syntax(head.sop_class))
         if context is None:
             return Refused(status=None, cause="no presentation context for the transfer syntax", permanent=True)
         data_set = _data_set(part10, head, context)
@@ -141,16 +136,19 @@ def _prepare(association: RequestedAssociation, item: Outgoing, fallback: Fallba
         return NoAnswer(cause=str(error))
 
 
-def _context_for(head: FileHead, contexts: tuple[AcceptedContext, ...]) -> AcceptedContext | None:
+def _context_for(
+    head: FileHead, contexts: tuple[AcceptedContext, ...], preferred: str | None
+) -> AcceptedContext | None:
     accepted = {entry.transfer_syntax: entry for entry in contexts if entry.abstract_syntax == head.sop_class}
-    wanted = [head.transfer_syntax, *(UNCOMPRESSED if can_transcode(head.transfer_syntax) else ())]
+    others = (*((preferred,) if preferred else ()), *UNCOMPRESSED) if can_transcode(head.transfer_syntax) else ()
+    wanted = dict.fromkeys((*others[: 1 if preferred else 0], head.transfer_syntax, *others))
     return next((accepted[syntax] for syntax in wanted if syntax in accepted), None)
 
 
 def _data_set(part10: bytes, head: FileHead, context: AcceptedContext) -> bytes:
     if context.transfer_syntax == head.transfer_syntax:
         return part10[head.offset :]
-    return uncompressed_data_set(part10, context.transfer_syntax)
+    return encoded_data_set(part10, context.transfer_syntax)
 
 
 def _failed(error: CxrNodeError) -> StoreOutcome:

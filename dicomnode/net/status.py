@@ -5,6 +5,7 @@ Source: PS3.4 B.2.3 (Storage Service Class, Table B.2-1) and PS3.7 Annex C (gene
 
 from enum import IntEnum
 
+from dicomnode.domain.commitment import CommitmentFailure, Remedy
 from dicomnode.domain.errors import CxrNodeError, DiskFull, Transient, UidMismatch
 from dicomnode.domain.job import Accepted, Refused, StoreOutcome
 
@@ -73,6 +74,39 @@ _OUT_OF_RESOURCES_BYTE = 0xA7
 _DOES_NOT_MATCH_BYTE = 0xA9
 _WARNING_DIGIT = 0xB
 _CANNOT_UNDERSTAND_DIGIT = 0xC
+_TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
+
+
+class EventStatus(IntEnum):
+    """The statuses that the node answers a Storage Commitment report with. Source: PS3.7 C.4 and 10.1.1.1.8."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    """The report could not be written down; the peer is to report again."""
+
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
+    """The report cannot be read, or speaks of a transaction that the node has not asked for."""
+
+    UNRECOGNISED_OPERATION = 0x0211
+    """The node is no SCP of Storage Commitment: it was asked to commit itself."""
+
+
+# PS3.3 C.14.1.1: what a failure means and what is done about it.
+_COMMITMENT_FAILURES: dict[int, tuple[str, Remedy]] = {
+    0x0110: ("processing failure", Remedy.SEND_AGAIN),
+    0x0112: ("no such object instance", Remedy.SEND_AGAIN),
+    0x0119: ("class-instance conflict", Remedy.GIVE_UP),
+    0x0122: ("SOP class not supported", Remedy.GIVE_UP),
+    0x0131: ("duplicate transaction UID", Remedy.ASK_AGAIN),
+    0x0213: ("resource limitation", Remedy.SEND_AGAIN),
+}
+
+
+def commitment_failure(reason: int) -> CommitmentFailure:
+    """Say what a peer's Failure Reason in a Storage Commitment report means for the result."""
+    cause, remedy = _COMMITMENT_FAILURES.get(reason, ("without a known reason", Remedy.SEND_AGAIN))
+    return CommitmentFailure(reason=reason, cause=f"{describe(reason)}: {cause}", remedy=remedy)
 
 
 def status_for(error: CxrNodeError) -> StoreStatus:
@@ -98,6 +132,14 @@ def outcome_for(status: int) -> StoreOutcome:
     if transient is not None:
         return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False)
     return Refused(status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True)
+
+
+def is_unsupported_form(status: int | None) -> bool:
+    """Tell whether a peer refused the form of an object only: its SOP class or its transfer syntax.
+
+    Source: PS3.18 10.5.3.2 (Failure Reason).
+    """
+    return status in (_General.SOP_CLASS_NOT_SUPPORTED, _TRANSFER_SYNTAX_NOT_SUPPORTED)
 
 
 def is_success(status: int) -> bool:

@@ -110,11 +110,15 @@ class SourceContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equipment:
-    """Who makes the results: the node as its operator configured it, and the model it runs."""
+    """Who makes the results: the node as its operator configured it, and the model it runs.
+
+    `series_description_prefix`: what every Series Description of this set of results begins with.
+    """
 
     settings: ResultSettings
     model: ModelIdentity
     software_version: str
+    series_description_prefix: str = ""
 
     @property
     def model_name(self) -> str:
@@ -138,7 +142,8 @@ class Equipment:
 
     def settings_digest(self, *more: str) -> str:
         """Return the digest of the settings that shape results, and of whatever else (`more`) shapes them."""
-        return digest_of(self.settings.model_dump_json(), *more)
+        prefix = (self.series_description_prefix,) if self.series_description_prefix else ()
+        return digest_of(self.settings.model_dump_json(), *more, *prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,9 +58,10 @@ def add_equipment(ds: Dataset, equipment: Equipment) -> None:
 
 
 def series_description(what: str, equipment: Equipment) -> str:
-    """Return a Series Description that carries the configured mark (LO: at most 64 characters)."""
+    """Return a Series Description that carries the set's prefix and the configured mark (LO: at most 64 characters)."""
     mark = equipment.settings.mark
-    return f"{what} - {mark}"[:64].rstrip() if mark else what
+    described = f"{equipment.series_description_prefix}{what}"
+    return (f"{described} - {mark}" if mark else described)[:64].strip()
 
 
 def identify_private_scheme(ds: Dataset, manufacturer: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dicomnode.store.assembly import OpenVersion, supersede_older
+from dicomnode.store.commitments import ask_again
 from dicomnode.store.rows import EventKind, record, to_text
 
 
@@ -119,7 +120,9 @@ def _change_deliveries(
 ) -> int:
     changed = 0
     for row in _deliveries(connection, selection):
-        if connection.execute(statement, {"delivery_id": row["delivery_id"], "now": to_text(now)}).rowcount:
+        facts = {"delivery_id": row["delivery_id"], "now": to_text(now)}
+        moved = connection.execute(statement, facts).rowcount > 0
+        if moved or (kind is EventKind.RETRIED and ask_again(connection, row["delivery_id"], now)):
             told = f"{detail} {row['sop_instance']} to {row['destination']}"
             record(connection, now, row["study"], None, kind, told)
             changed += 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from dicomnode.domain.job import Job, ResultInstance, StudyAnswer
+from dicomnode.domain.routing import Route
 from dicomnode.store.rows import EventKind, record, shortened, to_text
 
 log = logging.getLogger(__name__)
@@ -14,15 +15,16 @@ log = logging.getLogger(__name__)
 # The UID of a result derives from what it was made of: if it is there already, the first one stays, since a
 # destination may hold it.
 ADD_RESULT = """
-INSERT INTO result (study, series, sop_class, sop_instance, kind, transfer_syntax, blob, size_bytes, derived_from,
-    created_at)
-VALUES (:study, :series, :sop_class, :sop_instance, :kind, :transfer_syntax, :blob, :size_bytes, :derived_from, :now)
+INSERT INTO result (study, series, sop_class, sop_instance, kind, prefix, transfer_syntax, blob, size_bytes,
+    derived_from, created_at)
+VALUES (:study, :series, :sop_class, :sop_instance, :kind, :prefix, :transfer_syntax, :blob, :size_bytes,
+    :derived_from, :now)
 ON CONFLICT (sop_instance) DO NOTHING
 """
 
 RESULT_ID = "SELECT result_id FROM result WHERE sop_instance = ?"
 
-LINK_RESULT = "INSERT INTO job_result (job_id, result_id) VALUES (?, ?)"
+LINK_RESULT = "INSERT INTO job_result (job_id, result_id) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
 ADD_DELIVERY = """
 INSERT INTO delivery (result_id, destination, state, next_attempt_at, created_at, waiting_since, changed_at)
@@ -45,20 +47,26 @@ def write_answer(
     job: Job,
     answer: StudyAnswer,
     blobs: Sequence[str],
-    destinations: Sequence[str],
+    route: Route,
     now: datetime,
 ) -> None:
     """Write down the answer to a job in work; `blobs` are the names of the results' bytes, in their order."""
     for result, blob in zip(answer.results, blobs, strict=True):
-        _write_result(connection, job, result, blob, destinations, now)
+        _write_result(connection, job, result, blob, route, now)
     for rejection in answer.rejections:
         uid, reason = rejection.source.sop_instance, rejection.reason.value
         facts = {"job_id": job.job_id, "sop_instance": uid, "reason": reason, "detail": shortened(rejection.detail)}
         connection.execute(ADD_REJECTION, facts)
         detail = f"{uid}: {reason}: {rejection.detail}"
         record(connection, now, job.study, job.version, EventKind.IMAGE_REJECTED, detail)
-    _seal_fates(connection, job, answer, now)
-    _record_answer(connection, job, answer, destinations, now)
+    _seal_fates(connection, job, answer, route, now)
+    _record_answer(connection, job, answer, route, now)
+
+
+def no_route(route: Route) -> str:
+    """Return why the results of a study have nowhere to go."""
+    titles = ", ".join(dict.fromkeys(sender.calling_ae for sender in route.unrouted))
+    return f"no rule of delivery.routes or delivery.return_to_sender matches {titles}, and there is no default"
 
 
 def _write_result(
@@ -66,7 +74,7 @@ def _write_result(
     job: Job,
     result: ResultInstance,
     blob: str,
-    destinations: Sequence[str],
+    route: Route,
     now: datetime,
 ) -> None:
     facts = {
@@ -75,6 +83,7 @@ def _write_result(
         "sop_class": result.ref.sop_class,
         "sop_instance": result.ref.sop_instance,
         "kind": result.kind,
+        "prefix": result.prefix,
         "transfer_syntax": result.transfer_syntax,
         "blob": blob,
         "size_bytes": len(result.part10),
@@ -84,19 +93,26 @@ def _write_result(
     connection.execute(ADD_RESULT, facts)
     result_id = connection.execute(RESULT_ID, (result.ref.sop_instance,)).fetchone()["result_id"]
     connection.execute(LINK_RESULT, (job.job_id, result_id))
-    for destination in destinations:
-        delivery = {"result_id": result_id, "destination": destination, "now": to_text(now)}
+    for recipient in route.recipients:
+        if not recipient.wants(result.kind, result.prefix):
+            continue
+        delivery = {"result_id": result_id, "destination": recipient.name, "now": to_text(now)}
         if connection.execute(ADD_DELIVERY, delivery).rowcount:
-            detail = f"{result.kind.value} {result.ref.sop_instance} for {destination}"
+            detail = f"{result.kind.value} {result.ref.sop_instance} for {recipient.name}"
             record(connection, now, job.study, job.version, EventKind.QUEUED, detail)
 
 
-def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, now: datetime) -> None:
-    """Give every image of the job its fate. One that the answer does not mention is a fault, and is said to be one."""
+def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+    """Give every image of the job its fate. One that the answer does not mention is a fault, and is said to be one.
+
+    An answer with nowhere to go is owed still: its images keep the fate of the job, which is a dead letter.
+    """
     rejected = {rejection.source.sop_instance for rejection in answer.rejections}
-    answered = {uid for result in answer.results for uid in result.derived_from}
+    answered = {uid for result in answer.results for uid in result.derived_from} | set(answer.analysed)
     for instance in job.instances:
         uid = instance.ref.sop_instance
+        if uid in answered and uid not in rejected and route.is_missing:
+            continue
         fate = "rejected" if uid in rejected else "answered" if uid in answered else "unmentioned"
         facts = {"fate": fate, "job_id": job.job_id, "sop_instance": uid, "blob": instance.blob}
         connection.execute(SEAL, facts | {"received_at": to_text(instance.received_at)})
@@ -106,15 +122,16 @@ def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, n
             log.error("image-unmentioned", extra={"study": job.study, "version": job.version, "instance": uid})
 
 
-def _record_answer(
-    connection: sqlite3.Connection, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime
-) -> None:
-    if answer.rejections and not answer.results:
+def _record_answer(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+    if answer.rejections and not (answer.results or answer.analysed):
         detail = f"all {len(answer.rejections)} image(s) were rejected"
         record(connection, now, job.study, job.version, EventKind.REJECTED, detail)
         return
     detail = f"{len(answer.results)} result(s), {len(answer.rejections)} image(s) rejected"
     record(connection, now, job.study, job.version, EventKind.ANSWERED, detail)
-    if answer.results and not destinations:
+    if answer.results and route.is_missing:
+        detail = f"{len(answer.results)} result(s) stay in the store: {no_route(route)}"
+        record(connection, now, job.study, job.version, EventKind.UNROUTED, detail)
+    elif answer.results and not route.recipients:
         detail = f"{len(answer.results)} result(s) stay in the store: no destination is configured"
         record(connection, now, job.study, job.version, EventKind.KEPT, detail)

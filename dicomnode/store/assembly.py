@@ -52,11 +52,17 @@ class OpenVersion:
     version: int
 
 
-def join_open_version(connection: sqlite3.Connection, study: str, now: datetime) -> OpenVersion:
-    """Return the study's open version, opening one if there is none."""
+def join_open_version(
+    connection: sqlite3.Connection,
+    study: str,
+    now: datetime,
+    *,
+    why: str = "an image arrived after the former version was taken up",
+) -> OpenVersion:
+    """Return the study's open version, opening one if there is none; `why` a later one is opened is for the ledger."""
     row = connection.execute(OPEN_JOB, (study,)).fetchone()
     if row is None:
-        return _open_version(connection, study, now)
+        return _open_version(connection, study, now, why)
     if row["state"] == JobState.WAITING:
         connection.execute(COLLECT_AGAIN, {"job_id": row["job_id"], "now": to_text(now)})
     return OpenVersion(job_id=row["job_id"], version=row["version"])
@@ -102,10 +108,10 @@ def due_at(settings: AssemblySettings, first: datetime, last: datetime, *, held:
     return at_the_latest if held else min(at_the_latest, last + timedelta(seconds=settings.quiet_s))
 
 
-def _open_version(connection: sqlite3.Connection, study: str, now: datetime) -> OpenVersion:
+def _open_version(connection: sqlite3.Connection, study: str, now: datetime, why: str) -> OpenVersion:
     row = connection.execute(NEW_JOB, {"study": study, "now": to_text(now)}).fetchone()
     opened = OpenVersion(job_id=row["job_id"], version=row["version"])
-    detail = "the study is new" if opened.version == 1 else "an image arrived after the former version was taken up"
+    detail = "the study is new" if opened.version == 1 else why
     record(connection, now, study, opened.version, EventKind.VERSION_OPENED, detail)
     supersede_older(connection, study, opened, now)
     return opened

@@ -10,6 +10,7 @@ from typing import Self
 from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
 from dicomnode.settings import AssemblySettings, StoreSettings
 from dicomnode.store.blobs import Blobs, SystemCalls
+from dicomnode.store.commitments import Commitments
 from dicomnode.store.database import Database, migrations
 from dicomnode.store.inbox import Inbox
 from dicomnode.store.ledger import Ledger
@@ -31,6 +32,7 @@ class Store:
 
     inbox: Inbox
     outbox: Outbox
+    commitments: Commitments
     ledger: Ledger
     blobs: Blobs
     _database: Database
@@ -70,6 +72,7 @@ class Store:
             store = cls(
                 inbox=Inbox(database, blobs, assembly),
                 outbox=Outbox(database, blobs),
+                commitments=Commitments(database),
                 ledger=Ledger(database),
                 blobs=blobs,
                 _database=database,

@@ -8,22 +8,24 @@ The same SOP Instance UID again:
 - with the same bytes, it is a duplicate: nothing is done twice;
 - with other bytes, the newest content is current and makes a new version of the answer; the former row stays;
 - under another study, it is refused: a SOP instance belongs to one study (PS3.3 A.1.2);
-- as one of this node's own results, it is a duplicate: the node has it, and must not answer itself.
+- as one of this node's own results, it is a duplicate: the node has it, and must not answer itself;
+- from a peer that had sent nothing of the study before, the study is answered once more, since its results may have to
+  go elsewhere too: they are the same instances, so nobody gets them twice.
 """
 
 import json
 import logging
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from dicomnode.domain.errors import UidMismatch
-from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.domain.instance import AssociationInfo, InstanceRef, StudySender
 from dicomnode.domain.job import Job, JobState, StudyAnswer
+from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
-from dicomnode.store.answers import write_answer
+from dicomnode.store.answers import no_route, write_answer
 from dicomnode.store.assembly import (
     OPEN_JOB,
     OpenVersion,
@@ -53,6 +55,13 @@ INSERT INTO association (association_id, calling_ae, called_ae, peer_address, op
 VALUES (:association_id, :calling_ae, :called_ae, :peer_address, :opened_at)
 ON CONFLICT (association_id) DO NOTHING
 """
+
+NOTE_SENDER = """
+INSERT INTO study_sender (study, calling_ae, called_ae, since) VALUES (:study, :calling_ae, :called_ae, :now)
+ON CONFLICT DO NOTHING
+"""
+
+SENDERS = "SELECT calling_ae, called_ae FROM study_sender WHERE study = ?"
 
 REPLACE = "UPDATE instance SET current = 0 WHERE instance_id = ?"
 
@@ -114,7 +123,7 @@ RETURNING version
 """
 
 CLOSE_ANSWERED = """
-UPDATE job SET state = :state, summary = :summary, last_error = NULL, changed_at = :now
+UPDATE job SET state = :state, summary = :summary, last_error = :cause, changed_at = :now
 WHERE job_id = :job_id AND state = 'working'
 RETURNING version
 """
@@ -203,6 +212,7 @@ class Inbox:
                 return None
             instances = connection.execute(CONTENTS, (row["study"],)).fetchall()
             former = connection.execute(PREDECESSORS, {"study": row["study"], "version": row["version"]}).fetchall()
+            senders = connection.execute(SENDERS, (row["study"],)).fetchall()
             detail = f"attempt {row['attempts']}, {len(instances)} instance(s)"
             record(connection, now, row["study"], row["version"], EventKind.CLAIMED, detail)
         return Job(
@@ -212,21 +222,26 @@ class Inbox:
             attempts=row["attempts"],
             instances=tuple(to_stored_instance(found) for found in instances),
             predecessors=tuple(to_ref(found) for found in former),
+            prefixes={found["sop_instance"]: found["prefix"] for found in former if found["prefix"]},
+            senders=frozenset(StudySender(calling_ae=who["calling_ae"], called_ae=who["called_ae"]) for who in senders),
         )
 
-    def finish(self, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime) -> None:
-        """Make the answer durable, queue it for the destinations and close the job, all or nothing.
+    def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+        """Make the answer durable, queue it for whom it is routed to and close the job, all or nothing.
 
-        A job that is no longer in work is left as it is, so that finishing twice is finishing once. Without
-        destinations the results stay in the store, and the ledger says so.
+        A job that is no longer in work is left as it is, so that finishing twice is finishing once. Without a
+        destination the results stay in the store, and the ledger says so; if there are destinations, but no route, the
+        job is a dead letter: trying it again, once a rule is there, sends them.
 
         Raises: DiskFull, StoreUnavailable; the job then stays in work and is the caller's to finish or fail.
         """
         blobs = tuple(self._blobs.write(result.part10) for result in answer.results)
-        rejected = bool(answer.rejections) and not answer.results
+        unrouted = bool(answer.results) and route.is_missing
+        rejected = bool(answer.rejections) and not (answer.results or answer.analysed)
         closing = {
             "job_id": job.job_id,
-            "state": JobState.REJECTED if rejected else JobState.DONE,
+            "state": JobState.DEAD if unrouted else JobState.REJECTED if rejected else JobState.DONE,
+            "cause": shortened(no_route(route)) if unrouted else None,
             "summary": json.dumps(answer.summary, sort_keys=True),
             "now": to_text(now),
         }
@@ -234,7 +249,7 @@ class Inbox:
             if connection.execute(CLOSE_ANSWERED, closing).fetchone() is None:
                 log.warning("answer-too-late", extra={"study": job.study, "version": job.version})
                 return
-            write_answer(connection, job, answer, blobs, destinations, now)
+            write_answer(connection, job, answer, blobs, route, now)
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
         """Put a job back until `retry_at`, or close it as a dead letter; `cause` carries no patient data.
@@ -298,9 +313,12 @@ class Inbox:
         held = connection.execute(HELD, (ref.sop_instance,)).fetchone()
         if held is not None and held["study"] != ref.study:  # it came over another association in between
             raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
+        is_new_sender = _note_sender(connection, ref.study, association, now)
         if held is not None and held["blob"] == facts["blob"]:
             detail = f"{ref.sop_instance} came again, unchanged, from {association.calling_ae}"
             record(connection, now, ref.study, None, EventKind.DUPLICATE, detail)
+            if is_new_sender:
+                self._answer_again(connection, ref.study, now)
             return Receipt(kind=ReceiptKind.DUPLICATE, study=ref.study, version=None)
         self._note_association(connection, association, now)
         if held is not None:
@@ -314,6 +332,12 @@ class Inbox:
         event, kind = _ARRIVALS[held is not None]
         record(connection, now, ref.study, joined.version, event, detail)
         return Receipt(kind=kind, study=ref.study, version=joined.version)
+
+    def _answer_again(self, connection: sqlite3.Connection, study: str, now: datetime) -> None:
+        """Have a study answered for a peer that sent nothing new: the same results, to where its routes lead."""
+        joined = join_open_version(connection, study, now, why="another peer sent the study")
+        note_arrival(connection, joined.job_id, now)
+        reschedule(connection, joined.job_id, self._settings, self._opened_at)
 
     def _note_association(self, connection: sqlite3.Connection, association: AssociationInfo, now: datetime) -> None:
         facts = {
@@ -347,6 +371,12 @@ class Inbox:
                 record(connection, now, study, back["version"], EventKind.DEFERRED, detail)
         elif (dead := connection.execute(CLOSE, facts | {"state": JobState.DEAD}).fetchone()) is not None:
             record(connection, now, study, dead["version"], EventKind.DEAD, cause)
+
+
+def _note_sender(connection: sqlite3.Connection, study: str, association: AssociationInfo, now: datetime) -> bool:
+    """Remember who sent something of a study; tell whether that is news."""
+    facts = {"study": study, "calling_ae": association.calling_ae, "called_ae": association.called_ae}
+    return connection.execute(NOTE_SENDER, facts | {"now": to_text(now)}).rowcount > 0
 
 
 _ARRIVALS = {False: (EventKind.RECEIVED, ReceiptKind.NEW), True: (EventKind.REPLACED, ReceiptKind.REPLACED)}

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
+from dicomnode.domain.commitment import CommitmentState
 from dicomnode.domain.errors import UnknownStudy
 from dicomnode.domain.job import DeliveryState, JobState, RejectionReason, ResultKind
 from dicomnode.store.actions import Changed, OfStudy, Selection, drop, retry
@@ -18,14 +19,21 @@ JOBS_IN_STATE = JOB_ENTRY + "WHERE state = :state AND job_id > :after ORDER BY j
 JOBS_OF_STUDY = JOB_ENTRY + "WHERE study = ? ORDER BY version"
 
 DELIVERY_ENTRY = """
-SELECT delivery.*, result.study, result.kind, result.sop_instance, (
+SELECT delivery.*, result.study, result.kind, result.sop_instance, commitment.state AS commitment,
+    commitment.last_error AS commitment_error, commitment.next_at AS commitment_next_at, (
     SELECT MIN(version) FROM job_result JOIN job USING (job_id) WHERE job_result.result_id = delivery.result_id
-) AS version FROM delivery JOIN result USING (result_id)
+) AS version FROM delivery JOIN result USING (result_id) LEFT JOIN commitment USING (delivery_id)
 """
 DELIVERIES_IN_STATE = (
     DELIVERY_ENTRY + "WHERE delivery.state = :state AND delivery_id > :after ORDER BY delivery_id LIMIT :limit"
 )
 DELIVERIES_OF_STUDY = DELIVERY_ENTRY + "WHERE result.study = ? ORDER BY delivery_id"
+
+# The index of commitments by state leads to the few that are overdue.
+UNCOMMITTED = (
+    DELIVERY_ENTRY.replace("LEFT JOIN commitment", "JOIN commitment")
+    + "WHERE commitment.state = 'overdue' AND delivery.state = 'delivered' ORDER BY delivery_id LIMIT ?"
+)
 
 REJECTIONS = """
 SELECT version, sop_instance, reason, detail FROM rejection JOIN job USING (job_id)
@@ -38,6 +46,7 @@ KNOWN = "SELECT 1 FROM job WHERE study = ? LIMIT 1"
 
 JOB_COUNTS = "SELECT state, COUNT(*) AS count FROM job GROUP BY state"
 DELIVERY_COUNTS = "SELECT state, COUNT(*) AS count FROM delivery GROUP BY state"
+COMMITMENT_COUNTS = "SELECT state, COUNT(*) AS count FROM commitment GROUP BY state"
 
 OLDEST_WAITING = """
 SELECT MIN(since) FROM (
@@ -102,7 +111,10 @@ class JobEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryEntry:
-    """One result and one destination. `sent_*`: the fallback that was stored in the result's place, if one was."""
+    """One result and one destination. `sent_*`: the fallback that was stored in the result's place, if one was.
+
+    `commitment`: how far the destination has answered for keeping it, where it is asked to.
+    """
 
     delivery_id: int
     study: str
@@ -117,6 +129,9 @@ class DeliveryEntry:
     last_status: int | None
     sent_sop_class: str | None
     sent_sop_instance: str | None
+    commitment: CommitmentState | None
+    commitment_error: str | None
+    commitment_next_at: datetime | None
     created_at: datetime
     changed_at: datetime
 
@@ -133,10 +148,11 @@ class RejectionEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many jobs and deliveries are in each state; every state is there."""
+    """How many jobs, deliveries and commitments are in each state; every state is there."""
 
     jobs: dict[JobState, int]
     deliveries: dict[DeliveryState, int]
+    commitments: dict[CommitmentState, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +203,11 @@ class Ledger:
             rows = _page(connection, DELIVERIES_IN_STATE, states, limit, after)
         return tuple(sorted(map(_to_delivery, rows), key=lambda entry: entry.delivery_id)[:limit])
 
+    def uncommitted(self, *, limit: int = 100) -> tuple[DeliveryEntry, ...]:
+        """Return the deliveries that a destination has not answered for in time, oldest first."""
+        with self._database.reading() as connection:
+            return tuple(_to_delivery(row) for row in connection.execute(UNCOMMITTED, (limit,)).fetchall())
+
     def jobs_of(self, study: str) -> tuple[JobEntry, ...]:
         """Return every version of a study's answer."""
         with self._database.reading() as connection:
@@ -212,13 +233,15 @@ class Ledger:
         )
 
     def counts(self) -> Counts:
-        """Return how many jobs and deliveries are in each state."""
+        """Return how many jobs, deliveries and commitments are in each state."""
         with self._database.reading() as connection:
             jobs = {row["state"]: row["count"] for row in connection.execute(JOB_COUNTS).fetchall()}
             deliveries = {row["state"]: row["count"] for row in connection.execute(DELIVERY_COUNTS).fetchall()}
+            commitments = {row["state"]: row["count"] for row in connection.execute(COMMITMENT_COUNTS).fetchall()}
         return Counts(
             jobs={state: jobs.get(state, 0) for state in JobState},
             deliveries={state: deliveries.get(state, 0) for state in DeliveryState},
+            commitments={state: commitments.get(state, 0) for state in CommitmentState},
         )
 
     def oldest_waiting(self) -> datetime | None:
@@ -306,6 +329,9 @@ def _to_delivery(row: sqlite3.Row) -> DeliveryEntry:
         last_status=row["last_status"],
         sent_sop_class=row["sent_sop_class"],
         sent_sop_instance=row["sent_sop_instance"],
+        commitment=None if row["commitment"] is None else CommitmentState(row["commitment"]),
+        commitment_error=row["commitment_error"],
+        commitment_next_at=to_optional_time(row["commitment_next_at"]),
         created_at=to_time(row["created_at"]),
         changed_at=to_time(row["changed_at"]),
     )

@@ -11,10 +11,14 @@ from datetime import datetime, timedelta
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy, StoreOutcome
 from dicomnode.store.blobs import Blobs
+from dicomnode.store.commitments import begin_commitment
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, record, shortened, to_delivery, to_optional_time, to_text, to_time
 
 log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 3600.0
+"""No peer's wish to be left alone is heeded for longer."""
 
 CLAIM = """
 UPDATE delivery SET state = 'sending', attempts = attempts + 1, next_attempt_at = NULL, changed_at = :now
@@ -103,9 +107,11 @@ class Outbox:
         policy: RetryPolicy,
         randomness: float,
         sent_as: InstanceRef | None = None,
+        commit_within_s: float | None = None,
     ) -> DeliveryState:
         """Write down what a destination said; `sent_as` is the fallback that went in the result's place, if one did.
 
+        `commit_within_s`: the destination is to be asked whether it keeps the result, and to answer within this time.
         Returns the state that follows. A delivery that is no longer sending is left as it is. Raises: StoreUnavailable.
         """
         with self._database.transaction() as connection:
@@ -115,6 +121,8 @@ class Outbox:
                 return DeliveryState.DROPPED
             if isinstance(outcome, Accepted):
                 self._delivered(connection, delivery, outcome, sent_as, now)
+                if commit_within_s is not None:
+                    begin_commitment(connection, delivery, sent_as or delivery.ref, commit_within_s, now)
                 return DeliveryState.DELIVERED
             age_s = (now - to_time(row["waiting_since"])).total_seconds()
             return self._not_delivered(connection, delivery, outcome, now, policy, randomness, age_s)
@@ -165,7 +173,8 @@ class Outbox:
             connection.execute(DEAD, facts | {"cause": shortened(why)})
             _record(connection, delivery, EventKind.DELIVERY_DEAD, why, now)
             return DeliveryState.DEAD
-        delay_s = policy.delay_s(delivery.attempts, randomness)
+        asked_s = outcome.retry_after_s or 0.0 if isinstance(outcome, Refused) else 0.0
+        delay_s = max(policy.delay_s(delivery.attempts, randomness), min(asked_s, _LONGEST_PAUSE_S))
         connection.execute(DEFERRED, facts | {"next_attempt_at": to_text(now + timedelta(seconds=delay_s))})
         detail = f"attempt {delivery.attempts}: {cause}; next attempt in {delay_s:.0f} s"
         _record(connection, delivery, EventKind.DELIVERY_DEFERRED, detail, now)

@@ -34,6 +34,12 @@ class EventKind(StrEnum):
     DELIVERY_DEFERRED = "delivery-deferred"
     DELIVERY_INTERRUPTED = "delivery-interrupted"
     DELIVERY_DEAD = "delivery-dead"
+    UNROUTED = "unrouted"
+    COMMITMENT_REQUESTED = "commitment-requested"
+    COMMITMENT_DEFERRED = "commitment-deferred"
+    COMMITMENT_OVERDUE = "commitment-overdue"
+    COMMITMENT_FAILED = "commitment-failed"
+    COMMITTED = "committed"
     RETRIED = "retried"
     DROPPED = "dropped"
 

@@ -18,9 +18,9 @@ from pynetdicom.presentation import PresentationContext, build_context
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.domain.job import Destination
+from dicomnode.net.outgoing import Outgoing
 from dicomnode.net.part10 import read_file_head
 from dicomnode.net.scp import StorageScp
-from dicomnode.net.scu import Outgoing
 from dicomnode.settings import DeliverySettings, ScpSettings
 from tests.processes import free_port
 

@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Accepted, Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR
 from dicomnode.net.files import send_files
-from dicomnode.net.scu import Fallback, Outgoing, echo, send
+from dicomnode.net.outgoing import AS_IT_IS, Fallback, Form, Outgoing
+from dicomnode.net.scu import echo, send
 from dicomnode.settings import DeliverySettings
 from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed
 from tests.make import CANARIES, build, encode
@@ -40,10 +42,12 @@ def deliver(
     *objects: bytes,
     fallback: Fallback | None = None,
     settings: DeliverySettings = QUICK,
+    form: Form = AS_IT_IS,
 ) -> list[StoreOutcome]:
     destination = peer.destination if isinstance(peer, Peer) else peer
     items = [outgoing(entry) for entry in objects]
-    return send(destination, items, calling_ae="CXRNODE", settings=settings, fallback=fallback)
+    form = replace(form, fallback=fallback) if fallback is not None else form
+    return send(destination, items, calling_ae="CXRNODE", settings=settings, form=form)
 
 
 def report_of(sop_class: str, name: str = "report") -> bytes:
@@ -126,7 +130,7 @@ def test_a_report_goes_as_the_fallback_that_the_peer_accepts(accepted: str) -> N
             [outgoing(report_of(COMPREHENSIVE_3D_SR.uid))],
             calling_ae="CXRNODE",
             settings=QUICK,
-            fallback=fallback,
+            form=Form(fallback=fallback),
             report=lambda position, outcome, sent_as: told.append(sent_as),
         )
     assert outcomes == [Accepted()]

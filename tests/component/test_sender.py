@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from pydicom import uid as uids
 
+from dicomnode.delivery_settings import DeliverySettings, RetrySettings
 from dicomnode.domain.errors import StoreUnavailable
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import (
@@ -24,8 +26,8 @@ from dicomnode.domain.job import (
     RetryPolicy,
     StoreOutcome,
 )
+from dicomnode.net.scu import send
 from dicomnode.net.sender import Sender
-from dicomnode.delivery_settings import DeliverySettings, RetrySettings
 from tests.component.dimse import EXPLICIT, Peer, renamed
 from tests.make import build, encode
 from tests.processes import free_port, wait_until
@@ -80,6 +82,7 @@ class MemoryOutbox:
         policy: RetryPolicy,
         randomness: float,
         sent_as: InstanceRef | None = None,
+        commit_within_s: float | None = None,
     ) -> DeliveryState:
         with self._lock:
             if self._refuse_record:
@@ -112,19 +115,19 @@ class MemoryOutbox:
 @contextmanager
 def running(outbox: MemoryOutbox, destination: Destination, **options: Any) -> Iterator[Sender]:
     sender = Sender(
-        destination,
+        destination.name,
+        partial(send, destination, calling_ae="CXRNODE", settings=SETTINGS),
         outbox,
         SETTINGS,
-        calling_ae="CXRNODE",
         clock=lambda: datetime.now(UTC),
         randomness=lambda: 0.5,
         **options,
     )
-    sender.start()
+    sender.loop.start()
     try:
         yield sender
     finally:
-        assert sender.stop(10)
+        assert sender.loop.stop(10)
 
 
 def test_everything_due_is_delivered_in_batches_of_one_association_each() -> None:
@@ -166,13 +169,13 @@ def test_a_dead_destination_holds_up_no_other() -> None:
 
 
 def test_a_wake_up_is_heard_before_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomnode.net.sender._POLL_S", 3600)
+    monkeypatch.setattr("dicomnode.net.loop.POLL_S", 3600)
     outbox = MemoryOutbox("peer")
     outbox.states[0] = DeliveryState.DROPPED
     with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination) as sender:
         time.sleep(0.3)
         outbox.states[0] = DeliveryState.WAITING
-        sender.wake()
+        sender.loop.wake()
         wait_until(lambda: peer.stored, 5, "the delivery")
 
 
@@ -188,8 +191,8 @@ def test_stopping_finishes_the_batch_at_hand() -> None:
     with Peer({CR: [EXPLICIT]}, on_store=slowly) as peer:
         with running(outbox, peer.destination) as sender:
             started.wait(5)
-            assert sender.stop(10)
-        assert not sender.running
+            assert sender.loop.stop(10)
+        assert not sender.loop.running
     states = [outbox.states[number] for number in range(3)]
     assert states == [DeliveryState.DELIVERED, DeliveryState.DELIVERED, DeliveryState.WAITING]
 

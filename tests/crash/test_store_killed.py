@@ -10,7 +10,7 @@ import pytest
 from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
 from tests.conftest import ROOT
-from tests.stores import accept, answer, at, claim, image, open_store, part10
+from tests.stores import accept, answer, at, claim, image, open_store, part10, to
 
 pytestmark = pytest.mark.crash
 
@@ -42,7 +42,7 @@ left.update({victim: count})
 if action == "accept":
     accept(store)
 else:
-    store.inbox.finish(job, answer(job), ["PACS"], at(3))
+    store.inbox.finish(job, answer(job), to("PACS"), at(3))
 print("promised", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -79,7 +79,7 @@ def test_killed_while_finishing_the_study_is_answered_once(tmp_path: Path, step:
         store.inbox.recover(at(60), maximum_attempts=5)
         if not promised:
             job = claim(store, 60)
-            store.inbox.finish(job, answer(job), ["PACS"], at(61))
+            store.inbox.finish(job, answer(job), to("PACS"), at(61))
         assert store.inbox.claim(at(1000)) is None
         sent = store.outbox.claim("PACS", 10, at(100))
         assert len({delivery.ref.sop_instance for delivery in sent}) == len(sent) == 2

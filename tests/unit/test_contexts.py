@@ -3,18 +3,23 @@
 import pytest
 from pydicom import uid as uids
 
+from dicomnode.delivery_settings import Encoding, SrClass
 from dicomnode.net.contexts import (
     ACCEPTED_STORAGE,
     ACCEPTED_TRANSFER_SYNTAXES,
     COMPREHENSIVE_3D_SR,
     COMPREHENSIVE_SR,
+    ENCODINGS,
     ENHANCED_SR,
     LOSSLESS,
     LOSSY,
+    REPORT_PREFERENCES,
     RESULT_CLASSES,
+    STORAGE_COMMITMENT,
     UNCOMPRESSED,
     accepted_contexts,
     group_by_contexts,
+    listening_contexts,
     proposals_for,
 )
 
@@ -57,7 +62,7 @@ def test_configured_classes_are_accepted_once_and_verification_uncompressed() ->
     ct = str(uids.CTImageStorage)
     table = accepted_contexts((ct, CR))
     classes = [entry.abstract_syntax for entry in table]
-    assert len(classes) == len(set(classes)) == len(ACCEPTED_STORAGE) + 2
+    assert len(classes) == len(set(classes)) == len(ACCEPTED_STORAGE) + 3
     assert ct in classes
     assert table[0].abstract_syntax == "1.2.840.10008.1.1"
     assert table[0].transfer_syntaxes == UNCOMPRESSED
@@ -71,19 +76,44 @@ def test_an_object_is_proposed_in_its_own_encoding_apart_from_the_others() -> No
     assert (own.transfer_syntaxes, plain.transfer_syntaxes) == ((EXPLICIT,), (IMPLICIT,))
 
 
-def test_a_report_is_proposed_with_its_fallback_classes() -> None:
-    classes = [entry.abstract_syntax for entry in proposals_for(COMPREHENSIVE_3D_SR.uid, EXPLICIT)]
-    assert classes == [COMPREHENSIVE_3D_SR.uid, COMPREHENSIVE_3D_SR.uid, COMPREHENSIVE_SR.uid, ENHANCED_SR.uid]
+@pytest.mark.parametrize("preference", SrClass)
+def test_a_report_is_proposed_under_every_class_that_can_carry_it(preference: SrClass) -> None:
+    classes = REPORT_PREFERENCES[preference]
+    assert set(classes) == {COMPREHENSIVE_3D_SR.uid, COMPREHENSIVE_SR.uid, ENHANCED_SR.uid}
+    proposed = [
+        (entry.abstract_syntax, entry.transfer_syntaxes)
+        for entry in proposals_for(COMPREHENSIVE_3D_SR.uid, EXPLICIT, classes=classes)
+    ]
+    assert proposed == [(entry, (syntax,)) for entry in classes for syntax in (EXPLICIT, IMPLICIT)]
+
+
+def test_a_preferred_encoding_is_proposed_apart_from_the_others() -> None:
+    proposed = [entry.transfer_syntaxes for entry in proposals_for(SC, EXPLICIT, preferred=str(uids.JPEGLSLossless))]
+    assert proposed == [(str(uids.JPEGLSLossless),), (EXPLICIT,), (IMPLICIT,)]
+
+
+def test_every_preference_of_the_configuration_stands_in_the_tables() -> None:
+    assert set(REPORT_PREFERENCES) == set(SrClass)
+    assert set(ENCODINGS) == set(Encoding)
+
+
+def test_the_listener_is_scu_of_storage_commitment_and_scp_of_everything_else() -> None:
+    roles = {
+        str(context.abstract_syntax): (context.scu_role, context.scp_role)
+        for context in listening_contexts(accepted_contexts())
+    }
+    assert roles.pop(STORAGE_COMMITMENT.uid) == (False, True), "the roles of the requestor"
+    assert set(roles.values()) == {(None, None)}
 
 
 def test_objects_of_one_kind_share_their_contexts() -> None:
-    ((positions, proposals),) = group_by_contexts([(CR, EXPLICIT)] * 500 + [(SC, EXPLICIT)])
+    ((positions, proposals),) = group_by_contexts([proposals_for(CR, EXPLICIT)] * 500 + [proposals_for(SC, EXPLICIT)])
     assert positions == list(range(501))
     assert len(proposals) == 4
 
 
 def test_no_association_proposes_more_than_128_contexts_and_no_object_is_left_out() -> None:
-    groups = group_by_contexts([(f"1.2.3.{number}", EXPLICIT) for number in range(150)])
+    groups = group_by_contexts(proposals_for(f"1.2.3.{number}", EXPLICIT) for number in range(150))
     assert [position for positions, _ in groups for position in positions] == list(range(150))
     assert [len(proposals) for _, proposals in groups] == [128, 128, 44]
 

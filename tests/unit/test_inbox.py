@@ -36,6 +36,7 @@ from tests.stores import (
     part10,
     rejection_of_all,
     result,
+    to,
 )
 
 
@@ -60,7 +61,7 @@ def uids(instances: Sequence[StoredInstance]) -> list[str]:
 def finished(store: Store, seconds: float, *destinations: str) -> StudyAnswer:
     job = claim(store, seconds)
     given = answer(job)
-    store.inbox.finish(job, given, destinations, at(seconds))
+    store.inbox.finish(job, given, to(*destinations), at(seconds))
     return given
 
 
@@ -234,7 +235,7 @@ def test_an_image_that_arrives_while_the_study_is_in_work_makes_a_new_version(st
     first = claim(store, QUIET_S)
     assert accept(store, number=2, seconds=3).version == 2
     assert store.inbox.claim(at(60)) is None, "two versions of a study are never in work at once"
-    store.inbox.finish(first, answer(first), ["PACS"], at(61))
+    store.inbox.finish(first, answer(first), to("PACS"), at(61))
     second = claim(store, 61)
     assert (second.version, uids(second.instances)) == (2, ["1.1.2.1", "1.1.2.2"])
     assert [ref.sop_instance for ref in second.predecessors] == [answer(first).results[0].ref.sop_instance]
@@ -263,7 +264,7 @@ def test_without_a_report_in_the_version_before_an_older_one_is_the_predecessor(
     reported = finished(store, QUIET_S)
     accept(store, number=2, seconds=100)
     second = claim(store, 100 + QUIET_S)
-    store.inbox.finish(second, rejection_of_all(second), ["PACS"], at(103))
+    store.inbox.finish(second, rejection_of_all(second), to("PACS"), at(103))
     accept(store, number=3, seconds=200)
     assert claim(store, 200 + QUIET_S).predecessors == (reported.results[0].ref,)
 
@@ -315,7 +316,7 @@ def test_content_that_came_and_went_while_a_version_was_in_work_is_not_counted_a
     job = claim(store, QUIET_S)
     accept(store, content=b"second", seconds=3)
     accept(store, content=b"first", seconds=4)
-    store.inbox.finish(job, answer(job), [], at(5))
+    store.inbox.finish(job, answer(job), to(), at(5))
     assert store.ledger.balance() == Balance(answered=1, replaced=1, pending=1)
 
 
@@ -347,7 +348,7 @@ def test_finishing_twice_is_finishing_once(store: Store) -> None:
     accept(store)
     job = claim(store, QUIET_S)
     for seconds in (3, 4):
-        store.inbox.finish(job, answer(job), ["PACS"], at(seconds))
+        store.inbox.finish(job, answer(job), to("PACS"), at(seconds))
     assert len(store.ledger.deliveries_of("1.1")) == 2
     assert kinds(store).count(EventKind.ANSWERED) == 1
 
@@ -357,10 +358,10 @@ def test_a_result_that_is_there_already_is_not_delivered_again(store: Store) -> 
     accept(store, number=1)
     first = claim(store, QUIET_S)
     given = answer(first)
-    store.inbox.finish(first, given, ["PACS"], at(3))
+    store.inbox.finish(first, given, to("PACS"), at(3))
     accept(store, number=2, seconds=10)
     second = claim(store, 10 + QUIET_S)
-    store.inbox.finish(second, given, ["PACS"], at(13))
+    store.inbox.finish(second, given, to("PACS"), at(13))
     assert len(store.ledger.deliveries_of("1.1")) == 2
     assert len(store.outbox.claim("PACS", 10, at(20))) == 2
 
@@ -368,7 +369,7 @@ def test_a_result_that_is_there_already_is_not_delivered_again(store: Store) -> 
 def test_a_study_of_rejected_images_is_rejected_with_the_reasons(store: Store) -> None:
     accept(store)
     job = claim(store, QUIET_S)
-    store.inbox.finish(job, rejection_of_all(job), ["PACS"], at(3))
+    store.inbox.finish(job, rejection_of_all(job), to("PACS"), at(3))
     assert states(store) == [JobState.REJECTED]
     (told,) = store.ledger.rejections_of("1.1")
     assert (told.version, told.sop_instance, told.reason) == (1, "1.1.2.1", RejectionReason.LATERAL_VIEW)
@@ -382,7 +383,7 @@ def test_a_study_may_be_answered_in_part(store: Store) -> None:
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
     lateral = Rejection(source=image(number=2), reason=RejectionReason.LATERAL_VIEW, detail="a lateral view")
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,), summary={}), [], at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,), summary={}), to(), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(answered=1, rejected=1)
 
@@ -393,7 +394,7 @@ def test_a_report_that_says_not_analysed_makes_the_study_done_and_the_image_reje
     rejected = rejection_of_all(job)
     report = result(job, ResultKind.STRUCTURED_REPORT)
     given = StudyAnswer(results=(report,), rejections=rejected.rejections, summary={})
-    store.inbox.finish(job, given, ["PACS"], at(3))
+    store.inbox.finish(job, given, to("PACS"), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(rejected=1)
 
@@ -403,7 +404,7 @@ def test_an_image_that_an_answer_forgets_is_not_hidden(store: Store) -> None:
     accept(store, number=2)
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(), summary={}), [], at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(), summary={}), to(), at(3))
     assert store.ledger.balance() == Balance(answered=1, unaccounted=1)
     assert EventKind.IMAGE_UNMENTIONED in kinds(store)
 
@@ -429,7 +430,7 @@ def test_a_study_without_another_try_is_a_dead_letter_with_its_cause(store: Stor
 def test_failing_a_finished_job_changes_nothing(store: Store) -> None:
     accept(store)
     job = claim(store, QUIET_S)
-    store.inbox.finish(job, answer(job), [], at(3))
+    store.inbox.finish(job, answer(job), to(), at(3))
     store.inbox.fail(job, "too late", None, at(4))
     store.inbox.fail(job, "too late", at(10), at(4))
     assert states(store) == [JobState.DONE]
@@ -439,7 +440,7 @@ def test_finishing_a_job_that_was_given_up_changes_nothing(store: Store) -> None
     accept(store)
     job = claim(store, QUIET_S)
     store.inbox.fail(job, "broken", None, at(3))
-    store.inbox.finish(job, answer(job), ["PACS"], at(4))
+    store.inbox.finish(job, answer(job), to("PACS"), at(4))
     assert states(store) == [JobState.DEAD]
     assert store.ledger.deliveries_of("1.1") == ()
 

@@ -13,7 +13,7 @@ from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob
 from dicomnode.store.ledger import Balance
 from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store
+from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(jitter=0)
 NOTHING = Changed(jobs=0, deliveries=0)
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def answered(store: Store, study: str = "1.1", *destinations: str) -> None:
     accept(store, study)
     job = claim(store, QUIET_S)
-    store.inbox.finish(job, answer(job), destinations, at(3))
+    store.inbox.finish(job, answer(job), to(*destinations), at(3))
 
 
 def dead(store: Store, study: str = "1.1") -> None:
@@ -241,7 +241,7 @@ def test_bringing_back_a_dropped_version_supersedes_an_older_one_that_waits(stor
     assert [entry.state for entry in store.ledger.jobs_of("1.1")] == [JobState.SUPERSEDED, JobState.WAITING]
     job = claim(store, 10)
     assert (job.version, len(job.instances)) == (2, 2)
-    store.inbox.finish(job, answer(job), [], at(11))
+    store.inbox.finish(job, answer(job), to(), at(11))
     assert store.ledger.balance() == Balance(answered=2)
 
 

@@ -11,7 +11,7 @@ from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Re
 from dicomnode.store import Store
 from dicomnode.store.ledger import Balance, DeliveryEntry
 from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store
+from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=600, give_up_after_s=3600, jitter=0.1)
 MIDDLE = 0.5
@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     with open_store(tmp_path / "store") as opened:
         accept(opened)
         job = claim(opened, QUIET_S)
-        opened.inbox.finish(job, answer(job), ["PACS", "ARCHIVE"], at(3))
+        opened.inbox.finish(job, answer(job), to("PACS", "ARCHIVE"), at(3))
         yield opened
 
 

@@ -11,7 +11,7 @@ from dicomnode.domain.job import Accepted, RetryPolicy
 from dicomnode.store import Store
 from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
-from tests.stores import CR, EXPLICIT_LE, accept, answer, association, at, claim, open_store
+from tests.stores import CR, EXPLICIT_LE, accept, answer, association, at, claim, open_store, to
 
 THREADS = 8
 
@@ -94,7 +94,7 @@ def test_two_connections_never_claim_the_same_delivery(tmp_path: Path) -> None:
         for number in range(10):
             accept(store, f"1.{number}")
         while (job := store.inbox.claim(at(60))) is not None:
-            store.inbox.finish(job, answer(job), ["PACS"], at(60))
+            store.inbox.finish(job, answer(job), to("PACS"), at(60))
         start = Barrier(2)
 
         def send(opened: Store) -> list[int]:

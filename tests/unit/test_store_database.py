@@ -1,21 +1,42 @@
 """Opening, migrating, refusing, and what the database itself enforces."""
 
+import hashlib
 import os
 import re
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.commitment import CommitmentState
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable
-from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.domain.instance import StudySender
+from dicomnode.domain.job import Accepted, DeliveryState, JobState, RetryPolicy
 from dicomnode.store.actions import OneJob
 from dicomnode.store.database import Database, migrations
-from tests.stores import QUIET_S, accept, at, claim, open_store
+from dicomnode.store.ledger import Balance
+from dicomnode.store.rows import to_text
+from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 FIRST = "PRAGMA application_id = 1129861710; CREATE TABLE note (text TEXT) STRICT;"
 SECOND = "ALTER TABLE note ADD COLUMN written_at TEXT;"
+
+
+DIGEST = hashlib.sha256(part10(image("1.1", 1))).hexdigest()
+THEN = to_text(at(0))
+# An answered study with a report on its way, as a node of the first schema left it.
+OF_THE_FIRST_SCHEMA = f"""
+INSERT INTO association VALUES ('a', 'MODALITY', 'CXRNODE', '10.0.0.7', '{THEN}', '{THEN}');
+INSERT INTO job VALUES (1, '1.1', 1, 'done', 1, NULL, '{THEN}', '{THEN}', '{THEN}', NULL, '{{}}');
+INSERT INTO instance VALUES (1, 1, '1.1', '1.1.2', '1.2.840.10008.5.1.4.1.1.1', '1.1.2.1', '1.2.840.10008.1.2.1',
+    '{DIGEST}', 14, 'a', '{THEN}', 1, 'answered');
+INSERT INTO result VALUES (1, '1.1', '1.1.9', '1.2.840.10008.5.1.4.1.1.88.34', '1.1.9.1', 'sr', '1.2.840.10008.1.2.1',
+    'b', 1, '[]', '{THEN}');
+INSERT INTO job_result VALUES (1, 1);
+INSERT INTO delivery VALUES (1, 1, 'PACS', 'waiting', 0, '{THEN}', '{THEN}', '{THEN}', '{THEN}', NULL, NULL, NULL, NULL)
+"""
 
 
 def table(path: Path, statement: str) -> list[tuple[object, ...]]:
@@ -240,14 +261,15 @@ def test_nobody_but_the_owner_may_look_into_a_store(tmp_path: Path) -> None:
 
 
 def test_the_states_of_the_schema_are_those_of_the_domain() -> None:
-    checks = re.findall(r"CHECK \(state IN\s*\(([^)]*)\)\)", migrations()[0])
+    checks = re.findall(r"CHECK \(state IN\s*\(([^)]*)\)\)", "".join(migrations()))
     found = [set(re.findall(r"'([a-z]+)'", check)) for check in checks]
-    assert found == [{state.value for state in JobState}, {state.value for state in DeliveryState}]
+    expected = [set(JobState), set(DeliveryState), set(DeliveryState), set(CommitmentState)]
+    assert found == [{state.value for state in states} for states in expected]
 
 
 def test_every_move_is_between_known_states(tmp_path: Path) -> None:
     open_store(tmp_path).close()
-    machines = {"job": set(JobState), "delivery": set(DeliveryState)}
+    machines = {"job": set(JobState), "delivery": set(DeliveryState), "commitment": set(CommitmentState)}
     for machine, before, after in table(tmp_path / "store.db", "SELECT machine, before, after FROM move"):
         assert {before, after} <= machines[str(machine)]
 
@@ -257,6 +279,28 @@ def test_every_state_can_be_reached(tmp_path: Path) -> None:
     moves = table(tmp_path / "store.db", "SELECT machine, after FROM move")
     assert {after for machine, after in moves if machine == "job"} == set(JobState)
     assert {after for machine, after in moves if machine == "delivery"} == set(DeliveryState)
+    assert {after for machine, after in moves if machine == "commitment"} == set(CommitmentState)
+
+
+def test_a_store_of_the_first_schema_opens_and_goes_on(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "store.db")) as former:
+        former.migrate(migrations()[:1])
+        with former.transaction() as connection:
+            for statement in OF_THE_FIRST_SCHEMA.split(";"):
+                connection.execute(statement)
+    with open_store(tmp_path) as store:
+        (delivery,) = store.outbox.claim("PACS", 10, at(3))
+        assert (delivery.kind.value, delivery.ref.sop_instance) == ("sr", "1.1.9.1")
+        store.outbox.record(delivery, Accepted(), at(4), RetryPolicy(), 0.5, commit_within_s=60)
+        assert store.ledger.balance() == Balance(answered=1)
+        assert len(store.commitments.claim("PACS", 10, "1.9", 60, at(5), RetryPolicy())) == 1
+        accept(store, number=2, seconds=6)
+        job = claim(store, 6 + QUIET_S)
+        assert job.senders == {StudySender(calling_ae="MODALITY", called_ae="CXRNODE")}
+        assert [ref.sop_instance for ref in job.predecessors] == ["1.1.9.1"]
+        store.inbox.finish(job, answer(job), to("PACS"), at(9))
+    assert table(tmp_path / "store.db", "PRAGMA foreign_key_check") == []
+    assert table(tmp_path / "store.db", "PRAGMA integrity_check") == [("ok",)]
 
 
 @pytest.mark.parametrize("state", ["working", "collecting", "dead", "done"])

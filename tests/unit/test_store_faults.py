@@ -16,7 +16,7 @@ from dicomnode.store import Store
 from dicomnode.store.blobs import SystemCalls
 from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
-from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10
+from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 
 class PowerCut(BaseException):
@@ -158,11 +158,11 @@ def test_power_loss_while_finishing_gives_the_same_answer_once(tmp_path: Path) -
         job = claim(store, QUIET_S)
         disk.cut_at = len(disk.calls) + 8
         with pytest.raises(PowerCut):
-            store.inbox.finish(job, answer(job), ["PACS"], at(3))
+            store.inbox.finish(job, answer(job), to("PACS"), at(3))
         with after_power_cut(tmp_path, disk) as after:
             after.inbox.recover(at(60), maximum_attempts=5)
             again = claim(after, 60)
-            after.inbox.finish(again, answer(again), ["PACS"], at(61))
+            after.inbox.finish(again, answer(again), to("PACS"), at(61))
             sent = after.outbox.claim("PACS", 10, at(62))
             assert {d.ref.sop_instance for d in sent} == {r.ref.sop_instance for r in answer(job).results}
             assert len(sent) == 2
@@ -174,7 +174,7 @@ def test_power_loss_after_finishing_keeps_the_results(tmp_path: Path) -> None:
     with store:
         accept(store)
         job = claim(store, QUIET_S)
-        store.inbox.finish(job, answer(job), ["PACS"], at(3))
+        store.inbox.finish(job, answer(job), to("PACS"), at(3))
         with after_power_cut(tmp_path, disk) as after:
             assert [after.outbox.read(d) for d in after.outbox.claim("PACS", 10, at(4))] == [
                 result.part10 for result in answer(job).results
@@ -236,11 +236,11 @@ def test_a_disk_that_fills_while_finishing_leaves_the_study_to_be_tried_again(tm
         job = claim(store, QUIET_S)
         free[0] = 0
         with pytest.raises(DiskFull):
-            store.inbox.finish(job, answer(job), ["PACS"], at(3))
+            store.inbox.finish(job, answer(job), to("PACS"), at(3))
         store.inbox.fail(job, "DiskFull", at(10), at(3))
         free[0] = 10_000
         again = claim(store, 10)
-        store.inbox.finish(again, answer(again), ["PACS"], at(11))
+        store.inbox.finish(again, answer(again), to("PACS"), at(11))
         assert store.ledger.jobs_of("1.1")[0].state is JobState.DONE
 
 
@@ -255,13 +255,13 @@ def test_an_answer_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         )
         connection.commit()
         with pytest.raises(sqlite3.IntegrityError, match="fault"):
-            store.inbox.finish(job, answer(job), ["PACS"], at(3))
+            store.inbox.finish(job, answer(job), to("PACS"), at(3))
         assert store.ledger.deliveries_of("1.1") == ()
         assert store.ledger.jobs_of("1.1")[0].state is JobState.WORKING
         connection.execute("DROP TRIGGER fault")
         connection.commit()
         connection.close()
-        store.inbox.finish(job, answer(job), ["PACS"], at(3))
+        store.inbox.finish(job, answer(job), to("PACS"), at(3))
         assert len(store.ledger.deliveries_of("1.1")) == 2
 
 

@@ -27,7 +27,7 @@ from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.blobs import SystemCalls
 from dicomnode.store.inbox import ReceiptKind
-from tests.stores import accept, answer, at, image, open_store, part10, result
+from tests.stores import accept, answer, at, image, open_store, part10, result, to
 
 STUDIES = st.sampled_from(["1.1", "1.2"])
 NUMBERS = st.integers(1, 3)
@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _finish(self, job: Job, said: StudyAnswer, destinations: tuple[str, ...]) -> None:
         contents = self._bytes_of(job)
-        self.opened.inbox.finish(job, said, destinations, at(self.seconds))
+        self.opened.inbox.finish(job, said, to(*destinations), at(self.seconds))
         self.answered[job_key(job)] = contents
         for made in said.results:
             if made.kind is ResultKind.STRUCTURED_REPORT:

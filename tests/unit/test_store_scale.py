@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.store import actions, answers, assembly, composition, inbox, ledger, outbox
+from dicomnode.store import actions, answers, assembly, commitments, composition, inbox, ledger, outbox
 from tests.stores import open_store
 
 ON_THE_PATH = {
@@ -34,6 +34,14 @@ ON_THE_PATH = {
     "outbox.VERSION": outbox.VERSION,
     "outbox.SENDING": outbox.SENDING,
     "outbox.NEXT_DUE": outbox.NEXT_DUE,
+    "inbox.SENDERS": inbox.SENDERS,
+    "commitments.OVERDUE": commitments.OVERDUE,
+    "commitments.CLAIM": commitments.CLAIM,
+    "commitments.OF_TRANSACTION": commitments.OF_TRANSACTION,
+    "commitments.ENTRY": commitments.ENTRY,
+    "commitments.NEXT_DUE": commitments.NEXT_DUE.split("FROM (", 1)[1].split("UNION ALL", 1)[0],
+    "commitments.NEXT_DEADLINE": commitments.NEXT_DUE.split("UNION ALL", 1)[1].rstrip().removesuffix(")"),
+    "ledger.UNCOMMITTED": ledger.UNCOMMITTED,
     "ledger.JOBS_IN_STATE": ledger.JOBS_IN_STATE,
     "ledger.JOBS_OF_STUDY": ledger.JOBS_OF_STUDY,
     "ledger.DELIVERIES_IN_STATE": ledger.DELIVERIES_IN_STATE,
@@ -49,6 +57,7 @@ ON_THE_PATH = {
 }
 NAMES = ("now", "study", "version", "job_id", "sop_instance", "blob", "received_at", "fate", "state", "cause", "due_at")
 NAMES += ("association_id", "summary", "heir", "former", "destination", "limit", "after", "low", "high")
+NAMES += ("transaction_uid", "again_at", "given_up_before")
 
 
 def plan(connection: sqlite3.Connection, statement: str) -> list[str]:

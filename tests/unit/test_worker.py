@@ -1,36 +1,41 @@
 """The loop between inbox and outbox: every claimed study is finished, put back, or closed as a dead letter."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
-from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, StudyAnswer
+from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
+from dicomnode.domain.job import Job, ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.routing import Recipient, Route, Routing, Rule
 from dicomnode.settings import WorkSettings
 from dicomnode.worker import Worker
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+PACS, WEB = Recipient(name="PACS"), Recipient(name="WEB", outputs=frozenset({ResultKind.STRUCTURED_REPORT}))
+ROUTING = Routing(recipients=(PACS, WEB), rules=(Rule(calling_ae="CT", destinations=("WEB",)),), default=("PACS",))
 ANSWER = StudyAnswer(results=(), rejections=(), summary={})
 
 
-def job(attempts: int = 1) -> Job:
-    return Job(job_id=7, study="1.2.3", version=1, attempts=attempts, instances=())
+def job(attempts: int = 1, *senders: str) -> Job:
+    who = frozenset(StudySender(calling_ae=title, called_ae="CXRNODE") for title in senders)
+    return Job(job_id=7, study="1.2.3", version=1, attempts=attempts, instances=(), senders=who)
 
 
 class FakeInbox:
     def __init__(self, *jobs: Job) -> None:
         self.jobs = list(jobs)
-        self.finished: list[tuple[Job, StudyAnswer, tuple[str, ...]]] = []
+        self.finished: list[tuple[Job, StudyAnswer, Route]] = []
         self.failed: list[tuple[Job, str, datetime | None]] = []
         self.out_of_order = False
 
     def claim(self, now: datetime) -> Job | None:
         return self.jobs.pop(0) if self.jobs else None
 
-    def finish(self, job: Job, answer: StudyAnswer, destinations: Sequence[str], now: datetime) -> None:
-        self.finished.append((job, answer, tuple(destinations)))
+    def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+        self.finished.append((job, answer, route))
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
         if self.out_of_order:
@@ -38,12 +43,17 @@ class FakeInbox:
         self.failed.append((job, cause, retry_at))
 
 
-def worker(inbox: FakeInbox, answer: Callable[..., StudyAnswer], woken: list[bool] | None = None) -> Worker:
+def worker(
+    inbox: FakeInbox,
+    answer: Callable[..., StudyAnswer],
+    woken: list[bool] | None = None,
+    routing: Routing = ROUTING,
+) -> Worker:
     return Worker(
         inbox=inbox,
         read=lambda instance: b"",
         answer=answer,
-        destinations=["PACS"],
+        routing=routing,
         settings=WorkSettings(maximum_attempts=3, retry_delay_s=10),
         clock=lambda: NOW,
         answered=lambda: (woken if woken is not None else []).append(True),
@@ -51,17 +61,50 @@ def worker(inbox: FakeInbox, answer: Callable[..., StudyAnswer], woken: list[boo
 
 
 def raising(error: Exception) -> Callable[..., StudyAnswer]:
-    def answer(job: Job, read: Callable[[StoredInstance], bytes], now: datetime) -> StudyAnswer:
+    def answer(
+        job: Job, read: Callable[[StoredInstance], bytes], now: datetime, wanted: Sequence[Wanted]
+    ) -> StudyAnswer:
         raise error
 
     return answer
 
 
-def test_an_answer_is_finished_for_every_destination_and_the_senders_are_woken() -> None:
+def test_an_answer_is_finished_for_its_route_and_the_senders_are_woken() -> None:
     inbox, woken = FakeInbox(job()), []
     assert worker(inbox, lambda *_: ANSWER, woken).work_once()
-    assert inbox.finished == [(job(), ANSWER, ("PACS",))]
+    assert inbox.finished == [(job(), ANSWER, Route(recipients=(PACS,)))]
     assert woken == [True]
+
+
+@pytest.mark.parametrize(
+    ("senders", "names", "wanted"),
+    [
+        (("CT",), ["WEB"], (Wanted(outputs=frozenset({ResultKind.STRUCTURED_REPORT})),)),
+        (("CT", "MR"), ["PACS", "WEB"], (Wanted(),)),
+    ],
+)
+def test_what_is_made_is_what_the_studys_destinations_want(
+    senders: tuple[str, ...], names: list[str], wanted: tuple[Wanted, ...]
+) -> None:
+    inbox, asked = FakeInbox(job(1, *senders)), []
+
+    def answer(job: Job, read: object, now: datetime, wanted: Sequence[Wanted]) -> StudyAnswer:
+        asked.append(wanted)
+        return ANSWER
+
+    worker(inbox, answer).work_once()
+    assert asked == [wanted]
+    assert [recipient.name for recipient in inbox.finished[0][2].recipients] == names
+
+
+def test_a_study_without_a_route_is_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    inbox = FakeInbox(job(1, "STRANGER"))
+    ref = InstanceRef(study="1.2.3", series="1", sop_class="1", sop_instance="1")
+    made = ResultInstance(ref=ref, kind=ResultKind.STRUCTURED_REPORT, transfer_syntax="1", part10=b"", derived_from=())
+    answer = StudyAnswer(results=(made,), rejections=(), summary={})
+    worker(inbox, lambda *_: answer, routing=replace(ROUTING, default=())).work_once()
+    (record,) = [record for record in caplog.records if record.message == "study-unrouted"]
+    assert (record.levelname, record.calling_ae, record.delivered_elsewhere) == ("ERROR", ["STRANGER"], False)
 
 
 def test_without_work_nothing_happens() -> None:
