@@ -209,6 +209,24 @@ class Orthanc:
     def file(self, instance: str) -> bytes:
         return self._call("GET", f"/instances/{instance}/file")
 
+    def all_files(self) -> dict[str, bytes]:
+        """Return every instance as it is stored, by SOP Instance UID."""
+        uids = {
+            entry["MainDicomTags"]["SOPInstanceUID"]: entry["ID"]
+            for entry in json.loads(self._call("GET", "/instances?expand"))
+        }
+        return {uid: self._call("GET", f"/instances/{at}/attachments/dicom/data") for uid, at in uids.items()}
+
+    def stow(self, objects: Sequence[bytes]) -> bytes:
+        """Store instances by STOW-RS and return the service's answer (DICOM JSON); needs the DICOMweb plugin."""
+        parts = (b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + entry + b"\r\n" for entry in objects)
+        body = b"".join((*parts, b"--cut--\r\n"))
+        headers = {
+            "Content-Type": 'multipart/related; type="application/dicom"; boundary=cut',
+            "Accept": "application/dicom+json",
+        }
+        return self._call("POST", "/dicom-web/studies", body, headers)
+
     def count(self) -> int:
         return int(json.loads(self._call("GET", "/statistics"))["CountInstances"])
 
@@ -219,7 +237,9 @@ class Orthanc:
             return False
         return True
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", data=body, method=method)
+    def _call(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        request = urllib.request.Request(f"{self.url}{path}", data=body, headers=dict(headers or {}), method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
             return bytes(response.read())
