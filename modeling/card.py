@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
 from modeling.comparison import Comparison, Row
-from modeling.config import TrainingConfig
+from modeling.config import Lite0Model, TrainingConfig
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
 from modeling.metrics import MIN_POSITIVES, Estimate
@@ -197,13 +197,20 @@ def _gate(facts: CardFacts) -> str:
     )
     return (
         "## Pixel gate\n\n"
-        "Distance of the trunk's cell features from those of upright training images, as they are and restyled, and a"
+        f"Distance of {_gate_features(facts)} from those of upright training images, as they are and restyled, and a"
         " linear classifier of orientation; thresholds out of fold, on training images only. Of"
         f" {fit.sample_size} upright training images {100 * fit.rejected:.1f} % are rejected. Of {fit.turned_size}"
         f" images each, turned or inverted by program (certain: a probability of at least {fit.spec.certain:g}):\n\n"
         "| orientation | certainly and rightly recognised, so repaired | passes unnoticed |\n|---|---|---|\n"
         f"{turned}" + _foreign(facts.foreign)
     )
+
+
+def _gate_features(facts: CardFacts) -> str:
+    model = facts.config.model
+    if isinstance(model, Lite0Model) and model.frozen_blocks:
+        return "the frozen layers' features, averaged over cells,"
+    return "edge strength by direction and brightness, averaged over cells (coarser than features of frozen layers),"
 
 
 def _foreign(kinds: tuple[KindResult, ...]) -> str:

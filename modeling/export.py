@@ -164,7 +164,7 @@ def _write_manifest(
             images=len(run.folds),
             patients=patients,
             folds=config.train.folds,
-            recipe=config.model_dump_json(exclude={"bundle", "input"}),
+            recipe=config.model_dump_json(exclude={"bundle", "input", "tracking"}),
             licences=LICENCES,
         ),
         files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD)},

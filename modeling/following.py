@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dicomnode.bundle.reader import CARD, open_bundle
 from modeling.network import Network
-from modeling.run import RUN, Run
+from modeling.run import Run
 from modeling.tracking.history import CURVES, HISTORY_CSV, HISTORY_JSON, EpochRecord, write_history
 from modeling.tracking.progress import Progress
 from modeling.tracking.summary import SUMMARY, write_summary
@@ -39,7 +39,7 @@ class Following:
 
     def finish(self, bundle: Path | None) -> None:
         """Tell what the finished run reached, if it was exported, and where to read more."""
-        metrics, files = {}, [self._folder / name for name in (HISTORY_CSV, HISTORY_JSON, CURVES, SUMMARY, RUN)]
+        metrics, files = {}, [self._folder / name for name in (HISTORY_CSV, HISTORY_JSON, CURVES, SUMMARY)]
         if bundle is not None:
             files.append(bundle / CARD)
             labels = open_bundle(bundle).manifest.labels

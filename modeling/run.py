@@ -17,6 +17,7 @@ from dicomnode.bundle.reader import file_sha256
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
 from modeling.config import Lite0Model, TrainingConfig
+from modeling.devices import Spread, alone
 from modeling.nih import LABELS, Radiographs
 from modeling.optimise import State
 from modeling.sources import Sources
@@ -24,6 +25,7 @@ from modeling.tracking.history import EpochRecord
 
 RUN = "run.json"
 OUT_OF_FOLD = "out-of-fold.npz"
+_ALONE = alone()
 _NOT_TRAINING = frozenset({"bundle", "confounding", "gate", "tracking"})
 
 
@@ -55,10 +57,12 @@ class Run:
         """(N, outputs) labels of those outputs, NaN where not known."""
         return self.radiographs.labels[:, : len(self.outputs)]
 
-    def claim_folder(self) -> None:
+    def claim_folder(self, spread: Spread = _ALONE) -> None:
         """Write the run's description into its folder, or refuse a folder that belongs to another run.
 
-        Raises: ConfigurationError.
+        All processes of the run must call it; the first writes.
+
+        Raises: ConfigurationError, also when the processes do not see the same folder.
         """
         model, warm_start = self.config.model, self.sources.warm_start
         if warm_start is not None and not isinstance(model, Lite0Model):
@@ -69,14 +73,19 @@ class Run:
             raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
         description = {
             "identity": self._identity(),
-            "config": self.config.model_dump(mode="json"),
+            # The address of a tracking server may hold a password.
+            "config": self.config.model_dump(mode="json", exclude={"tracking"}),
             "sources": {name: str(path.resolve()) if path else None for name, path in asdict(self.sources).items()},
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RUN
         if path.exists() and _read_description(path)["identity"] != description["identity"]:
             raise ConfigurationError(f"{self.folder} holds a run of another configuration or data; choose another one")
-        _replace(path, (json.dumps(description, indent=2) + "\n").encode())
+        if spread.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(path, (json.dumps(description, indent=2) + "\n").encode())
+        spread.meet()
+        if not spread.agree(path.exists()):
+            raise ConfigurationError(f"not every host sees {self.folder}; a run needs a folder that all of them share")
 
     def checkpoint(self, fold: int, *, best: bool = False) -> Path:
         """Return where the fold's last finished epoch is stored, or its best."""
