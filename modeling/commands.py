@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.config import TrainingConfig
-from modeling.devices import choose_backend
+from modeling.devices import HOSTS, choose_backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +52,9 @@ def train(
         raise ConfigurationError(f"there is no fold {unknown[0]}: the folds are 0 to {config.train.folds - 1}")
     radiographs, dealt = training_images(sources.images, sources.labels, config)
     run = Run(config=config, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
-    run.claim_folder()
-    network = build_network(run, spread_over_devices())
+    spread = spread_over_devices()
+    run.claim_folder(spread)
+    network = build_network(run, spread)
     with follow(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
         store_out_of_fold(run, network)
@@ -114,9 +115,10 @@ def _export_apart(folder: Path, bundle: Path) -> Path | None:
     if find_spec("tensorflow") is None:
         log.warning("trained; TensorFlow is not installed here, so export where it is: cxrnode export %s", folder)
         return None
-    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
-    environment.pop("XLA_FLAGS", None)
-    subprocess.run(command, env=environment, check=True)  # noqa: S603 - our own program, arguments apart
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *HOSTS)}
+    environment |= {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    if subprocess.run(command, env=environment, check=False).returncode:  # noqa: S603 - our own program, arguments apart
+        raise ConfigurationError(f"trained, but not exported; when the cause is mended: cxrnode export {folder}")
     return bundle
 
 

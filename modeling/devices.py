@@ -6,7 +6,9 @@ Nothing here imports a framework before it is asked to.
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,35 +22,67 @@ if TYPE_CHECKING:
 
 BACKEND = "KERAS_BACKEND"
 BACKENDS = ("jax", "tensorflow")
-HOSTS = "KERAS_DISTRIBUTION_NUM_PROCESSES"
-POD = "TPU_WORKER_HOSTNAMES"
+HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
 PREDICTED_AT_ONCE = 64
 
 
 def choose_backend(*, tpu: bool) -> str:
     """Choose the backend, before Keras is imported, join the other hosts, and return the backend's name.
 
-    Without `tpu`, JAX is chosen where it sees an accelerator, unless the environment names a backend.
+    Without `tpu`, JAX is chosen where it sees an accelerator or several hosts are named, unless the environment names
+    a backend.
 
     Raises: ConfigurationError naming the devices found when there is no TPU, or what stands in the way.
     """
-    named = os.environ.get(BACKEND)
+    named, several = os.environ.get(BACKEND), named_hosts() is not None
     if named is not None and named not in BACKENDS:
         raise ConfigurationError(f"{BACKEND} is {named!r}; training runs on {' or '.join(BACKENDS)}")
-    if tpu and named == "tensorflow":
-        raise ConfigurationError(f"--tpu needs JAX, but {BACKEND} says tensorflow; unset it")
-    if tpu:
-        _require_tpu()
+    if tpu or several or named == "jax":
+        _require_jax("--tpu" if tpu else "a run on several hosts" if several else f"{BACKEND}=jax", named)
+        _join_hosts()
         backend = "jax"
     else:
-        backend = named or ("jax" if _sees_accelerator() else "tensorflow")
+        backend = named or _fitting_backend()
+    if tpu:
+        _require_tpu()
     loaded = sys.modules.get("keras")
     if loaded is not None and loaded.backend.backend() != backend:
         raise ConfigurationError(f"Keras already runs on {loaded.backend.backend()} in this process, not on {backend}")
     os.environ[BACKEND] = backend
-    if backend == "jax":
-        _join_hosts()
     return backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosts:
+    """Where the first process of a run listens, HOST:PORT, how many there are, and which of them this one is."""
+
+    first: str
+    count: int
+    place: int
+
+
+def named_hosts() -> Hosts | None:
+    """Return the hosts that the environment names with the variables of Keras, or None.
+
+    Raises: ConfigurationError when they are incomplete or contradict each other.
+    """
+    addresses, count, place = (os.environ.get(name) for name in HOSTS)
+    if addresses is None and count is None and place is None:
+        return None
+    listed = addresses.split(",") if addresses else []
+    count = count or (str(len(listed)) if len(listed) > 1 else None)
+    missing = [name for name, value in zip(HOSTS, (addresses, count, place), strict=True) if not value]
+    if missing or count is None or place is None:
+        raise ConfigurationError(f"a run on several hosts also needs {' and '.join(missing)} in the environment")
+    if not (count.isdecimal() and place.isdecimal() and int(place) < int(count)):
+        raise ConfigurationError(
+            f"{HOSTS[2]} is {place!r} and {HOSTS[1]} {count!r}: not a place, from 0, among so many"
+        )
+    if len(listed) not in {1, int(count)}:
+        raise ConfigurationError(f"{HOSTS[0]} lists {len(listed)} addresses, {HOSTS[1]} says {count}")
+    if not listed[0].rpartition(":")[2].isdecimal() or ":" not in listed[0]:
+        raise ConfigurationError(f"{HOSTS[0]} begins with {listed[0]!r}, which is not HOST:PORT")
+    return Hosts(first=listed[0], count=int(count), place=int(place))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +119,10 @@ class Spread:
         """Return the model's output for every row of (N, ...) inputs.
 
         Every batch has one size that the devices can share, whatever is asked for: the last is filled up and its
-        outputs cut off again. Several hosts predict each for itself.
+        outputs cut off again. Several hosts share the work; all must ask, for the same rows, and all get every output.
         """
         size = -(-PREDICTED_AT_ONCE // self.devices) * self.devices
-        compute = model.predict_on_batch if self.process_count == 1 else _local_prediction(model)
+        compute = model.predict_on_batch if self.devices == 1 else _shared_prediction(model)
         outputs = []
         for at in range(0, len(inputs), size):
             batch = inputs[at : at + size]
@@ -101,6 +135,14 @@ class Spread:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("cxrnode")
+
+    def agree(self, number: int) -> bool:
+        """Tell whether every process brings the same number; all of them must ask."""
+        if self.process_count == 1:
+            return True
+        from jax.experimental import multihost_utils
+
+        return bool(np.all(multihost_utils.process_allgather(np.int32(number)) == number))
 
 
 def alone() -> Spread:
@@ -135,24 +177,33 @@ def filled(batch: FloatArray, size: int) -> FloatArray:
     return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
 
 
-def _require_tpu() -> None:
+def _require_jax(asked: str, named: str | None) -> None:
+    if named == "tensorflow":
+        raise ConfigurationError(f"{asked} needs JAX, but {BACKEND} says tensorflow; unset it")
     if find_spec("jax") is None:
-        raise ConfigurationError("--tpu needs JAX, which is not installed: pip install 'cxrnode[tpu]'")
-    _join_hosts()
-    found = _jax_devices()
-    if not found or found[0].platform != "tpu":
-        named = ", ".join(f"{device.platform}:{device.id}" for device in found) or "none"
         raise ConfigurationError(
-            f"--tpu: there is no TPU here; JAX found these devices: {named}. Leave --tpu out to train on them, or"
-            " install JAX for TPU: pip install 'cxrnode[tpu]'"
+            f"{asked} needs JAX, which is not installed: pip install 'cxrnode[tpu]' for TPUs, 'cxrnode[gpu]' for GPUs"
         )
 
 
-def _sees_accelerator() -> bool:
+def _require_tpu() -> None:
+    found = _jax_devices()
+    if any(device.platform == "tpu" for device in found):
+        return
+    plural = "s" if len(found) > 1 else ""
+    named = ", ".join(f"{device.platform}:{device.id}" for device in found)
+    raise ConfigurationError(
+        f"--tpu: there is no TPU here; JAX found {len(found)} {found[0].platform.upper()} device{plural} ({named})."
+        " Leave --tpu out to train on what is here, or install JAX for TPU: pip install 'cxrnode[tpu]'"
+    )
+
+
+def _fitting_backend() -> str:
     if find_spec("jax") is None:
-        return False
+        return "tensorflow"
     _join_hosts()
-    return any(device.platform != "cpu" for device in _jax_devices())
+    accelerated = any(device.platform != "cpu" for device in _jax_devices())
+    return "jax" if accelerated or find_spec("tensorflow") is None else "tensorflow"
 
 
 def _jax_devices() -> list[Any]:
@@ -165,37 +216,57 @@ def _jax_devices() -> list[Any]:
 
 
 def _join_hosts() -> None:
-    """Join the other hosts of a run, where the environment says that there are any; once, before devices are asked for.
+    """Join the other hosts of a run, once, before devices are asked for.
 
-    A TPU pod tells its hosts by itself; elsewhere Keras' own variables name the first host, the number of processes
-    and this one's place.
+    They are those that the environment names, or, where JAX for TPU is installed, those of this host's pod slice,
+    which JAX finds by itself.
     """
     import jax
 
-    several = "," in os.environ.get(POD, "") or HOSTS in os.environ
-    if not several or jax.distributed.is_initialized():
+    hosts = named_hosts()
+    if jax.distributed.is_initialized() or (hosts is None and find_spec("libtpu") is None):
         return
-    names = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", HOSTS, "KERAS_DISTRIBUTION_PROCESS_ID")
-    addresses, count, place = (os.environ.get(name) for name in names)
     try:
-        jax.distributed.initialize(
-            coordinator_address=addresses.split(",")[0] if addresses else None,
-            num_processes=int(count) if count else None,
-            process_id=int(place) if place else None,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"the hosts of this run cannot be joined ({', '.join(names)}): {error}") from error
+        if hosts is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(hosts.first, hosts.count, hosts.place, cluster_detection_method="deactivate")
+    except (ValueError, RuntimeError, OSError) as error:
+        # What JAX says where it finds no pod slice, so that this host is alone.
+        if hosts is None and "coordinator_address should be defined" in str(error):
+            return
+        raise ConfigurationError(f"the hosts of this run cannot be joined: {error}") from error
 
 
-def _local_prediction(model: "keras.Model") -> Any:
-    """Return a function that computes the model on this host's first device.
+def _shared_prediction(model: "keras.Model") -> Callable[[FloatArray], Any]:
+    """Return what computes a batch on all devices of all hosts, and gives each host every row.
 
-    With several hosts the weights are on all of them, and one host cannot read what another's devices computed.
+    Keras' own prediction leaves the rows where they were computed, and a host cannot read those of another.
     """
     import jax
+    import keras
 
-    def local(variables: list[Any]) -> list[Any]:
-        return [variable.value.addressable_data(0) for variable in variables]
+    everywhere = keras.distribution.distribution()
+    mesh = everywhere.device_mesh.backend_mesh
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(everywhere.batch_dim_name))
+    forward = _compiled(model, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    trained, others = (
+        [variable.value for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
 
-    trained, others = local(model.trainable_variables), local(model.non_trainable_variables)
-    return jax.jit(lambda batch: model.stateless_call(trained, others, batch, training=False)[0])
+    def compute(batch: FloatArray) -> Any:
+        return forward(trained, others, jax.make_array_from_callback(batch.shape, rows, lambda part: batch[part]))
+
+    return compute
+
+
+@lru_cache(maxsize=4)
+def _compiled(model: "keras.Model", replicated: Any) -> Any:
+    """Return the model as a function of its variables and a batch, compiled once, with its outputs everywhere."""
+    import jax
+
+    def forward(trained: list[Any], others: list[Any], batch: Any) -> Any:
+        return model.stateless_call(trained, others, batch, training=False)[0]
+
+    return jax.jit(forward, out_shardings=replicated)

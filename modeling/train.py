@@ -73,6 +73,7 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
     chosen = range(train.folds) if folds is None else folds
     if not steps_per_epoch(run):
         raise ConfigurationError(f"a fold has fewer training images than a batch of {train.batch_size}")
+    _meet(run, network)
     for number in range(train.epochs):
         pending = [fold for fold in chosen if not _finished(run, fold, number)]
         if not pending:
@@ -139,7 +140,17 @@ def _train_epoch(run: Run, network: Network, epoch: _Epoch, watch: Watch) -> Non
         if train.stop_patience is not None and best_epoch(_held_out_losses(records)) == epoch.number:
             write_checkpoint(run.checkpoint(fold, best=True), records, state)
         write_checkpoint(run.checkpoint(fold), records, state)
+    _meet(run, network)
+
+
+def _meet(run: Run, network: Network) -> None:
+    """Wait for the other hosts, and make sure that they see what the first has written: all decide by it what is next.
+
+    Raises: ConfigurationError.
+    """
     network.spread.meet()
+    if not network.spread.agree(len(all_records(run))):
+        raise ConfigurationError(f"not every host sees at once what another writes into {run.folder}")
 
 
 def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ...]:
