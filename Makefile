@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit clean lock
+.PHONY: serve test lint unit conformance viewer clean lock
 
 serve: $(VENV)/.serving
 	$(BIN)/cxrnode serve $(ARGS)
@@ -34,6 +34,14 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.developing: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@ $(VENV)/.serving
+
+# Write CONFORMANCE.md from the node's own tables; a test fails where the two differ.
+conformance: $(VENV)/.developing
+	$(BIN)/cxrnode conformance --out CONFORMANCE.md
+
+# A PACS with a viewer beside a running node, and a study sent through all of it; needs Orthanc, its DICOMweb plugin, npm.
+viewer: $(VENV)/.developing
+	$(BIN)/python -m tests.peers.viewer $(ARGS)
 
 # Write the versions that are installed and tested now into constraints.txt.
 lock: $(VENV)/.developing

@@ -6,6 +6,7 @@ import typer
 from dicomnode import __version__
 from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
+from dicomnode.cli.conformance import conformance
 from dicomnode.cli.data import data
 from dicomnode.cli.evaluate import compare, evaluate
 from dicomnode.cli.explain import explain
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-for command in (serve, check, analyze, echo, send, why, train, export, evaluate, compare, explain):
+for command in (serve, check, analyze, echo, send, why, conformance, train, export, evaluate, compare, explain):
     app.command()(command)
 app.add_typer(queue, name="queue")
 app.add_typer(data, name="data")
