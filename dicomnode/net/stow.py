@@ -172,8 +172,8 @@ class _Service:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom quotes values that break the standard
                 module = self._client.store_instances([dcmread(BytesIO(part10))], ref.study)
-        except requests.HTTPError:
-            pass  # the answer says it better
+        except (requests.HTTPError, requests.exceptions.InvalidJSONError):
+            pass  # the answer itself is judged below
         except (requests.RequestException, OSError) as error:
             self.failed = True
             return NoAnswer(cause=self._why(error))
