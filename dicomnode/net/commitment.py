@@ -6,6 +6,7 @@ never. Source: PS3.4 Annex J.
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from pynetdicom import evt
 from pynetdicom.dsutils import decode, encode
 
 from dicomnode.delivery_settings import DeliverySettings, DimseDestination
-from dicomnode.domain.commitment import CommitmentChanges, CommitmentItem, CommitmentReport
+from dicomnode.domain.commitment import CommitmentChanges, CommitmentFailure, CommitmentItem, CommitmentReport
 from dicomnode.domain.errors import CxrNodeError, PeerUnavailable, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import RetryPolicy
@@ -234,20 +235,24 @@ def read_report(information: bytes, transfer_syntax: str) -> CommitmentReport:
     if len(information) > _LARGEST_REPORT_BYTES:
         raise UnreadableObject(f"a report of {len(information)} bytes")
     try:
-        data_set = decode(BytesIO(information), *_encoding(transfer_syntax))
-        transaction = str(data_set.TransactionUID)
-        committed = frozenset(
-            str(item.ReferencedSOPInstanceUID) for item in data_set.get("ReferencedSOPSequence") or ()
-        )
-        failed = {
-            str(item.ReferencedSOPInstanceUID): commitment_failure(int(item.get("FailureReason") or 0))
-            for item in data_set.get("FailedSOPSequence") or ()
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom quotes what breaks the standard
+            transaction, committed, failed = _read(information, transfer_syntax)
     except _READ_ERRORS as error:
         raise UnreadableObject("a report that cannot be read") from error
     if not is_valid_uid(transaction):
         raise UnreadableObject("a report without a valid Transaction UID")
     return CommitmentReport(transaction_uid=transaction, committed=committed - failed.keys(), failed=failed)
+
+
+def _read(information: bytes, transfer_syntax: str) -> tuple[str, frozenset[str], dict[str, CommitmentFailure]]:
+    data_set = decode(BytesIO(information), *_encoding(transfer_syntax))
+    kept = (str(item.ReferencedSOPInstanceUID) for item in data_set.get("ReferencedSOPSequence") or ())
+    failed = {
+        str(item.ReferencedSOPInstanceUID): commitment_failure(int(item.get("FailureReason") or 0))
+        for item in data_set.get("FailedSOPSequence") or ()
+    }
+    return str(data_set.TransactionUID), frozenset(kept), failed
 
 
 def _encoding(transfer_syntax: str) -> tuple[bool, bool]:

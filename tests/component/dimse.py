@@ -67,7 +67,7 @@ class MemoryInbox:
 
 
 @contextmanager
-def running_scp(inbox: Any, **settings: Any) -> Iterator[tuple[StorageScp, Destination]]:
+def running_scp(inbox: Any, reports: Any = None, **settings: Any) -> Iterator[tuple[StorageScp, Destination]]:
     """Run the node's SCP on a free port of the loopback."""
     chosen = ScpSettings(**{"bind": "127.0.0.1", "port": free_port(), "network_timeout_s": 5, **settings})
     numbers = iter(range(1_000_000))
@@ -77,7 +77,7 @@ def running_scp(inbox: Any, **settings: Any) -> Iterator[tuple[StorageScp, Desti
         with lock:
             return f"association-{next(numbers)}"
 
-    scp = StorageScp(chosen, inbox, clock=lambda: NOW, identifiers=identifier)
+    scp = StorageScp(chosen, inbox, clock=lambda: NOW, identifiers=identifier, reports=reports)
     scp.start()
     try:
         yield scp, Destination(name="node", ae_title=chosen.ae_title, host="127.0.0.1", port=chosen.port)
