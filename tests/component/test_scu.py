@@ -15,14 +15,14 @@ from pydicom import dcmread
 from pydicom import uid as uids
 from pynetdicom import evt
 
+from dicomnode.delivery_settings import DeliverySettings, Encoding, SrClass
 from dicomnode.domain.errors import BlobDamaged, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Accepted, Destination, NoAnswer, Refused, StoreOutcome
-from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR
+from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, SopClass
 from dicomnode.net.files import send_files
 from dicomnode.net.outgoing import AS_IT_IS, Fallback, Form, Outgoing
 from dicomnode.net.scu import echo, send
-from dicomnode.settings import DeliverySettings
 from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed
 from tests.make import CANARIES, build, encode
 from tests.processes import free_port
@@ -138,6 +138,59 @@ def test_a_report_goes_as_the_fallback_that_the_peer_accepts(accepted: str) -> N
     assert peer.stored == [data_set_of(variant)]
     assert told[0] is not None
     assert told[0].sop_class == accepted
+
+
+@pytest.mark.parametrize(
+    ("preference", "accepted", "sent"),
+    [
+        (SrClass.ENHANCED, (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR), ENHANCED_SR),
+        (SrClass.COMPREHENSIVE, (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR), COMPREHENSIVE_SR),
+        (SrClass.COMPREHENSIVE, (COMPREHENSIVE_3D_SR, ENHANCED_SR), ENHANCED_SR),
+        (SrClass.ENHANCED, (COMPREHENSIVE_3D_SR,), COMPREHENSIVE_3D_SR),
+    ],
+)
+def test_a_report_goes_under_the_class_that_the_destination_prefers_or_the_next_best(
+    preference: SrClass, accepted: tuple[SopClass, ...], sent: SopClass
+) -> None:
+    form = Form(sr_class=preference, fallback=lambda _, classes: report_of(next(iter(classes)), "variant"))
+    with Peer({entry.uid: [EXPLICIT] for entry in accepted}) as peer:
+        assert deliver(peer, report_of(COMPREHENSIVE_3D_SR.uid), form=form) == [Accepted()]
+    assert sent.uid.encode() in peer.stored[0]
+
+
+@pytest.mark.parametrize(
+    ("preference", "accepted", "arrives_in"),
+    [
+        (Encoding.JPEG_LS, [EXPLICIT, uids.JPEGLSLossless], uids.JPEGLSLossless),
+        (Encoding.JPEG_2000, [EXPLICIT, uids.JPEG2000Lossless], uids.JPEG2000Lossless),
+        (Encoding.RLE, [EXPLICIT, uids.RLELossless], uids.RLELossless),
+        (Encoding.RLE, [EXPLICIT, IMPLICIT], EXPLICIT),
+        (Encoding.IMPLICIT, [EXPLICIT, IMPLICIT], IMPLICIT),
+    ],
+)
+def test_an_image_goes_in_the_encoding_that_the_destination_prefers_or_the_next_best(
+    preference: Encoding, accepted: list[str], arrives_in: str
+) -> None:
+    original = build("sc", rows=32, columns=32)
+    arrived: list[tuple[str, bytes]] = []
+
+    def keep(event: Any) -> int:
+        arrived.append((str(event.context.transfer_syntax), event.encoded_dataset()))
+        return 0x0000
+
+    with Peer({str(uids.SecondaryCaptureImageStorage): accepted}, on_store=keep) as peer:
+        assert deliver(peer, encode(original), form=Form(encoding=preference)) == [Accepted()]
+    ((syntax, file),) = arrived
+    assert syntax == arrives_in
+    stored = dcmread(BytesIO(file))
+    assert stored.SOPInstanceUID == original.SOPInstanceUID
+    assert (stored.pixel_array == dcmread(BytesIO(encode(original))).pixel_array).all()
+
+
+def test_a_report_is_never_compressed() -> None:
+    with Peer({COMPREHENSIVE_3D_SR.uid: [EXPLICIT, uids.RLELossless]}) as peer:
+        assert deliver(peer, report_of(COMPREHENSIVE_3D_SR.uid), form=Form(encoding=Encoding.RLE)) == [Accepted()]
+    assert peer.stored == [data_set_of(report_of(COMPREHENSIVE_3D_SR.uid))]
 
 
 def test_the_report_goes_as_it_is_where_its_own_class_is_accepted() -> None:

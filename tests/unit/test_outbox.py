@@ -135,6 +135,16 @@ def test_a_passing_failure_waits_longer_every_time(store: Store, outcome: Refuse
     assert waits == [30, 60, 120, 240, 480, 600, 600]
 
 
+@pytest.mark.parametrize(("asked_s", "waits_s"), [(None, 30.0), (5.0, 30.0), (120.0, 120.0), (999_999.0, 3600.0)])
+def test_a_peers_wish_to_be_left_alone_is_heeded_within_reason(
+    store: Store, asked_s: float | None, waits_s: float
+) -> None:
+    delivery = take(store, 3)
+    busy = Refused(status=None, cause="HTTP 503: busy", permanent=False, retry_after_s=asked_s)
+    store.outbox.record(delivery, busy, at(3), POLICY, MIDDLE)
+    assert entry(store, delivery).next_attempt_at == at(3 + waits_s)
+
+
 def test_peers_that_failed_together_do_not_come_back_together(store: Store) -> None:
     first, second = store.outbox.claim("PACS", 2, at(3))
     store.outbox.record(first, NoAnswer(cause="down"), at(3), POLICY, 0.0)

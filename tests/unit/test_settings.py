@@ -202,3 +202,10 @@ def test_a_secret_in_the_clear_is_known(changes: dict[str, object], exposed: boo
     (entry,) = delivery(destinations=[settings]).destinations
     assert isinstance(entry, StowDestination)
     assert entry.exposes_secret is exposed
+
+
+def test_the_example_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    read = read_settings(written(tmp_path, example), {}).delivery
+    assert [entry.label for entry in read.destinations] == ["pacs-a", "cloud"]
+    assert read.routing().default == ("cloud",)
