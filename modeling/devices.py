@@ -6,6 +6,7 @@ Nothing here imports a framework before it is asked to.
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ BACKEND = "KERAS_BACKEND"
 BACKENDS = ("jax", "tensorflow")
 HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
 PREDICTED_AT_ONCE = 64
+LOOKS = 60
 
 
 def choose_backend(*, tpu: bool) -> str:
@@ -136,13 +138,21 @@ class Spread:
 
             multihost_utils.sync_global_devices("cxrnode")
 
-    def agree(self, number: int) -> bool:
-        """Tell whether every process brings the same number; all of them must ask."""
+    def agree(self, look: Callable[[], int]) -> bool:
+        """Tell whether every process comes to see the same number; all of them must ask.
+
+        A network file system may show one host late what another wrote, so they look again for a minute.
+        """
         if self.process_count == 1:
             return True
         from jax.experimental import multihost_utils
 
-        return bool(np.all(multihost_utils.process_allgather(np.int32(number)) == number))
+        for _ in range(LOOKS):
+            seen = look()
+            if np.all(multihost_utils.process_allgather(np.int32(seen)) == seen):
+                return True
+            time.sleep(1)
+        return False
 
 
 def alone() -> Spread:

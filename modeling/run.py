@@ -84,7 +84,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(path, (json.dumps(description, indent=2) + "\n").encode())
         spread.meet()
-        if not spread.agree(path.exists()):
+        if not spread.agree(path.exists):
             raise ConfigurationError(f"not every host sees {self.folder}; a run needs a folder that all of them share")
 
     def checkpoint(self, fold: int, *, best: bool = False) -> Path:

@@ -149,8 +149,8 @@ def _meet(run: Run, network: Network) -> None:
     Raises: ConfigurationError.
     """
     network.spread.meet()
-    if not network.spread.agree(len(all_records(run))):
-        raise ConfigurationError(f"not every host sees at once what another writes into {run.folder}")
+    if not network.spread.agree(lambda: len(all_records(run))):
+        raise ConfigurationError(f"not every host sees what another writes into {run.folder}")
 
 
 def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ...]:
