@@ -266,3 +266,25 @@ def test_check_names_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
     )
     assert checked.returncode == 1
     assert "is not the file its manifest names" in checked.stdout
+
+
+def test_a_study_without_a_route_waits_for_a_rule_and_an_operator(
+    start_node: StartNode, archive: Archive, tmp_path: Path
+) -> None:
+    title, port = archive.peer.split("@")[0], archive.peer.rsplit(":", 1)[1]
+    destination = f'[[delivery.destinations]]\nname = "pacs"\nae_title = "{title}"\nhost = "127.0.0.1"\nport = {port}\n'
+    node = start_node(config=f"{CONFIG}[delivery]\ndefault_destinations = []\n{destination}")
+    source = build("dx")
+    send(node, tmp_path / "out", source)
+    wait_until(lambda: node.events("study-unrouted"), WITHIN_S, "the alert")
+    listed = node.command("queue", "list").stdout
+    assert "dead" in listed
+    assert "no rule of delivery.routes" in listed
+    assert "The results have nowhere to go" in node.command("why", uid(source)).stdout
+    assert node.terminate() == 0
+    rule = 'routes = [{ calling_ae = "CXR*", destinations = ["pacs"] }]'
+    node.config.write_text(f"{CONFIG}[delivery]\ndefault_destinations = []\n{rule}\n{destination}")
+    node.start()
+    assert node.command("queue", "retry", "--all-dead").returncode == 0
+    wait_until(lambda: len(archive.sent) == 2, WITHIN_S, "the delivery")
+    assert set(archive.of_study(uid(source))) == {"SR", "OT"}

@@ -15,7 +15,7 @@ from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer, Wanted
 from dicomnode.imaging.reader import read
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import Pipeline
@@ -40,7 +40,9 @@ def pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: f
     )
 
 
-def answer(to: Pipeline, datasets: Sequence[Dataset], now: datetime = NOW) -> StudyAnswer:
+def answer(
+    to: Pipeline, datasets: Sequence[Dataset], now: datetime = NOW, wanted: Sequence[Wanted] = (Wanted(),)
+) -> StudyAnswer:
     files = {encode(dataset): dataset for dataset in datasets}
     held = {
         StoredInstance(
@@ -55,7 +57,7 @@ def answer(to: Pipeline, datasets: Sequence[Dataset], now: datetime = NOW) -> St
         for number, (part10, dataset) in enumerate(files.items())
     }
     job = Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(held))
-    return to.answer(job, held.__getitem__, now)
+    return to.answer(job, held.__getitem__, now, wanted)
 
 
 def image(seed: int = 1, **options: object) -> Dataset:
@@ -168,3 +170,28 @@ def test_the_summary_says_what_the_report_says(tmp_path: Path) -> None:
     (assessed,) = given.summary["images"]
     assert len(assessed["findings"]) == 14
     assert all(np.isfinite(finding["probability"]) for finding in assessed["findings"])
+
+
+def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    given = answer(to, [image()], wanted=[Wanted(outputs=frozenset({ResultKind.SECONDARY_CAPTURE}))])
+    assert [result.kind for result in given.results] == [ResultKind.SECONDARY_CAPTURE]
+    assert given.analysed == (given.results[0].derived_from[0],)
+    nothing = answer(to, [image()], wanted=[Wanted(outputs=frozenset())])
+    assert (nothing.results, len(nothing.analysed), nothing.rejections) == ((), 1, ())
+
+
+def test_a_prefix_makes_a_set_of_results_of_its_own(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    plain = answer(to, [image()])
+    both = answer(to, [image()], wanted=[Wanted(), Wanted(series_description_prefix="AI: ")])
+    own = [result for result in both.results if result.prefix == "AI: "]
+    assert [result for result in both.results if not result.prefix] == list(plain.results)
+    assert [result.kind for result in own] == [result.kind for result in plain.results]
+    assert not {result.ref.sop_instance for result in own} & set(uids(plain))
+    assert not {result.ref.series for result in own} & {result.ref.series for result in plain.results}
+    for result, other in zip(own, plain.results, strict=True):
+        described = dcmread(BytesIO(other.part10)).SeriesDescription
+        assert dcmread(BytesIO(result.part10)).SeriesDescription == f"AI: {described}"[:64].strip()
+    again = answer(to, [image()], wanted=[Wanted(series_description_prefix="AI: ")])
+    assert list(again.results) == own
