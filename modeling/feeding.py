@@ -84,6 +84,10 @@ class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]
             inputs, labels = _mixed(inputs, kept), _mixed(labels, kept)
         return inputs, self._make_targets(labels)
 
+    def release(self) -> None:
+        """Let go of the epoch's images: TensorFlow keeps the datasets that it was fed from."""
+        del self._read_inputs
+
 
 def _mixed(values: FloatArray, kept: FloatArray) -> FloatArray:
     """Return each row mixed with its mirror in the batch, whose order is random already."""

@@ -120,7 +120,9 @@ def _single_precision(model: keras.Model, weights: Sequence[FloatArray]) -> kera
         config: dict[str, Any] = layer.get_config()
         return type(layer).from_config({**config, "dtype": "float32"})
 
-    copy = keras.models.clone_model(model, clone_function=copied)
+    # The same graph without what it was compiled with: a copy needs no optimiser.
+    plain = keras.Model(model.inputs, model.outputs)
+    copy = keras.models.clone_model(plain, clone_function=copied)
     copy.set_weights([_rounded(value) for value in weights])
     return copy
 

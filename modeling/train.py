@@ -121,6 +121,7 @@ def _train_epoch(run: Run, network: Network, epoch: _Epoch, watch: Watch) -> Non
     )
     follower = watch.callback(fold=fold, epoch=epoch.number + 1)
     fitted = network.head.fit(batches, shuffle=False, verbose=0, callbacks=[follower])
+    batches.release()
     loss = float(fitted.history["loss"][0])
     if not math.isfinite(loss):
         raise ConfigurationError(f"fold {fold}: the loss of epoch {epoch.number + 1} is {loss}; lower schedule.rate")

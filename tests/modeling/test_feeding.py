@@ -1,3 +1,8 @@
+import gc
+import weakref
+from collections.abc import Callable
+
+import keras
 import numpy as np
 import pytest
 
@@ -15,14 +20,22 @@ def train(**changes: object) -> TrainSection:
     return TrainSection.model_validate({"folds": 2, "epochs": 1, "batch_size": 8, "seed": 5} | changes)
 
 
-def batches(mixup: float = 0.0, share: Share = ALONE) -> EpochBatches:
-    values = np.arange(100, dtype=np.float32)
+VALUES = np.arange(100, dtype=np.float32)
+
+
+def own_number(rows: np.ndarray) -> np.ndarray:
+    return VALUES[rows][:, None]
+
+
+def batches(
+    mixup: float = 0.0, share: Share = ALONE, read_inputs: Callable[[np.ndarray], np.ndarray] = own_number
+) -> EpochBatches:
     return EpochBatches(
         np.random.default_rng(0).permutation(100),
         steps=12,
         batch_size=8,
-        read_inputs=lambda rows: values[rows][:, None],
-        labels=(values[:, None] % 2).astype(np.float32),
+        read_inputs=read_inputs,
+        labels=(VALUES[:, None] % 2).astype(np.float32),
         make_targets=lambda labels: labels,
         mixup=mixup,
         seed=(1, 2, 3),
@@ -92,3 +105,16 @@ def test_a_failure_ahead_is_not_lost() -> None:
 
     with pytest.raises(OSError, match="no 0"):
         list(ahead(fail, range(3)))
+
+
+def test_after_an_epoch_its_images_are_let_go_although_the_framework_keeps_the_batches() -> None:
+    images = np.zeros((100, 1), dtype=np.float32)
+    watched = weakref.ref(images)
+    fed = batches(read_inputs=lambda rows, held=images: held[rows])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(fed, shuffle=False, verbose=0)
+    fed.release()
+    del images
+    gc.collect()
+    assert watched() is None
