@@ -31,7 +31,7 @@ PIXELMED = Path("/usr/share/java/pixelmed.jar")
 BATCH = Path(__file__).with_name("ValidateReports.java")
 KNOWN = Path(__file__).with_name("known-warnings.txt")
 _WITHOUT_XPATH_LIMITS = [f"-Djdk.xml.xpath{name}Limit=0" for name in ("ExprOp", "TotalOp", "ExprGrp")]
-_LIMIT_S = 280
+_LIMIT_S = 840
 _TOOLS = 2
 _STOW_BATCH = 20
 _VARIANTS = {"comprehensive-sr": as_comprehensive, "enhanced-sr": as_enhanced}
@@ -142,14 +142,16 @@ def test_dciodvfy_would_find_an_error(products: list[Product], tmp_path: Path) -
     assert complaints(run_each("dciodvfy", [broken]), "Error") != {}
 
 
+@pytest.mark.timeout(900)
 def test_pixelmed_finds_no_error_and_no_new_warning_in_any_shape_of_report(
     products: list[Product], tmp_path: Path
 ) -> None:
     """One report of each shape of content tree: each costs ten seconds, and values do not change the verdict."""
     reports = list({product.shape: product for product in products if product.is_report}.values())
+    smallest = min(reports, key=lambda report: report.file.stat().st_size)
     assert len(reports) >= 4
     broken = tmp_path / "broken.dcm"
-    broken.write_bytes(reports[0].file.read_bytes().replace(b"HAS CONCEPT MOD ", b"HAS OBS CONTEXT "))
+    broken.write_bytes(smallest.file.read_bytes().replace(b"HAS CONCEPT MOD ", b"HAS OBS CONTEXT "))
     said = pixelmed([*(report.file for report in reports), broken])
     assert complaints({"broken": said.pop("broken")}, "Error") != {}
     assert complaints(said, "Error") == {}
