@@ -214,8 +214,9 @@ def test_a_report_counts_over_whichever_association_it_comes(tmp_path: Path, ove
     assert sorted(archive.asked[0]) == sorted(uids)
 
 
-def test_a_report_that_overtakes_the_response_counts(tmp_path: Path) -> None:
-    with Archive(over="another", overtakes=True).running() as archive, bench(tmp_path, archive) as found:
+@pytest.mark.parametrize("over", ["same", "another"])
+def test_a_report_that_overtakes_the_response_counts(tmp_path: Path, over: str) -> None:
+    with Archive(over=over, overtakes=True).running() as archive, bench(tmp_path, archive) as found:
         found.deliver()
         found.committer.ask_due()
         assert found.all_are(CommitmentState.COMMITTED)
