@@ -81,8 +81,9 @@ def compared(run: Run, judged: FloatArray, others: Sequence[HeldOut]) -> Compari
     values, draws = [], []
     for logits in aligned:
         # The same seed draws the same patients for each, so that differences are paired.
-        drawn = bootstrap_aucs(labels, logits[shared], patients, rounds=ROUNDS, seed=run.config.train.seed)
-        values.append(_summary(label_aucs(labels, logits[shared])[np.newaxis])[0])
+        known = labels[:, : logits.shape[1]]
+        drawn = bootstrap_aucs(known, logits[shared], patients, rounds=ROUNDS, seed=run.config.train.seed)
+        values.append(_summary(label_aucs(known, logits[shared])[np.newaxis])[0])
         draws.append(_summary(drawn))
     rows = tuple(_row(other, values, draws, at) for at, other in enumerate(others))
     return Comparison(images=int(shared.sum()), patients=len(set(patients)), rows=rows)
