@@ -154,6 +154,19 @@ def test_a_result_that_is_never_kept_is_sent_at_growing_intervals_until_it_is_gi
     assert kinds(store)[-1] is EventKind.COMMITMENT_FAILED
 
 
+def test_what_was_committed_meanwhile_is_not_asked_about_again(store: Store) -> None:
+    kept, late = deliver(store, 4)
+    ask(store, 5)
+    store.commitments.expire("PACS", at(104))
+    ask(store, 104, "1.9.2")
+    report(store, 105, kept, **failing(late, ABSENT))
+    report(store, 106, kept, late, transaction="1.9.2")
+    assert states(store) == {CommitmentState.COMMITTED}
+    assert deliver(store, 200) == [late]
+    assert ask(store, 201, "1.9.3") == ()
+    assert states(store) == {CommitmentState.COMMITTED}
+
+
 def test_what_sending_again_cannot_help_is_a_dead_letter_that_an_operator_may_bring_back(store: Store) -> None:
     kept, refused = deliver(store, 4)
     ask(store, 5)
