@@ -133,7 +133,7 @@ def test_the_heatmap_is_shown_as_it_was_drawn(shown: Shown) -> None:
     assert shown.errors == []
 
 
-def test_the_report_opens_without_an_error(shown: Shown) -> None:
+def test_opening_the_report_leaves_no_error_in_the_console(shown: Shown) -> None:
     page = opened(shown)
     shown.warnings.clear()
     with page.expect_console_message(lambda message: message.text == _WITHOUT_COORDINATES):
@@ -142,6 +142,18 @@ def test_the_report_opens_without_an_error(shown: Shown) -> None:
     shown.screenshot("report")
     assert shown.errors == []
     assert set(shown.warnings) == {_WITHOUT_COORDINATES}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="OHIF 3.13 reads the first coordinates of every measurement group and shows an error where it has none",
+)
+def test_the_report_opens_as_measurements(shown: Shown) -> None:
+    page = opened(shown)
+    page.get_by_text("AI report").first.dblclick()
+    page.wait_for_timeout(2 * _SETTLE_MS)
+    assert page.get_by_text("Something went wrong").count() == 0
 
 
 def _difference(png: bytes, picture: np.ndarray) -> float:
