@@ -44,6 +44,7 @@ def train(
     from modeling.following import follow
     from modeling.held_out import store_out_of_fold
     from modeling.network import build_network
+    from modeling.nih import check_folds
     from modeling.run import Run
     from modeling.train import is_finished, train_folds
 
@@ -52,6 +53,7 @@ def train(
         raise ConfigurationError(f"there is no fold {unknown[0]}: the folds are 0 to {config.train.folds - 1}")
     radiographs, dealt = training_images(sources.images, sources.labels, config)
     run = Run(config=config, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
+    check_folds(run.labels, run.folds, run.outputs)
     spread = spread_over_devices()
     run.claim_folder(spread)
     network = build_network(run, spread)
@@ -127,17 +129,22 @@ def training_images(
 ) -> "tuple[Radiographs, npt.NDArray[np.int64]]":
     """Read the images, and the fold of each: as prepared, or dealt here by patient.
 
+    Images are a folder or archive of pictures, a prepared folder, or a folder of the first system's records.
+
     Raises: ConfigurationError.
     """
     from modeling.nih import patient_folds, read_radiographs
     from modeling.preparation.dataset import DATASET, open_prepared
-    from modeling.preparation.training_set import training_set
+    from modeling.preparation.records import SUFFIX
+    from modeling.preparation.training_set import first_systems_set, training_set
 
+    records = next(images.glob(f"*{SUFFIX}"), None) is not None
+    if records and labels is not None:
+        raise ConfigurationError(f"{images} holds records with their labels; leave --labels out")
     if not (images / DATASET).is_file():
-        radiographs = read_radiographs(images, labels, settings.input)
+        spec = settings.input
+        radiographs = first_systems_set(images, spec) if records else read_radiographs(images, labels, spec)
         return radiographs, patient_folds(radiographs, folds=settings.train.folds, seed=settings.train.seed)
-    if labels is not None:
-        raise ConfigurationError(f"{images} was prepared with its labels; leave --labels out")
     radiographs, folds = training_set(open_prepared(images), settings.input)
     if (found := int(folds.max()) + 1) != settings.train.folds:
         raise ConfigurationError(f"{images} has {found} folds, the configuration asks for {settings.train.folds}")

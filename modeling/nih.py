@@ -28,6 +28,8 @@ LABELS: tuple[str, ...] = (ABNORMALITY, *NIH_TERMS)
 NO_FINDING = "No Finding"
 MANIFEST = "manifest.csv"
 NAMED_AT_MOST = 5
+LEAST_SIDE = 64
+"""Smaller images are not radiographs but thumbnails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,11 @@ def read_radiographs(images: Path, labels: Path | None, spec: InputSpec) -> Radi
     unreadable = [row.name for row, image in zip(rows, decoded, strict=True) if image is None]
     if unreadable:
         raise ConfigurationError(f"{len(unreadable)} images of {images} cannot be decoded: {_some(unreadable)}")
-    return _collect(rows, [image for image in decoded if image is not None], spec)
+    images_read = [image for image in decoded if image is not None]
+    small = [row.name for row, image in zip(rows, images_read, strict=True) if min(image.shape) < LEAST_SIDE]
+    if small:
+        raise ConfigurationError(f"{len(small)} images of {images} are smaller than {LEAST_SIDE} px: {_some(small)}")
+    return _collect(rows, images_read, spec)
 
 
 def patient_folds(radiographs: Radiographs, *, folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -88,6 +94,25 @@ def patient_folds(radiographs: Radiographs, *, folds: int, seed: int) -> npt.NDA
     for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups=radiographs.patients)):
         assigned[held_out] = fold
     return assigned
+
+
+def check_folds(labels: FloatArray, folds: npt.NDArray[np.int64], outputs: tuple[str, ...]) -> None:
+    """Refuse folds that leave an output nothing to learn from.
+
+    `labels`: (N, outputs), NaN where not known; `folds`: (N,).
+
+    Raises: ConfigurationError naming the output, the fold and the counts.
+    """
+    for fold in np.unique(folds):
+        training = labels[folds != fold]
+        for name, positives, known in zip(
+            outputs, np.nansum(training, axis=0), (~np.isnan(training)).sum(axis=0), strict=True
+        ):
+            if not 0 < positives < known:
+                raise ConfigurationError(
+                    f"without fold {fold} there is too little of {name} to train on: {int(positives)} positives and"
+                    f" {int(known - positives)} negatives"
+                )
 
 
 def _read_table(folder: Files, images: Path, labels: Path | None) -> list[_Row]:

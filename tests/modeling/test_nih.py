@@ -2,12 +2,13 @@ import gzip
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from dicomnode.bundle.manifest import InputSpec
 from dicomnode.domain.errors import ConfigurationError
-from modeling.nih import LABELS, patient_folds, read_radiographs
+from modeling.nih import LABELS, check_folds, patient_folds, read_radiographs
 
 SPEC = InputSpec(side=64, source_side=64)
 
@@ -78,3 +79,24 @@ def test_a_file_that_is_no_archive_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"PK")
     with pytest.raises(ConfigurationError, match="neither a directory nor a readable ZIP"):
         read_radiographs(path, None, SPEC)
+
+
+def test_an_image_too_small_to_be_a_radiograph_is_counted_and_named(tmp_path: Path) -> None:
+    thumbnail = cv2.imencode(".jpg", np.zeros((70, 40), dtype=np.uint8))[1].tobytes()
+    path = archive_with(tmp_path / "a.zip", "image,labels,view,patient\na.png,Mass,PA,1\n", a=thumbnail)
+    with pytest.raises(ConfigurationError, match=r"1 images .* are smaller than 64 px: a\.png"):
+        read_radiographs(path, None, SPEC)
+
+
+def test_folds_that_leave_an_output_nothing_to_learn_are_refused_by_name() -> None:
+    labels = np.array([[0, 1], [1, 0], [0, 0], [1, 0]], dtype=np.float32)
+    folds = np.array([0, 0, 1, 1])
+    with pytest.raises(ConfigurationError, match=r"without fold 0 .* Mass to train on: 0 positives and 2 negatives"):
+        check_folds(labels, folds, ("Abnormal", "Mass"))
+    check_folds(labels[:, :1], folds, ("Abnormal",))
+
+
+def test_a_label_that_no_image_tells_is_nothing_to_learn_from() -> None:
+    labels = np.array([[0, np.nan], [1, np.nan], [0, np.nan], [1, np.nan]], dtype=np.float32)
+    with pytest.raises(ConfigurationError, match="Mass to train on: 0 positives and 0 negatives"):
+        check_folds(labels, np.array([0, 0, 1, 1]), ("Abnormal", "Mass"))
