@@ -78,7 +78,7 @@ class Run:
             "sources": {name: str(path.resolve()) if path else None for name, path in asdict(self.sources).items()},
         }
         path = self.folder / RUN
-        if path.exists() and _read_description(path)["identity"] != description["identity"]:
+        if path.exists() and not self._is_described_in(self.folder):
             raise ConfigurationError(f"{self.folder} holds a run of another configuration or data; choose another one")
         if spread.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +99,24 @@ class Run:
         """Return what is known of the fold's finished epochs."""
         return _records(self.checkpoint(fold))
 
+    def _is_described_in(self, folder: Path) -> bool:
+        """Tell whether the folder's run is this one; a choice that it did not know yet has its default."""
+        held, (config, _) = _read_description(folder / RUN)["identity"], described(folder)
+        own = self._identity()
+        return own == {name: held.get(name) for name in own} and _recipe(config) == _recipe(self.config)
+
     def _identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share: what is trained, on which images, folds and first weights."""
+        """Return what a resumed run must share besides its recipe: images, labels, folds and first weights."""
         images = hashlib.sha256("\n".join(self.radiographs.names).encode())
         images.update(self.folds.astype("<i8").tobytes())
         images.update(self.labels.astype("<f4").tobytes())
         start = self.sources.warm_start
-        return {
-            "config": self.config.model_dump(mode="json", exclude=set(_NOT_TRAINING)),
-            "images": images.hexdigest(),
-            "warm_start": file_sha256(start) if start else None,
-        }
+        return {"images": images.hexdigest(), "warm_start": file_sha256(start) if start else None}
+
+
+def _recipe(config: TrainingConfig) -> dict[str, Any]:
+    """Return what of a configuration changes what is trained."""
+    return config.model_dump(mode="json", exclude=set(_NOT_TRAINING))
 
 
 def described(folder: Path) -> tuple[TrainingConfig, Sources]:

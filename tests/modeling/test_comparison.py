@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,23 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"identity": 1, "sources": {}, "config": {}}')
     with pytest.raises(ConfigurationError, match="this version can read"):
         read_held_out(tmp_path)
+
+
+def test_a_run_that_a_former_version_began_goes_on_where_only_defaults_are_new(run: Run) -> None:
+    run.claim_folder()
+    path = run.folder / "run.json"
+    held = json.loads(path.read_text())
+    del held["config"]["train"]["mixup"]
+    path.write_text(json.dumps(held))
+    run.claim_folder()
+    held["config"]["train"]["mixup"] = 0.2
+    path.write_text(json.dumps(held))
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        run.claim_folder()
+
+
+def test_other_labels_are_another_run(run: Run) -> None:
+    run.claim_folder()
+    other = replace(run, radiographs=replace(run.radiographs, labels=1 - run.radiographs.labels))
+    with pytest.raises(ConfigurationError, match="another configuration or data"):
+        other.claim_folder()
