@@ -37,6 +37,7 @@ PIXELS = _code("UCUM", "{pixels}", "Pixels")
 
 IMAGING_MEASUREMENTS = _code("DCM", "126010", "Imaging Measurements")
 PROBABILITY = _code("DCM", "122157", "Probability")
+SOURCE_OF_MEASUREMENT = _code("DCM", "121112", "Source of Measurement")
 NO_UNITS = _code("UCUM", "1", "no units")
 PRESENCE = _code("SCT", "705057003", "Presence")
 

@@ -3,8 +3,10 @@
 Source: PS3.16 TID 1500, 1501, 300, 1002, 4019, 1600; the reading of the whole: PS3.17 "AI results", IHE AIR.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodeContentItem,
@@ -12,8 +14,10 @@ from highdicom.sr import (
     ContainerContentItem,
     ContentItem,
     ContentSequence,
+    CoordinatesForMeasurement,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
+    GraphicTypeValues,
     ImageContentItem,
     LanguageOfContentItemAndDescendants,
     Measurement,
@@ -23,6 +27,7 @@ from highdicom.sr import (
     QualitativeEvaluation,
     RelationshipTypeValues,
     SourceImageForMeasurement,
+    SourceImageForRegion,
     TextContentItem,
     TrackingIdentifier,
 )
@@ -81,7 +86,8 @@ def report_tree(
     )
     root.ContentSequence.append(_image_library(images))
     if assessments:
-        root.ContentSequence.append(_measurements(assessments, equipment, identity))
+        sources = {image.ref.sop_instance: image for image in images}
+        root.ContentSequence.append(_measurements(assessments, sources, equipment, identity))
     root.ContentSequence.append(_evaluations(assessments, rejections))
     return root
 
@@ -135,10 +141,13 @@ def _descriptors(image: SourceContext) -> Iterator[ContentItem]:
 
 
 def _measurements(
-    assessments: Sequence[Assessment], equipment: Equipment, identity: ResultIdentity
+    assessments: Sequence[Assessment],
+    sources: Mapping[str, SourceContext],
+    equipment: Equipment,
+    identity: ResultIdentity,
 ) -> ContainerContentItem:
     groups = (
-        _measurement_group(assessment, finding, equipment, identity)
+        _measurement_group(assessment, finding, sources[assessment.source.sop_instance], equipment, identity)
         for assessment in assessments
         for finding in (assessment.abnormality, *assessment.findings)
     )
@@ -146,27 +155,22 @@ def _measurements(
 
 
 def _measurement_group(
-    assessment: Assessment, finding: Finding, equipment: Equipment, identity: ResultIdentity
+    assessment: Assessment, finding: Finding, image: SourceContext, equipment: Equipment, identity: ResultIdentity
 ) -> ContentItem:
     """Return TID 1501 for one finding in one image.
 
     Abnormality is reported the same way: TID 1500 allows only codes and texts among the qualitative evaluations of
     the whole report, so a measurement group is the one place where its probability can stand.
     """
-    source = assessment.source
     probability = Measurement(
         name=codes.PROBABILITY,
         value=round(finding.probability, 4),
         unit=codes.NO_UNITS,
-        referenced_images=[
-            SourceImageForMeasurement(
-                referenced_sop_class_uid=source.sop_class, referenced_sop_instance_uid=source.sop_instance
-            )
-        ],
+        **_inferred_from(image),
     )
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=identity.tracking(source.sop_instance, finding.label), identifier=finding.label
+            uid=identity.tracking(assessment.source.sop_instance, finding.label), identifier=finding.label
         ),
         finding_type=codes.concept(finding.code),
         finding_sites=[FindingSite(codes.concept(finding.site))] if finding.site else None,
@@ -177,6 +181,28 @@ def _measurement_group(
         ],
     )
     return group[0]
+
+
+def _inferred_from(image: SourceContext) -> dict[str, list[Any]]:
+    """Return what the probability was inferred from: the outline of the whole image, and no place in it.
+
+    Viewers draw a measurement by its coordinates, and OHIF shows an error where there are none; beside them the
+    template allows no image of its own. Source: PS3.16 TID 320.
+    """
+    reference = {
+        "referenced_sop_class_uid": image.ref.sop_class,
+        "referenced_sop_instance_uid": image.ref.sop_instance,
+    }
+    if image.rows is None or image.columns is None:
+        return {"referenced_images": [SourceImageForMeasurement(**reference)]}
+    right, bottom = float(image.columns), float(image.rows)
+    outline = CoordinatesForMeasurement(
+        graphic_type=GraphicTypeValues.POLYLINE,
+        graphic_data=np.array([[0.0, 0.0], [right, 0.0], [right, bottom], [0.0, bottom], [0.0, 0.0]]),
+        source_image=SourceImageForRegion(**reference),
+        purpose=codes.SOURCE_OF_MEASUREMENT,
+    )
+    return {"referenced_coordinates": [outline]}
 
 
 def _algorithm(finding: Finding, equipment: Equipment) -> AlgorithmIdentification:
