@@ -65,6 +65,9 @@ def build_network(run: Run, spread: Spread, *, exact: bool = False) -> Network:
     # XLA has slow depthwise convolutions on a CPU, which is where TensorFlow runs; JAX always compiles.
     compiled = keras.backend.backend() == "jax"
     parts.head.compile(optimizer=optimiser, loss=build_loss(config.loss), jit_compile=compiled)
+    # Else Keras builds the loss from a first batch, and on JAX the first epoch of a process then ends with that batch.
+    nothing = np.zeros((1, 2, len(run.outputs)), dtype=np.float32)
+    parts.head.compute_loss(y=nothing, y_pred=nothing[:, 0])
     start = read_state(parts.head, optimiser)
     return Network(trunk=parts.trunk, head=parts.head, optimiser=optimiser, start=start, spread=spread)
 
