@@ -53,9 +53,9 @@ rate = 1e-3
 [train]
 folds = 2
 epochs = 2
-batch_size = 8
+batch_size = {batch_size}
 precision = "{precision}"
-seed = 1
+seed = 2
 [augment]
 rotation_degrees = 10
 blur = 0.3
@@ -279,9 +279,9 @@ class Small:
     def __init__(self, archive: Path, folder: Path) -> None:
         self.archive, self.folder = archive, folder
 
-    def recipe(self, *, dropout: float = 0.2, precision: str = "float32") -> Path:
-        path = self.folder / f"{dropout}-{precision}.toml"
-        path.write_text(RECIPE.format(dropout=dropout, precision=precision))
+    def recipe(self, *, dropout: float = 0.2, precision: str = "float32", batch_size: int = 8) -> Path:
+        path = self.folder / f"{dropout}-{precision}-{batch_size}.toml"
+        path.write_text(RECIPE.format(dropout=dropout, precision=precision, batch_size=batch_size))
         return path
 
     def start(
@@ -397,10 +397,10 @@ def test_eight_devices_predict_every_row_and_the_model_stays_usable() -> None:
     assert ended(started("-c", PREDICTING, env=environment(emulated=8))).endswith("8 CPU devices\n")
 
 
-def test_a_batch_that_devices_cannot_share_ends_the_command(drawn_archive: Path, tmp_path: Path) -> None:
-    words = ("--config", SMOKE, "--images", drawn_archive, "--out", tmp_path / "run")
-    printed = ended(started("-m", "dicomnode", "train", *words, env=environment(emulated=8)), status=2)
-    assert "10 cannot be shared equally by 8 CPU devices" in printed
+def test_a_batch_that_devices_cannot_share_ends_the_command(small: Small, tmp_path: Path) -> None:
+    process = small.start(tmp_path / "run", env=environment(emulated=8), recipe=small.recipe(batch_size=12))
+    printed = ended(process, status=2)
+    assert "12 cannot be shared equally by 8 CPU devices" in printed
     assert "Traceback" not in printed
 
 
