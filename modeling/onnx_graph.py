@@ -121,7 +121,7 @@ def _single_precision(model: keras.Model, weights: Sequence[FloatArray]) -> kera
         return type(layer).from_config({**config, "dtype": "float32"})
 
     # The same graph without what it was compiled with: a copy needs no optimiser.
-    plain = keras.Model(model.inputs, model.outputs)
+    plain = keras.Model(model.input, model.output)
     copy = keras.models.clone_model(plain, clone_function=copied)
     copy.set_weights([_rounded(value) for value in weights])
     return copy

@@ -72,6 +72,7 @@ class Predictor:
         """
         golden = self._bundle.golden()
         outputs = self._run(golden.image)
+        self._check_shapes(outputs, len(golden.image))
         worst = 0.0
         for name, expected in golden.outputs.items():
             actual = outputs.get(name)
@@ -82,6 +83,20 @@ class Predictor:
         if not worst <= GOLDEN_TOLERANCE:
             raise BundleInvalid(f"the model does not give its golden outputs here (difference {worst:.2g})")
         return worst
+
+    def _check_shapes(self, outputs: dict[str, FloatArray], images: int) -> None:
+        """Refuse a graph whose outputs are not those of the manifest's members and labels, whatever its golden ones."""
+        manifest, maps = self._bundle.manifest, outputs[MAPS]
+        labels = len(manifest.labels)
+        wanted = {
+            LOGITS: (images, manifest.members, labels),
+            MAPS: (images, *maps.shape[1:3], labels),
+            TYPICALITY: (images,),
+            ORIENTATION: (images, len(manifest.gate.orientations)),
+        }
+        for name, shape in wanted.items():
+            if outputs[name].shape != shape:
+                raise BundleInvalid(f"the graph's output {name!r} has the shape {outputs[name].shape}, not {shape}")
 
     def read(self, frame: Frame) -> Reading:
         """Run the ensemble on one frame."""

@@ -157,3 +157,14 @@ def test_a_repair_gives_back_the_upright_image(turned: int, inverted: bool, tmp_
     np.testing.assert_allclose(righted.pixels, upright.pixels, atol=1e-6)
     assert righted.spacing_mm == (0.2, 0.1)
     assert righted.inverted_from_source is inverted
+
+
+def test_a_graph_of_other_members_or_labels_than_the_manifest_is_refused_though_its_golden_agree(
+    tmp_path: Path,
+) -> None:
+    folder = make_bundle(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["members"] += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleInvalid, match=r"'logits' has the shape \(2, \d, 15\), not \(2, \d, 15\)"):
+        Predictor(open_bundle(folder), threads=1).replay_golden()
