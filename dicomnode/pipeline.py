@@ -27,7 +27,7 @@ from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, jud
 from dicomnode.inference.operating import findings_of
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
-from dicomnode.results.sc import write_heatmap
+from dicomnode.results.per_image import write_image_results
 from dicomnode.results.sr import write_not_analysed, write_report
 from dicomnode.results.summary import summarise
 from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
@@ -139,14 +139,24 @@ class Pipeline:
         """Write one set of results."""
         if not assessed:
             return self._write_refusal(job, rejected, now, want)
-        made = self._write_results(job, assessed, rejected, now, want)
-        return tuple(result for result in made if result.kind in want.outputs)
-
-    def _write_results(
-        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime, want: Wanted
-    ) -> tuple[ResultInstance, ...]:
         # Only what was analysed identifies the results: a late lateral, or a result that came back, changes nothing.
         equipment, identity = self._identify(job, [one.instance for one in assessed], want)
+        images = (
+            result
+            for number, one in enumerate(assessed, start=1)
+            for result in write_image_results(
+                want.outputs,
+                source=one.context,
+                frame=one.frame,
+                assessment=one.assessment,
+                equipment=equipment,
+                identity=identity,
+                now=now,
+                number=number,
+            )
+        )
+        if ResultKind.STRUCTURED_REPORT not in want.outputs:
+            return tuple(images)
         report = write_report(
             sources={one.instance.ref.sop_instance: one.context for one in assessed},
             assessments=[one.assessment for one in assessed],
@@ -156,19 +166,7 @@ class Pipeline:
             identity=identity,
             now=now,
         )
-        heatmaps = (
-            write_heatmap(
-                source=one.context,
-                frame=one.frame,
-                assessment=one.assessment,
-                equipment=equipment,
-                identity=identity,
-                now=now,
-                number=number,
-            )
-            for number, one in enumerate(assessed, start=1)
-        )
-        return (report, *heatmaps)
+        return (report, *images)
 
     def _write_refusal(
         self, job: Job, rejected: Sequence[NotAssessed], now: datetime, want: Wanted

@@ -1,10 +1,14 @@
-"""Results of the node, written of any source without a model: a report, a heatmap, a refusal."""
+"""Results of the node, written of any source without a model: a report, a refusal, results of one image."""
 
+from collections.abc import Mapping
+
+import numpy as np
 from pydicom import Dataset
 
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Rejection, RejectionReason, ResultInstance
+from dicomnode.domain.job import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
+from dicomnode.results.per_image import write_image_results
 from dicomnode.results.sc import write_heatmap
 from dicomnode.results.sr import write_not_analysed, write_report
 from tests.assessments import NOW, assessment, equipment, frame, identity
@@ -38,6 +42,29 @@ def heatmap_of(source: Dataset) -> ResultInstance:
         identity=identity(context.ref.study),
         now=NOW,
     )
+
+
+def image_results(
+    kind: ResultKind, source: Dataset, probabilities: Mapping[str, float], *, turns: int = 0, inverted: bool = False
+) -> list[ResultInstance]:
+    """Return the results of one kind of an image in which these labels have these probabilities."""
+    context = SourceContext.of(source)
+    stored = chest(640, 560)
+    made = write_image_results(
+        {kind},
+        source=context,
+        frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted),
+        assessment=assessment(context.ref, probabilities, abnormality=0.8),
+        equipment=equipment(institution="Hôpital général"),
+        identity=identity(context.ref.study),
+        now=NOW,
+        number=2,
+    )
+    return list(made)
+
+
+def finding_heatmap_of(source: Dataset) -> ResultInstance:
+    return image_results(ResultKind.FINDING_CAPTURE, source, {"Mass": 0.7})[0]
 
 
 def refusal_of(source: Dataset) -> ResultInstance:

@@ -22,7 +22,11 @@ from dicomnode.node import load_pipeline, utc_now
 from dicomnode.pipeline import Pipeline
 from dicomnode.telemetry import start_logging
 
-_FILE_NAMES = {ResultKind.STRUCTURED_REPORT: "report", ResultKind.SECONDARY_CAPTURE: "heatmap"}
+_FILE_NAMES = {
+    ResultKind.STRUCTURED_REPORT: "report",
+    ResultKind.SECONDARY_CAPTURE: "heatmap",
+    ResultKind.FINDING_CAPTURE: "finding",
+}
 _STRONGEST = 3
 
 

@@ -58,6 +58,7 @@ class ResultKind(StrEnum):
 
     STRUCTURED_REPORT = "sr"
     SECONDARY_CAPTURE = "sc"
+    FINDING_CAPTURE = "sc-finding"
 
 
 DEFAULT_OUTPUTS = frozenset({ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE})

@@ -155,9 +155,9 @@ class ResultIdentity:
     bundle_hash: str
     settings_digest: str
 
-    def series(self, kind: ResultKind) -> str:
-        """Return the Series Instance UID for results of this kind."""
-        return self._uid("series", kind.value)
+    def series(self, kind: ResultKind, *of: str) -> str:
+        """Return the Series Instance UID for results of this kind, and `of` one finding where each has its own."""
+        return self._uid("series", kind.value, *of)
 
     def instance(self, kind: ResultKind, *of: str) -> str:
         """Return the SOP Instance UID of the result of this kind made `of` these sources (none: the whole study)."""

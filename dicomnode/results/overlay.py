@@ -39,11 +39,11 @@ class Overlay:
     shown: tuple[str, ...]
 
 
-def draw(frame: Frame, assessment: Assessment, equipment: Equipment) -> Overlay:
-    """Draw one assessed radiograph."""
+def draw(frame: Frame, assessment: Assessment, equipment: Equipment, *, only: Finding | None = None) -> Overlay:
+    """Draw one assessed radiograph; `only`: with the map of this one finding."""
     scale = _scale(frame.pixels.shape, equipment.settings.maximum_side)
     radiograph = _resize(frame.pixels, scale)
-    findings = findings_to_show(assessment)
+    findings = findings_to_show(assessment) if only is None else (only,)
     maps = _heat_maps(findings, assessment.saliency, radiograph.shape)
     # A map of a finding that is absent must not look like an alarm.
     notable = any(finding.presence is not Presence.ABSENT for finding, _ in maps)
@@ -82,6 +82,11 @@ def findings_to_show(assessment: Assessment) -> tuple[Finding, ...]:
         if chosen:
             return chosen
     return tuple(ranked[:1])
+
+
+def positive_findings(assessment: Assessment) -> tuple[Finding, ...]:
+    """Return the findings that are present, most probable first; those that have results of their own."""
+    return tuple(finding for finding in findings_to_show(assessment) if finding.presence is Presence.PRESENT)
 
 
 def _odds_over_threshold(finding: Finding) -> float:

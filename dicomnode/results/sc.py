@@ -3,21 +3,32 @@
 Source: PS3.3 A.8.1 (Secondary Capture Image IOD).
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
-from dicomnode.domain.finding import Assessment
+from dicomnode.domain.finding import Assessment, Finding
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
-from dicomnode.results.overlay import Overlay, draw
+from dicomnode.results.overlay import Overlay, draw, positive_findings
 from dicomnode.results.panel import repairs
 
-_KIND = ResultKind.SECONDARY_CAPTURE
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Heatmap:
+    """Which heatmap it is: its picture, its kind and what `of` besides the image, its series' number and title."""
+
+    overlay: Overlay
+    kind: ResultKind
+    of: tuple[str, ...]
+    series_number: int
+    title: str
 
 
 def write_heatmap(
@@ -31,16 +42,65 @@ def write_heatmap(
     number: int = 1,
 ) -> ResultInstance:
     """Write the heatmap of one assessed image; `number` counts the heatmaps of the study."""
-    overlay = draw(frame, assessment, equipment)
-    sop_instance = identity.instance(_KIND, source.ref.sop_instance)
+    heatmap = _Heatmap(
+        overlay=draw(frame, assessment, equipment),
+        kind=ResultKind.SECONDARY_CAPTURE,
+        of=(),
+        series_number=equipment.settings.series_number_sc,
+        title="AI heatmap",
+    )
+    return _write(heatmap, source=source, frame=frame, equipment=equipment, identity=identity, now=now, number=number)
+
+
+def write_finding_heatmaps(
+    *,
+    source: SourceContext,
+    frame: Frame,
+    assessment: Assessment,
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+    number: int = 1,
+) -> Iterator[ResultInstance]:
+    """Write for each positive finding a heatmap of it alone, in a series that is named after it."""
+    for finding in positive_findings(assessment):
+        heatmap = _Heatmap(
+            overlay=draw(frame, assessment, equipment, only=finding),
+            kind=ResultKind.FINDING_CAPTURE,
+            of=(finding.label,),
+            series_number=equipment.settings.series_number_sc_finding,
+            title=_title(finding),
+        )
+        yield _write(
+            heatmap, source=source, frame=frame, equipment=equipment, identity=identity, now=now, number=number
+        )
+
+
+def _title(finding: Finding) -> str:
+    # Short, so that the longest of the usual names leaves the whole mark in the Series Description.
+    return f"AI: {finding.label.replace('_', ' ')}"
+
+
+def _write(
+    heatmap: _Heatmap,
+    *,
+    source: SourceContext,
+    frame: Frame,
+    equipment: Equipment,
+    identity: ResultIdentity,
+    now: datetime,
+    number: int,
+) -> ResultInstance:
+    overlay = heatmap.overlay
+    sop_instance = identity.instance(heatmap.kind, source.ref.sop_instance, *heatmap.of)
     local_now = source.local(now)
     # Patient, General Study, Patient Study, SOP Common
     ds = part10.new_dataset(source, SecondaryCaptureImageStorage, sop_instance, now)
     # General Series; a chest has no laterality
     ds.Modality = "OT"
-    ds.SeriesInstanceUID = identity.series(_KIND)
-    ds.SeriesNumber = equipment.settings.series_number_sc
-    ds.SeriesDescription = part10.series_description("AI heatmap", equipment)
+    ds.SeriesInstanceUID = identity.series(heatmap.kind, *heatmap.of)
+    ds.SeriesNumber = heatmap.series_number
+    ds.SeriesDescription = part10.series_description(heatmap.title, equipment)
     ds.BodyPartExamined = "CHEST"
     # General Equipment
     part10.add_equipment(ds, equipment)
@@ -60,7 +120,7 @@ def write_heatmap(
     ds.DateOfSecondaryCapture = local_now.strftime(part10.DATE)
     ds.TimeOfSecondaryCapture = local_now.strftime(part10.TIME)
     _add_spacing(ds, source, frame, overlay.scale)
-    return part10.finish(ds, _KIND, source.character_set, (source.ref.sop_instance,))
+    return part10.finish(ds, heatmap.kind, source.character_set, (source.ref.sop_instance,))
 
 
 def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: Overlay) -> None:

@@ -181,6 +181,15 @@ def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
     assert (nothing.results, len(nothing.analysed), nothing.rejections) == ((), 1, ())
 
 
+def test_optional_results_are_made_for_who_wants_them_alone(tmp_path: Path) -> None:
+    to = pipeline(tmp_path)
+    usual, every = answer(to, [image()]), answer(to, [image()], wanted=[Wanted(outputs=frozenset(ResultKind))])
+    by_kind = {result.kind: result for result in every.results}
+    assert {result.kind for result in usual.results} == {ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE}
+    assert [by_kind[result.kind] for result in usual.results] == list(usual.results)
+    assert len(set(uids(every))) == len(every.results)
+
+
 def test_a_prefix_makes_a_set_of_results_of_its_own(tmp_path: Path) -> None:
     to = pipeline(tmp_path)
     plain = answer(to, [image()])

@@ -13,8 +13,10 @@ from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
 from dicomnode.results.overlay import draw
 from dicomnode.results.sc import write_heatmap
+from dicomnode.settings import ResultSettings
 from tests.assessments import NOW, assessment, equipment, frame, identity
 from tests.make import build, chest
+from tests.products import image_results
 
 
 def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
@@ -113,3 +115,27 @@ def test_lossy_compression_of_the_source_is_inherited() -> None:
     assert (ds.LossyImageCompression, float(ds.LossyImageCompressionRatio)) == ("01", 12.5)
     assert ds.LossyImageCompressionMethod == "ISO_15444_1"
     assert opened(heatmap(build("cr"))).LossyImageCompression == "00"
+
+
+def finding_heatmaps(source: Dataset, probabilities: dict[str, float]) -> list[Dataset]:
+    return [opened(result) for result in image_results(ResultKind.FINDING_CAPTURE, source, probabilities)]
+
+
+def test_every_positive_finding_has_a_heatmap_of_it_alone() -> None:
+    source = build("cr")
+    made = finding_heatmaps(source, {"Mass": 0.7, "Pleural_Thickening": 0.5, "Edema": 0.29})
+    titles = ["AI: Mass", "AI: Pleural Thickening"]
+    assert [ds.SeriesDescription for ds in made] == [f"{title} - {ResultSettings().mark}" for title in titles]
+    assert "Grad-CAM of: Mass." in made[0].DerivationDescription
+    assert "Grad-CAM of: Pleural Thickening." in made[1].DerivationDescription
+    assert not np.array_equal(made[0].pixel_array, made[1].pixel_array)
+    assert [ds.InstanceNumber for ds in made] == [2, 2]
+    assert finding_heatmaps(source, {"Edema": 0.29}) == []
+
+
+def test_heatmaps_of_findings_have_series_and_instances_of_their_own() -> None:
+    source = build("cr")
+    made = [*finding_heatmaps(source, {"Mass": 0.7, "Edema": 0.5}), opened(heatmap(source))]
+    assert len({ds.SOPInstanceUID for ds in made}) == len({ds.SeriesInstanceUID for ds in made}) == 3
+    alone = finding_heatmaps(source, {"Mass": 0.7})[0]
+    assert alone.SOPInstanceUID == made[0].SOPInstanceUID
