@@ -26,6 +26,7 @@ _FILE_NAMES = {
     ResultKind.STRUCTURED_REPORT: "report",
     ResultKind.SECONDARY_CAPTURE: "heatmap",
     ResultKind.FINDING_CAPTURE: "finding",
+    ResultKind.PRESENTATION_STATE: "contours",
 }
 _STRONGEST = 3
 

@@ -228,6 +228,7 @@ def _source(name: str, *, number: int = 1) -> Dataset:
     ds.Modality, ds.BodyPartExamined, ds.ViewPosition = "DX" if second else "CR", "CHEST", "PA"
     ds.LossyImageCompression = "01"
     _add_pixels(ds, *((1400, 1500) if second else (256, 224)))
+    _add_greyscale(ds, with_tables=second)
     return ds
 
 
@@ -281,6 +282,21 @@ def _add_pixels(ds: Dataset, rows: int, columns: int) -> None:
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
     ds.PixelData = values.tobytes()
     ds["PixelData"].VR = "OW"
+
+
+def _add_greyscale(ds: Dataset, *, with_tables: bool) -> None:
+    """Say how the image is displayed: by numbers, or by tables and inverted."""
+    if not with_tables:
+        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
+        ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = "2048", "4096", "LINEAR"
+        return
+    ds.PhotometricInterpretation = "MONOCHROME1"
+    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "US", [4096, 0, 12])
+        item.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
+        item.LUTExplanation = "described B"
+        setattr(ds, keyword, [item])
 
 
 def _encoded(ds: Dataset) -> bytes:

@@ -59,6 +59,7 @@ class ResultKind(StrEnum):
     STRUCTURED_REPORT = "sr"
     SECONDARY_CAPTURE = "sc"
     FINDING_CAPTURE = "sc-finding"
+    PRESENTATION_STATE = "gsps"
 
 
 DEFAULT_OUTPUTS = frozenset({ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE})

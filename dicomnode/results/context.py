@@ -16,6 +16,7 @@ from dicomnode.domain.identifiers import OWN_MODEL_NAME, derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import ResultKind
 from dicomnode.results import wild
+from dicomnode.results.greyscale import Greyscale, greyscale_of
 from dicomnode.settings import ResultSettings
 
 _OPPOSITE = str.maketrans("APRLHF", "PALRFH")
@@ -59,6 +60,7 @@ class SourceContext:
     patient_orientation: tuple[str, str] | None
     lossy: LossyHistory | None
     spacing: PixelSpacing | None
+    greyscale: Greyscale
 
     @classmethod
     def of(cls, ds: Dataset) -> Self:
@@ -80,6 +82,7 @@ class SourceContext:
                 patient_orientation=_orientation(ds),
                 lossy=_lossy(ds),
                 spacing=_spacing(ds),
+                greyscale=greyscale_of(ds),
             )
 
     def local(self, moment: datetime) -> datetime:

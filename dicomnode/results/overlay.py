@@ -119,11 +119,12 @@ def _heat_maps(
     for finding in findings:
         values = by_label.get(finding.label)
         if values is not None and float(values.max()) > 0:
-            maps.append((finding, _enlarge(values, shape)))
+            maps.append((finding, enlarge(values, shape)))
     return maps
 
 
-def _enlarge(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+def enlarge(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Return the Grad-CAM of a map on a grid of this shape, from its least at 0 to its greatest at 1."""
     positive = np.ascontiguousarray(np.maximum(values, 0.0), dtype=np.float32)
     return _stretch(cv2.resize(positive, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
 

@@ -8,6 +8,7 @@ from dicomnode.domain.finding import Assessment
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.gsps import write_presentation_state
 from dicomnode.results.sc import write_finding_heatmaps, write_heatmap
 
 
@@ -76,4 +77,5 @@ def _heatmap(
 _WRITERS: dict[ResultKind, _Writer] = {
     ResultKind.SECONDARY_CAPTURE: _heatmap,
     ResultKind.FINDING_CAPTURE: write_finding_heatmaps,
+    ResultKind.PRESENTATION_STATE: write_presentation_state,
 }

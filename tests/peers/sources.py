@@ -26,7 +26,7 @@ from dicomnode.inference.predictor import Predictor
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
 from dicomnode.pipeline import Pipeline
 from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
-from tests.make import build, encode, htj2k, ref_of
+from tests.make import build, encode, htj2k, lut, ref_of
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 REAL = (
@@ -113,6 +113,7 @@ SYNTHETIC: dict[str, Source] = {
     "without-optional-attributes": _stripped,
     "calibrated": _of("sc", "calibrated", tags={"PixelSpacingCalibrationType": "GEOMETRY"}),
     "lossy": _of("cr", "lossy", tags={"LossyImageCompression": "01", "LossyImageCompressionRatio": ["10", "4"]}),
+    "with-tables": _of("dx", "tables", modality_lut=lut(range(4096)), voi_lut=lut(range(4096), first=-5)),
     "deidentified": _of("cr", "deidentified", tags={"PatientIdentityRemoved": "YES", "TimezoneOffsetFromUTC": "+0545"}),
     "with-a-broken-image": _with_a_broken_image,
     "lateral": _of("cr", "lateral", view="LL"),

@@ -24,7 +24,7 @@ from dicomnode.results.part10 import decode
 from dicomnode.settings import Settings
 from tests.conftest import ROOT
 from tests.make import build
-from tests.products import finding_heatmap_of, heatmap_of, report_on
+from tests.products import finding_heatmap_of, heatmap_of, presentation_state_of, report_on
 
 COMMITTED = ROOT / "CONFORMANCE.md"
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
@@ -169,7 +169,12 @@ def paths_of(ds: Dataset, above: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     ("kind", "write"),
-    [(SR, report_on), (SC, heatmap_of), (ResultKind.FINDING_CAPTURE, finding_heatmap_of)],
+    [
+        (SR, report_on),
+        (SC, heatmap_of),
+        (ResultKind.FINDING_CAPTURE, finding_heatmap_of),
+        (ResultKind.PRESENTATION_STATE, presentation_state_of),
+    ],
     ids=lambda value: getattr(value, "value", ""),
 )
 @pytest.mark.parametrize("source", ["cr", "dx", "sc"])

@@ -1,0 +1,177 @@
+"""The presentation state: contours on the source's own pixels, and the image shown as it is without them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+
+from dicomnode.domain.frame import Frame
+from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.job import ResultKind
+from dicomnode.results.contours import MAXIMUM_POINTS, contours
+from dicomnode.results.overlay import enlarge
+from dicomnode.results.panel import OUTLINE_LEVEL
+from dicomnode.results.part10 import decode
+from tests.assessments import finding, frame, saliency
+from tests.make import build, lut
+from tests.products import image_results
+
+REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
+
+
+def state(source: Dataset, probabilities: dict[str, float] | None = None, **repair: Any) -> Dataset:
+    (made,) = image_results(ResultKind.PRESENTATION_STATE, source, probabilities or {"Mass": 0.7}, **repair)
+    return decode(made.part10)
+
+
+def blank(rows: int, columns: int, *, turns: int = 0) -> Frame:
+    return frame(REF, np.zeros((rows, columns), dtype=np.float32), turns=turns)
+
+
+def points_of(ds: Dataset, annotation: int = 0) -> np.ndarray:
+    data = ds.GraphicAnnotationSequence[annotation].GraphicObjectSequence[0].GraphicData
+    return np.asarray(data, dtype=float).reshape(-1, 2)
+
+
+def test_it_refers_to_the_analysed_image_and_no_other() -> None:
+    source = build("dx")
+    ds = state(source)
+    (series,) = ds.ReferencedSeriesSequence
+    referenced = [
+        series.ReferencedImageSequence,
+        ds.GraphicAnnotationSequence[0].ReferencedImageSequence,
+        ds.DisplayedAreaSelectionSequence[0].ReferencedImageSequence,
+    ]
+    assert (ds.StudyInstanceUID, series.SeriesInstanceUID) == (source.StudyInstanceUID, source.SeriesInstanceUID)
+    for items in referenced:
+        assert [item.ReferencedSOPInstanceUID for item in items] == [source.SOPInstanceUID]
+    assert (ds.Modality, ds.SeriesNumber, ds.InstanceNumber) == ("PR", 9904, 2)
+    assert ds.SeriesDescription == "AI contours - Research use only - not for diagnosis"
+
+
+def test_each_positive_finding_has_a_layer_a_closed_line_and_a_text() -> None:
+    source = build("cr")
+    ds = state(source, {"Mass": 0.7, "Pleural_Thickening": 0.5, "Edema": 0.29})
+    texts = [item.TextObjectSequence[0].UnformattedTextValue for item in ds.GraphicAnnotationSequence]
+    assert texts == ["AI: Mass 70.0% (not reviewed)", "AI: Pleural Thickening 50.0% (not reviewed)"]
+    assert [item.GraphicLayer for item in ds.GraphicAnnotationSequence] == ["AI_1", "AI_2"]
+    assert [layer.GraphicLayer for layer in ds.GraphicLayerSequence] == ["AI_1", "AI_2"]
+    assert ds.GraphicLayerSequence[0].GraphicLayerDescription == "Mass, contour at 60% of its map"
+    for number in (0, 1):
+        points = points_of(ds, number)
+        assert np.array_equal(points[0], points[-1])
+        assert 4 < len(points) <= MAXIMUM_POINTS
+        assert (points.min(axis=0) >= 0).all()
+        assert (points.max(axis=0) <= [source.Columns, source.Rows]).all()
+    assert not np.array_equal(points_of(ds, 0), points_of(ds, 1))
+
+
+def test_without_a_positive_finding_there_is_none() -> None:
+    assert image_results(ResultKind.PRESENTATION_STATE, build("cr"), {"Mass": 0.29}) == []
+
+
+@pytest.mark.parametrize("shape", [(700, 700), (1400, 2100), (300, 200)])
+def test_the_line_encloses_what_lies_above_the_level(shape: tuple[int, int]) -> None:
+    entry = saliency("Mass", 2, 4)
+    (line,) = contours(entry, blank(*shape))
+    values = enlarge(entry.values, shape)
+    x, y = np.clip(line.astype(int), 0, [shape[1] - 1, shape[0] - 1]).T
+    assert np.abs(values[y, x] - OUTLINE_LEVEL).max() < 0.1
+    rows, columns = np.nonzero(values >= OUTLINE_LEVEL)
+    tolerance = 2 + max(shape) / 256
+    assert np.allclose(line.min(axis=0), [columns.min(), rows.min()], atol=tolerance)
+    assert np.allclose(line.max(axis=0), [columns.max() + 1, rows.max() + 1], atol=tolerance)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_lines_on_a_righted_image_are_turned_back(turns: int) -> None:
+    stored = np.zeros((600, 400), dtype=np.float32)
+    upright = np.rot90(stored, turns)
+    entry = saliency("Mass", 1, 4)
+    on_source = np.rot90(enlarge(entry.values, upright.shape), -turns)
+    (line,) = contours(entry, blank(*upright.shape, turns=turns))
+    peak_row, peak_column = np.unravel_index(on_source.argmax(), on_source.shape)
+    assert on_source.shape == stored.shape
+    assert np.allclose(line.mean(axis=0), [peak_column, peak_row], atol=25)
+
+
+def test_a_line_of_many_points_is_thinned() -> None:
+    rough = np.random.default_rng(1).random((96, 96)).astype(np.float32)
+    rough[20:76, 20:76] += 1.0
+    entry = saliency("Mass", 1, 1)
+    lines = contours(type(entry)(label="Mass", values=rough), blank(512, 512))
+    assert lines
+    assert max(len(line) for line in lines) <= MAXIMUM_POINTS
+
+
+def test_a_map_without_evidence_has_no_line_and_the_finding_keeps_its_text() -> None:
+    entry = saliency("Mass", 1, 1)
+    assert contours(type(entry)(label="Mass", values=-np.ones((7, 7), dtype=np.float32)), blank(64, 64)) == []
+
+
+def test_lines_and_the_report_share_tracking_uids() -> None:
+    source = build("cr")
+    one = state(source).GraphicAnnotationSequence[0].GraphicObjectSequence[0]
+    both = state(source, {"Mass": 0.7, "Edema": 0.5}).GraphicAnnotationSequence
+    assert one.TrackingID == finding("Mass", 0.7).label
+    assert one.TrackingUID == both[0].GraphicObjectSequence[0].TrackingUID
+    assert one.TrackingUID != both[1].GraphicObjectSequence[0].TrackingUID
+
+
+def test_the_displayed_area_is_the_whole_stored_image() -> None:
+    item = state(build("cr", rows=640, columns=560)).DisplayedAreaSelectionSequence[0]
+    assert list(item.DisplayedAreaTopLeftHandCorner) == [1, 1]
+    assert list(item.DisplayedAreaBottomRightHandCorner) == [560, 640]
+    assert list(item.PresentationPixelAspectRatio) == [1, 1]
+    calibrated = state(build("sc", spacing_mm=(0.2, 0.3))).DisplayedAreaSelectionSequence[0]
+    assert [float(value) for value in calibrated.PresentationPixelSpacing] == [0.2, 0.3]
+    assert "PresentationPixelAspectRatio" not in calibrated
+
+
+def test_rescale_and_windows_of_the_source_stay() -> None:
+    ds = state(build("cr", rescale=(2.0, -1024.0), window=[(500.0, 300.0), (40.5, 80.0)], window_function="SIGMOID"))
+    assert (float(ds.RescaleSlope), float(ds.RescaleIntercept), ds.RescaleType) == (2.0, -1024.0, "US")
+    (voi,) = ds.SoftcopyVOILUTSequence
+    assert [float(value) for value in voi.WindowCenter] == [500.0, 40.5]
+    assert [float(value) for value in voi.WindowWidth] == [300.0, 80.0]
+    assert voi.VOILUTFunction == "SIGMOID"
+
+
+def test_tables_of_the_source_stay() -> None:
+    table = [(7 * value) % 4096 for value in range(4096)]
+    ds = state(build("cr", modality_lut=lut(table, bits=12), voi_lut=lut(table, first=-5, bits=12, explanation="VOI")))
+    (modality,), (voi,) = ds.ModalityLUTSequence, ds.SoftcopyVOILUTSequence[0].VOILUTSequence
+    assert list(modality.LUTDescriptor) == [4096, 0, 12]
+    assert list(voi.LUTDescriptor) == [4096, -5, 12]
+    assert list(np.frombuffer(modality.LUTData, "<u2")) == list(np.frombuffer(voi.LUTData, "<u2")) == table
+    assert voi.LUTExplanation == "VOI"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"WindowCenter": ["1", "2"], "WindowWidth": "5"},
+        {"WindowCenter": "100", "WindowWidth": "0"},
+        {"RescaleSlope": "0", "RescaleIntercept": "3"},
+    ],
+    ids=str,
+)
+def test_a_grey_scale_that_cannot_be_meant_is_left_out(broken: dict[str, Any]) -> None:
+    ds = state(build("cr", tags=broken))
+    assert "SoftcopyVOILUTSequence" not in ds
+    assert "RescaleSlope" not in ds
+    assert ds.PresentationLUTShape == "IDENTITY"
+
+
+def test_a_damaged_table_is_left_out() -> None:
+    short = lut(range(256))
+    short.LUTDescriptor = [4096, 0, 16]
+    ds = state(build("cr", modality_lut=short, voi_lut=short))
+    assert "ModalityLUTSequence" not in ds
+    assert "SoftcopyVOILUTSequence" not in ds
+
+
+@pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")])
+def test_the_sense_of_the_grey_scale_stays(photometric: str, shape: str) -> None:
+    assert state(build("cr", photometric=photometric)).PresentationLUTShape == shape
