@@ -5,8 +5,9 @@ nothing is accepted and ignored.
 """
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -200,6 +201,18 @@ ScheduleSection = Annotated[
 ]
 
 
+_CHOICES = frozenset(
+    choice
+    for section in (
+        Lite0Model, ApplicationModel, SmallModel, BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalLoss,
+        Adam, AdamW, Sgd, ConstantSchedule, CosineSchedule, RampSchedule, PlateauSchedule,
+    )
+    for name in ("backbone", "kind")
+    if name in section.model_fields
+    for choice in get_args(section.model_fields[name].annotation)
+)  # fmt: skip
+
+
 class TrainSection(_Section):
     """How long and how a fold trains.
 
@@ -312,5 +325,9 @@ def read_config(path: Path) -> TrainingConfig:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{path}: {where}: {first['msg']}") from error
+        raise ConfigurationError(f"{path}: {'.'.join(_keys(first['loc']))}: {first['msg']}") from error
+
+
+def _keys(location: tuple[int | str, ...]) -> Iterator[str]:
+    """Yield the keys of an error's place, without the names of the choices that pydantic puts between them."""
+    yield from (str(part) for part in location if part not in _CHOICES)

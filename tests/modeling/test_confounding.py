@@ -24,7 +24,7 @@ def two_sources(drawn_archive: Path) -> Radiographs:
 
 
 def test_a_source_without_a_label_does_not_judge_it(two_sources: Radiographs) -> None:
-    judged = judged_labels(two_sources, 0.05)
+    judged = judged_labels(two_sources.labels, two_sources.source_px, 0.05)
     assert np.isnan(judged[:30, PNEUMONIA]).all()
     assert np.array_equal(judged[30:, PNEUMONIA], two_sources.labels[30:, PNEUMONIA])
     others = np.delete(judged, PNEUMONIA, axis=1)
@@ -32,8 +32,15 @@ def test_a_source_without_a_label_does_not_judge_it(two_sources: Radiographs) ->
 
 
 def test_one_source_judges_everything(two_sources: Radiographs) -> None:
-    alone = dataclasses.replace(two_sources, source_px=np.full(60, 128))
-    assert not np.isnan(judged_labels(alone, 0.05)).any()
+    assert not np.isnan(judged_labels(two_sources.labels, np.full(60, 128), 0.05)).any()
+
+
+def test_a_label_that_is_not_known_stays_so_and_silences_no_source(two_sources: Radiographs) -> None:
+    labels = two_sources.labels.copy()
+    labels[0, 1] = np.nan
+    judged = judged_labels(labels, np.full(60, 128), 0.05)
+    assert np.isnan(judged[0, 1])
+    assert np.isnan(judged).sum() == 1
 
 
 def test_a_row_fitted_within_one_source_ignores_what_tells_sources_apart() -> None:
