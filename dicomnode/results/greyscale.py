@@ -4,6 +4,7 @@ A presentation state replaces the transformations of the image it refers to; wha
 Source: PS3.4 N.2.1; PS3.3 C.11.1, C.11.2, C.11.6.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from dicomnode.results import wild
 
 _FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
 _MOST_ENTRIES = 65536
+_HIGHEST = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ def greyscale_of(ds: Dataset) -> Greyscale:
 
 def _modality(ds: Dataset) -> Dataset:
     found = Dataset()
-    tables = _tables(ds, "ModalityLUTSequence")
+    tables = _tables(ds, "ModalityLUTSequence", full_scale=False)
     slope, intercept = wild.numbers(ds, "RescaleSlope"), wild.numbers(ds, "RescaleIntercept")
     if tables:
         tables[0].ModalityLUTType = "US"  # unspecified: projection radiographs have no other units
@@ -55,7 +57,7 @@ def _modality(ds: Dataset) -> Dataset:
 def _voi(ds: Dataset) -> Dataset:
     """Return the VOI LUTs and windows, all alternatives that the source offers."""
     found = Dataset()
-    tables = _tables(ds, "VOILUTSequence")
+    tables = _tables(ds, "VOILUTSequence", full_scale=True)
     if tables:
         found.VOILUTSequence = tables
     centres, widths = wild.numbers(ds, "WindowCenter"), wild.numbers(ds, "WindowWidth")
@@ -72,14 +74,19 @@ def _decimals(values: list[float]) -> list[str]:
     return [f"{value:.9g}" for value in values]
 
 
-def _tables(ds: Dataset, keyword: str) -> list[Dataset]:
+def _tables(ds: Dataset, keyword: str, *, full_scale: bool) -> list[Dataset]:
     sequence = ds.get(keyword)
-    items = sequence if isinstance(sequence, list) or hasattr(sequence, "__iter__") else []
-    return [table for table in (_table(item) for item in items if isinstance(item, Dataset)) if table is not None]
+    items = sequence if isinstance(sequence, Iterable) else []
+    read = (_table(item, full_scale=full_scale) for item in items if isinstance(item, Dataset))
+    return [table for table in read if table is not None]
 
 
-def _table(item: Dataset) -> Dataset | None:
-    """Return a lookup table of 16 bits an entry, with its own numbers; None when it is not well formed."""
+def _table(item: Dataset, *, full_scale: bool) -> Dataset | None:
+    """Return a lookup table of 16 bits an entry; None when it is not well formed.
+
+    Tables are found of 8 to 16 bits, but in presentation states validators know 8 and 16 only. Of `full_scale`, the
+    entries are parts of what their bits can hold, and grow with them; else they are values, and stay.
+    """
     descriptor = _integers(item, "LUTDescriptor")
     if len(descriptor) != 3:
         return None
@@ -90,11 +97,15 @@ def _table(item: Dataset) -> Dataset | None:
     if not (8 <= bits <= 16 and 0 < count <= len(entries)) or (signed and count > np.iinfo(np.int16).max):
         return None
     table = Dataset()
-    table.add_new("LUTDescriptor", "SS" if signed else "US", [count % _MOST_ENTRIES, first, bits])
+    table.add_new("LUTDescriptor", "SS" if signed else "US", [count % _MOST_ENTRIES, first, 16])
     explanation = wild.text(item, "LUTExplanation")[:64]
     if explanation:
         table.LUTExplanation = explanation
-    table.add_new("LUTData", "OW", np.asarray(entries[:count], dtype="<u2").tobytes())
+    top = 2**bits - 1
+    values = np.asarray(entries[:count], dtype=np.int64)
+    if full_scale:
+        values = np.minimum(values, top) * _HIGHEST // top
+    table.add_new("LUTData", "OW", values.astype("<u2").tobytes())
     return table
 
 

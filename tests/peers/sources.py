@@ -113,7 +113,9 @@ SYNTHETIC: dict[str, Source] = {
     "without-optional-attributes": _stripped,
     "calibrated": _of("sc", "calibrated", tags={"PixelSpacingCalibrationType": "GEOMETRY"}),
     "lossy": _of("cr", "lossy", tags={"LossyImageCompression": "01", "LossyImageCompressionRatio": ["10", "4"]}),
-    "with-tables": _of("dx", "tables", modality_lut=lut(range(4096)), voi_lut=lut(range(4096), first=-5)),
+    "with-tables": _of(
+        "dx", "tables", modality_lut=lut(range(0, 65536, 16)), voi_lut=lut(range(4096), first=-5, bits=12)
+    ),
     "deidentified": _of("cr", "deidentified", tags={"PatientIdentityRemoved": "YES", "TimezoneOffsetFromUTC": "+0545"}),
     "with-a-broken-image": _with_a_broken_image,
     "lateral": _of("cr", "lateral", view="LL"),

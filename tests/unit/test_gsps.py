@@ -142,9 +142,11 @@ def test_tables_of_the_source_stay() -> None:
     table = [(7 * value) % 4096 for value in range(4096)]
     ds = state(build("cr", modality_lut=lut(table, bits=12), voi_lut=lut(table, first=-5, bits=12, explanation="VOI")))
     (modality,), (voi,) = ds.ModalityLUTSequence, ds.SoftcopyVOILUTSequence[0].VOILUTSequence
-    assert list(modality.LUTDescriptor) == [4096, 0, 12]
-    assert list(voi.LUTDescriptor) == [4096, -5, 12]
-    assert list(np.frombuffer(modality.LUTData, "<u2")) == list(np.frombuffer(voi.LUTData, "<u2")) == table
+    assert list(modality.LUTDescriptor) == [4096, 0, 16]
+    assert list(voi.LUTDescriptor) == [4096, -5, 16]
+    assert list(np.frombuffer(modality.LUTData, "<u2")) == table
+    # What a VOI LUT gives is a part of the full scale, which has grown from 12 to 16 bits.
+    assert np.allclose(np.frombuffer(voi.LUTData, "<u2") / 65535, np.asarray(table) / 4095, atol=1 / 65535)
     assert voi.LUTExplanation == "VOI"
 
 
