@@ -18,7 +18,7 @@ VICTIM = """
 import os, signal, sys
 from pathlib import Path
 from dicomnode.store.blobs import SystemCalls
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store
+from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 path, action, victim, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 left = {"write": -1, "fsync": -1, "replace": -1, "none": -1}
