@@ -27,6 +27,7 @@ _FILE_NAMES = {
     ResultKind.SECONDARY_CAPTURE: "heatmap",
     ResultKind.FINDING_CAPTURE: "finding",
     ResultKind.PRESENTATION_STATE: "contours",
+    ResultKind.PARAMETRIC_MAP: "map",
 }
 _STRONGEST = 3
 

@@ -60,6 +60,7 @@ class ResultKind(StrEnum):
     SECONDARY_CAPTURE = "sc"
     FINDING_CAPTURE = "sc-finding"
     PRESENTATION_STATE = "gsps"
+    PARAMETRIC_MAP = "pm"
 
 
 DEFAULT_OUTPUTS = frozenset({ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE})

@@ -50,6 +50,7 @@ PROCESSING_SUMMARY = _code("DCM", "111017", "CAD Processing and Findings Summary
 COMMENT = _code("DCM", "121106", "Comment")
 REASON_NOT_ANALYSED = _code(PRIVATE_SCHEME, "NOT_ANALYSED", "Reason an image was not analysed")
 
+CLASS_ACTIVATION = _code("DCM", "130403", "Gradient-weighted class activation")
 PROCESSING_EQUIPMENT = _code("DCM", "109102", "Processing Equipment")
 SOURCE_IMAGE = _code("DCM", "121322", "Source image for image processing operation")
 

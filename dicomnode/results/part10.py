@@ -64,6 +64,18 @@ def series_description(what: str, equipment: Equipment) -> str:
     return (f"{described} - {mark}" if mark else described)[:64].strip()
 
 
+def add_lossy_history(ds: Dataset, source: SourceContext) -> None:
+    """Carry on what the source lost: a derived image keeps the flag. Source: PS3.3 C.7.6.1.1.5."""
+    if source.lossy is None:
+        ds.LossyImageCompression = "00"
+        return
+    ds.LossyImageCompression = "01"
+    if source.lossy.ratios:
+        ds.LossyImageCompressionRatio = list(source.lossy.ratios)
+    if source.lossy.methods:
+        ds.LossyImageCompressionMethod = list(source.lossy.methods)
+
+
 def identify_private_scheme(ds: Dataset, manufacturer: str) -> None:
     """Say whose the node's own coding scheme is. Source: PS3.3 C.12.1.1.6."""
     item = Dataset()

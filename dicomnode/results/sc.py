@@ -113,7 +113,7 @@ def _write(
     ds.PatientOrientation = list(source.orientation_after(frame.turned_from_source) or ())
     ds.BurnedInAnnotation = "YES"
     _add_derivation(ds, source, frame, overlay)
-    _add_lossy_history(ds, source)
+    part10.add_lossy_history(ds, source)
     # Image Pixel
     _add_pixels(ds, overlay)
     # SC Image
@@ -138,18 +138,6 @@ def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: O
     item.PurposeOfReferenceCodeSequence = [codes.SOURCE_IMAGE]
     item.SpatialLocationsPreserved = "NO"
     ds.SourceImageSequence = [item]
-
-
-def _add_lossy_history(ds: Dataset, source: SourceContext) -> None:
-    """Carry on what the source lost: a derived image keeps the flag. Source: PS3.3 C.7.6.1.1.5."""
-    if source.lossy is None:
-        ds.LossyImageCompression = "00"
-        return
-    ds.LossyImageCompression = "01"
-    if source.lossy.ratios:
-        ds.LossyImageCompressionRatio = list(source.lossy.ratios)
-    if source.lossy.methods:
-        ds.LossyImageCompressionMethod = list(source.lossy.methods)
 
 
 def _add_pixels(ds: Dataset, overlay: Overlay) -> None:

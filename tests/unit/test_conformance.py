@@ -24,7 +24,7 @@ from dicomnode.results.part10 import decode
 from dicomnode.settings import Settings
 from tests.conftest import ROOT
 from tests.make import build
-from tests.products import finding_heatmap_of, heatmap_of, presentation_state_of, report_on
+from tests.products import finding_heatmap_of, heatmap_of, parametric_map_of, presentation_state_of, report_on
 
 COMMITTED = ROOT / "CONFORMANCE.md"
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
@@ -174,6 +174,7 @@ def paths_of(ds: Dataset, above: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
         (SC, heatmap_of),
         (ResultKind.FINDING_CAPTURE, finding_heatmap_of),
         (ResultKind.PRESENTATION_STATE, presentation_state_of),
+        (ResultKind.PARAMETRIC_MAP, parametric_map_of),
     ],
     ids=lambda value: getattr(value, "value", ""),
 )
