@@ -103,8 +103,8 @@ def test_a_model_of_abnormality_alone_answers_and_shows_where(tmp_path: Path) ->
     alone = to.manifest.model_dump() | {"labels": [to.manifest.labels[0].model_dump()]}
     (tmp_path / "bundle" / "manifest.json").write_text(Manifest.model_validate(alone).model_dump_json())
     opened = open_bundle(tmp_path / "bundle")
+    # The tiny graph has 15 outputs, of which the manifest names the first, so its golden vectors are not replayed.
     predictor = Predictor(opened, threads=1)
-    predictor.replay_golden()
     given = answer(replace(to, manifest=opened.manifest, predictor=predictor), [image()])
     report, capture = (dcmread(BytesIO(result.part10)) for result in given.results)
     assert str(report).count("'Probability'") == 1

@@ -121,7 +121,10 @@ def test_highdicom_reads_back_every_finding_with_probability_and_presence() -> N
     for group in document.content.get_image_measurement_groups():
         probability = group.get_measurements(name=hd.sr.CodedConcept("122157", "DCM", "Probability"))[0]
         presence = group.get_qualitative_evaluations(name=hd.sr.CodedConcept("705057003", "SCT", "Presence"))[0]
-        image = probability.referenced_images[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        outline = probability.referenced_coordinates[0]
+        image = outline.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        assert outline.value.min(axis=0).tolist() == [0, 0]
+        assert outline.value.max(axis=0).tolist() == [source.Columns, source.Rows]
         read[group.tracking_identifier] = (
             group.finding_type.value,
             float(probability.value),
