@@ -293,9 +293,12 @@ def test_ctrl_c_ends_the_workers_too(
     out = tmp_path / "out"
     run = started(command(release, out, "--shard-size", "1"))
     wait_until(lambda: any(out.glob("*.tfrec")), "records appear")
+    # Held, so that it cannot end by itself before the signal reaches it.
+    run.send_signal(signal.SIGSTOP)
     workers = children_of(run.pid)
     run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=20) != 0
+    run.send_signal(signal.SIGCONT)
+    assert run.wait(timeout=60) != 0
     wait_until(lambda: not any(map(alive, workers)), "workers end")
 
 
