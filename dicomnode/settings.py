@@ -102,6 +102,7 @@ class ResultSettings(Section):
     series_number_sc_finding: int = Field(default=9903, ge=1)
     series_number_gsps: int = Field(default=9904, ge=1)
     series_number_pm: int = Field(default=9905, ge=1)
+    series_number_pdf: int = Field(default=9906, ge=1)
     maximum_side: int = Field(default=2048, ge=512, le=8192)
     report_rejected: bool = False
 

@@ -75,6 +75,10 @@ def parametric_map_of(source: Dataset) -> ResultInstance:
     return image_results(ResultKind.PARAMETRIC_MAP, source, {"Mass": 0.7})[0]
 
 
+def document_of(source: Dataset) -> ResultInstance:
+    return image_results(ResultKind.DOCUMENT, source, {"Mass": 0.7})[0]
+
+
 def refusal_of(source: Dataset) -> ResultInstance:
     context = SourceContext.of(source)
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")

@@ -28,6 +28,7 @@ _FILE_NAMES = {
     ResultKind.FINDING_CAPTURE: "finding",
     ResultKind.PRESENTATION_STATE: "contours",
     ResultKind.PARAMETRIC_MAP: "map",
+    ResultKind.DOCUMENT: "document",
 }
 _STRONGEST = 3
 

@@ -61,6 +61,7 @@ class ResultKind(StrEnum):
     FINDING_CAPTURE = "sc-finding"
     PRESENTATION_STATE = "gsps"
     PARAMETRIC_MAP = "pm"
+    DOCUMENT = "pdf"
 
 
 DEFAULT_OUTPUTS = frozenset({ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE})

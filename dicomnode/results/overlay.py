@@ -31,12 +31,15 @@ _GAP = 16
 class Overlay:
     """The finished picture: `pixels` (rows, columns, 3) uint8 RGB; `scale` picture pixels per source pixel.
 
-    `shown` are the labels whose maps are drawn.
+    `radiograph` is the part of it that is not the panel. `shown` are the labels whose maps are drawn,
+    `outlined` the same with the colours of their outlines.
     """
 
     pixels: Picture
+    radiograph: Picture
     scale: float
     shown: tuple[str, ...]
+    outlined: tuple[Shown, ...]
 
 
 def draw(frame: Frame, assessment: Assessment, equipment: Equipment, *, only: Finding | None = None) -> Overlay:
@@ -66,7 +69,11 @@ def draw(frame: Frame, assessment: Assessment, equipment: Equipment, *, only: Fi
     height = max(picture.shape[0], SMALLEST_SIDE)
     panel = draw_panel(content, height, partial(_colour_bar, strength))
     return Overlay(
-        pixels=_side_by_side(picture, panel), scale=scale, shown=tuple(entry.finding.label for entry in shown)
+        pixels=_side_by_side(picture, panel),
+        radiograph=picture,
+        scale=scale,
+        shown=tuple(entry.finding.label for entry in shown),
+        outlined=shown,
     )
 
 

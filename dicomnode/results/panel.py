@@ -111,7 +111,7 @@ class _Pen:
 def draw_panel(content: PanelContent, height: int, colour_bar: Callable[[int, int], Canvas]) -> Canvas:
     """Draw the panel, (height, columns, 3) uint8 RGB; `colour_bar` draws the heat's scale at a width and height."""
     pen = _Pen(height)
-    footer = _footer_lines(content)
+    footer = footer_lines(content)
     below = 4.9 + 0.85 * len(footer) + _MARGIN
     _heading(pen, content.equipment.settings.mark)
     _table(pen, content, height / pen.line - below)
@@ -150,7 +150,7 @@ def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
     _row(pen, abnormality, colours.get(abnormality.label), "Abnormality")
     pen.y += 1.0
     pen.rule()
-    findings = _sorted(content.assessment.findings)
+    findings = by_evidence(content.assessment.findings)
     room = int(bottom - pen.y - 0.3)
     fitting = len(findings) if len(findings) <= room else room - 1
     for finding in findings[:fitting]:
@@ -162,7 +162,7 @@ def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
         pen.y += 1.0
 
 
-def _sorted(findings: tuple[Finding, ...]) -> list[Finding]:
+def by_evidence(findings: tuple[Finding, ...]) -> list[Finding]:
     """Return what is present first, then by how far the probability stands above its threshold."""
     return sorted(findings, key=lambda finding: (_ORDER.index(finding.presence), -_evidence(finding)))
 
@@ -246,7 +246,7 @@ def _legend_texts(shown: tuple[Shown, ...]) -> tuple[str, str]:
     return title, f"No finding reached its threshold. Closest: {names}"
 
 
-def _footer_lines(content: PanelContent) -> list[tuple[str, Colour]]:
+def footer_lines(content: PanelContent) -> list[tuple[str, Colour]]:
     """Return the closing lines: what was done to the image, then who speaks."""
     equipment, assessment = content.equipment, content.assessment
     point = assessment.abnormality.operating_point

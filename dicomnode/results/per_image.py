@@ -9,6 +9,7 @@ from dicomnode.domain.frame import Frame
 from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.gsps import write_presentation_state
+from dicomnode.results.pdf import write_document
 from dicomnode.results.pm import write_parametric_maps
 from dicomnode.results.sc import write_finding_heatmaps, write_heatmap
 
@@ -80,4 +81,5 @@ _WRITERS: dict[ResultKind, _Writer] = {
     ResultKind.FINDING_CAPTURE: write_finding_heatmaps,
     ResultKind.PRESENTATION_STATE: write_presentation_state,
     ResultKind.PARAMETRIC_MAP: write_parametric_maps,
+    ResultKind.DOCUMENT: write_document,
 }

@@ -24,7 +24,14 @@ from dicomnode.results.part10 import decode
 from dicomnode.settings import Settings
 from tests.conftest import ROOT
 from tests.make import build
-from tests.products import finding_heatmap_of, heatmap_of, parametric_map_of, presentation_state_of, report_on
+from tests.products import (
+    document_of,
+    finding_heatmap_of,
+    heatmap_of,
+    parametric_map_of,
+    presentation_state_of,
+    report_on,
+)
 
 COMMITTED = ROOT / "CONFORMANCE.md"
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
@@ -175,6 +182,7 @@ def paths_of(ds: Dataset, above: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
         (ResultKind.FINDING_CAPTURE, finding_heatmap_of),
         (ResultKind.PRESENTATION_STATE, presentation_state_of),
         (ResultKind.PARAMETRIC_MAP, parametric_map_of),
+        (ResultKind.DOCUMENT, document_of),
     ],
     ids=lambda value: getattr(value, "value", ""),
 )
