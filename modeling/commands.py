@@ -51,7 +51,7 @@ def train(
     unknown = [fold for fold in folds or () if not 0 <= fold < config.train.folds]
     if unknown:
         raise ConfigurationError(f"there is no fold {unknown[0]}: the folds are 0 to {config.train.folds - 1}")
-    radiographs, dealt = training_images(sources.images, sources.labels, config)
+    radiographs, dealt = training_images(sources.images, sources.labels, config, cache=out)
     run = Run(config=config, radiographs=radiographs, folds=dealt, sources=sources, folder=out)
     check_folds(run.labels, run.folds, run.outputs)
     spread = spread_over_devices()
@@ -105,7 +105,7 @@ def reopened(folder: Path, images: Path | None) -> "Run":
     settings, sources = described(folder)
     if images is not None:
         sources = replace(sources, images=images)
-    radiographs, folds = training_images(sources.images, sources.labels, settings)
+    radiographs, folds = training_images(sources.images, sources.labels, settings, cache=folder)
     run = Run(config=settings, radiographs=radiographs, folds=folds, sources=sources, folder=folder)
     run.claim_folder()
     return run
@@ -125,13 +125,14 @@ def _export_apart(folder: Path, bundle: Path) -> Path | None:
 
 
 def training_images(
-    images: Path, labels: Path | None, settings: TrainingConfig
+    images: Path, labels: Path | None, settings: TrainingConfig, *, cache: Path | None = None
 ) -> "tuple[Radiographs, npt.NDArray[np.int64]]":
     """Read the images, and the fold of each: as prepared, or dealt here by patient.
 
-    Images are a folder or archive of pictures, a prepared folder, or a folder of the first system's records.
+    Images are a folder or archive of pictures, a prepared folder, or a folder of the first system's records. `cache`:
+    the folder of the file that the pixels are mapped from when they are too many for memory.
 
-    Raises: ConfigurationError.
+    Raises: ConfigurationError; DiskFull.
     """
     from modeling.nih import patient_folds, read_radiographs
     from modeling.preparation.dataset import DATASET, open_prepared
@@ -143,9 +144,13 @@ def training_images(
         raise ConfigurationError(f"{images} holds records with their labels; leave --labels out")
     if not (images / DATASET).is_file():
         spec = settings.input
-        radiographs = first_systems_set(images, spec) if records else read_radiographs(images, labels, spec)
+        radiographs = (
+            first_systems_set(images, spec, cache=cache)
+            if records
+            else read_radiographs(images, labels, spec, cache=cache)
+        )
         return radiographs, patient_folds(radiographs, folds=settings.train.folds, seed=settings.train.seed)
-    radiographs, folds = training_set(open_prepared(images), settings.input)
+    radiographs, folds = training_set(open_prepared(images), settings.input, cache=cache)
     if (found := int(folds.max()) + 1) != settings.train.folds:
         raise ConfigurationError(f"{images} has {found} folds, the configuration asks for {settings.train.folds}")
     return radiographs, folds

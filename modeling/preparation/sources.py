@@ -38,10 +38,22 @@ def probe(source: Files, name: str) -> tuple[int, int] | str:
 
 def read_pixels(source: Files, name: str) -> GreyImage | str:
     """Return (rows, columns) uint8, or the reason why the file cannot be read."""
+    raw = read_bytes(source, name)
+    return raw if isinstance(raw, str) else decoded(raw)
+
+
+def read_bytes(source: Files, name: str) -> bytes | str:
+    """Return a file's bytes, or the reason why it cannot be read."""
     try:
-        with source.open(name) as file:
-            raw = file.read()
-        with Image.open(io.BytesIO(raw)) as image:
+        return source.read(name)
+    except _UNREADABLE as error:
+        return _reason(error)
+
+
+def decoded(encoded: bytes) -> GreyImage | str:
+    """Return (rows, columns) uint8 of PNG or JPEG bytes, or the reason why they cannot be read."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
             return grey(image)
     except _UNREADABLE as error:
         return _reason(error)

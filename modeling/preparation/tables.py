@@ -27,6 +27,8 @@ _NEEDED = ("name", "findings", "patient")
 _AGE = re.compile(r"0*(?P<number>[0-9]{1,4})(?P<unit>[YMWDymwd]?)")
 _PER_YEAR = {"Y": 1, "M": 12, "W": 52, "D": 365}
 _OLDEST = 120
+_BINARY = frozenset({"0", "1"})
+_NIH_NAME = re.compile(r"(?P<patient>[0-9]{8})_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,15 @@ def read_table(path: Path) -> Table:
 
     Raises: ConfigurationError when it cannot be read, is empty, or lacks a column.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    return parse_table(read_text(path), path)
+
+
+def parse_table(text: str, path: Path) -> Table:
+    """Return what a label table's text says; `path` is where it is from, for messages.
+
+    Raises: ConfigurationError when it is empty, or lacks a column.
+    """
+    reader = csv.DictReader(io.StringIO(text))
     columns = _columns(path, reader.fieldnames or ())
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
@@ -85,7 +95,7 @@ def read_list(path: Path) -> tuple[str, ...]:
 
     Raises: ConfigurationError when it cannot be read or names none.
     """
-    names = tuple(words[0] for words in _lines(path))
+    names = tuple(words[0] for words in _words(read_text(path)))
     if not names:
         raise ConfigurationError(f"{path} names no images")
     return names
@@ -94,16 +104,31 @@ def read_list(path: Path) -> tuple[str, ...]:
 def read_binary_labels(paths: list[Path]) -> dict[str, int]:
     """Return 0 or 1 of each image that the lists name, one `NAME 0|1` a line, as Tang et al. publish theirs.
 
+    There 1 is abnormal and 0 is normal, by radiologists' reports: more than "none of the 14 findings". Source: Tang et
+    al., npj Digital Medicine 2020.
+
     Raises: ConfigurationError when a list cannot be read, a label is neither, or two lists disagree.
     """
     labels: dict[str, int] = {}
     for path in paths:
-        for words in _lines(path):
-            if len(words) != 2 or words[1] not in {"0", "1"}:
+        for words in _words(read_text(path)):
+            if len(words) != 2 or words[1] not in _BINARY:
                 raise ConfigurationError(f"{path}: the line of {words[0]} is not a name and 0 or 1")
             if labels.setdefault(words[0], int(words[1])) != int(words[1]):
                 raise ConfigurationError(f"{path}: {words[0]} is labelled 0 and 1")
     return labels
+
+
+def is_binary_list(text: str) -> bool:
+    """Tell whether a text's first line on an image is a name and 0 or 1, rather than a table's row."""
+    words = next(_words(text), [])
+    return len(words) == 2 and words[1] in _BINARY
+
+
+def nih_patient(name: str) -> str | None:
+    """Return the patient's number that NIH's name of an image begins with, `00000001_000.png`; None of other names."""
+    match = _NIH_NAME.match(name)
+    return match["patient"] if match else None
 
 
 def read_text(path: Path) -> str:
@@ -113,12 +138,23 @@ def read_text(path: Path) -> str:
     """
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    return text_of(raw, path)
+
+
+def text_of(raw: bytes, path: Path) -> str:
+    """Return a text file's bytes as text, unpacked if they are gzip.
+
+    Raises: ConfigurationError.
+    """
+    try:
         unpacked = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         return unpacked.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigurationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigurationError(f"{path} cannot be unpacked: {error}") from error
 
 
 def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
@@ -128,8 +164,8 @@ def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[dict[str, str]]
         raise ConfigurationError(f"{path} is not a CSV table: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
-    for line in read_text(path).splitlines():
+def _words(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
         words = line.replace(",", " ").split()
         # A heading names no image.
         if words and "." in words[0]:

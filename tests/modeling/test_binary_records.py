@@ -60,6 +60,59 @@ def test_a_folder_of_such_records_trains_by_patient(tmp_path: Path) -> None:
         assert len(set(folds[radiographs.patients == patient])) == 1
 
 
+def test_records_of_a_test_are_not_trained_on_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, record("00000001_000.png", 1))
+    content = framed(encode_record(record("00000002_000.png", 0)))
+    (tmp_path / "test00-1.tfrec").write_bytes(content)
+    assert first_systems_set(tmp_path, SPEC).names == ("00000001_000.png",)
+    assert "1 records of a test are not trained on: test00-1.tfrec" in caplog.text
+    (tmp_path / "train00-1.tfrec").unlink()
+    with pytest.raises(ConfigurationError, match="holds records of a test only"):
+        first_systems_set(tmp_path, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([record("00000001_000.png", None)], r"1 images carry no label: 00000001_000\.png"),
+        ([record("00000001_000.png", 1), record("00000001_000.png", 0)], "1 images are there more than once"),
+        ([record("00000001_000.png", 1, patient="1", fold=0)], r"without its dataset\.json: it is not finished"),
+    ],
+)
+def test_records_that_cannot_be_trained_on_are_counted_and_named(
+    tmp_path: Path, records: list[Record], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        first_systems_set(write(tmp_path, *records), SPEC)
+
+
+def test_a_damaged_picture_in_a_record_is_named(tmp_path: Path) -> None:
+    write(tmp_path, record("00000001_000.png", 1), Record(image=b"no picture", name="00000002_000.png", label=0))
+    with pytest.raises(ConfigurationError, match=r"1 images of .* cannot be decoded: 00000002_000\.png \(no PNG"):
+        first_systems_set(tmp_path, SPEC)
+
+
+def test_a_record_file_that_lost_a_record_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, record("00000001_000.png", 1), record("00000002_000.png", 0))
+    (tmp_path / "train00-2.tfrec").rename(tmp_path / "train00-3.tfrec")
+    with pytest.raises(ConfigurationError, match="holds 2 records, but its name says 3"):
+        first_systems_set(tmp_path, SPEC)
+
+
+def test_a_folder_of_pictures_trains_on_tangs_own_list(drawn_archive: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "train.txt"
+    listed.write_text("".join(f"{number:08d}_000.png {number % 2}\n" for number in range(50)))
+    config = read_config(TANG)
+    config = config.model_copy(update={"input": SPEC})
+    radiographs, folds = training_images(drawn_archive, listed, config)
+    assert radiographs.labels[:, 0].tolist() == [0.0, 1.0] * 25
+    assert np.isnan(radiographs.labels[:, 1:]).all()
+    assert radiographs.patients[:2].tolist() == ["00000000", "00000001"]
+    assert set(folds) == set(range(config.train.folds))
+
+
 def test_labels_beside_records_are_refused(tmp_path: Path) -> None:
     write(tmp_path, record("00000001_000.png", 1))
     with pytest.raises(ConfigurationError, match="leave --labels out"):
@@ -73,5 +126,5 @@ def test_a_name_without_a_patient_and_an_image_too_small_are_named(tmp_path: Pat
     other = tmp_path / "other"
     other.mkdir()
     write(other, record("00000001_000.png", 1, side=32))
-    with pytest.raises(ConfigurationError, match="1 images are smaller than the input's 64 px"):
+    with pytest.raises(ConfigurationError, match=r"1 images of .* are smaller than 64 px: 00000001_000\.png"):
         first_systems_set(other, SPEC)
