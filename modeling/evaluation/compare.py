@@ -19,7 +19,7 @@ from modeling.evaluation.document import Document, brief, shown
 from modeling.evaluation.plots import save_intervals
 from modeling.evaluation.predictions import Predictions, read_predictions
 from modeling.evaluation.resampling import Resampler, Values, estimate_of
-from modeling.metrics import Estimate
+from modeling.metrics import MIN_POSITIVES, Estimate
 
 COMPARISON, TABLE, REPORT = "comparison.json", "comparison.csv", "comparison.html"
 MEAN = "mean of findings"
@@ -242,6 +242,11 @@ def _write_report(path: Path, comparison: Comparison, pictures: dict[str, Path])
         for label in (*comparison.positives, MEAN)
     ]
     document.table(("label", "positives", *comparison.runs), rows)
+    document.paragraph(
+        f"A dash is what cannot be measured: an AUC needs at least {MIN_POSITIVES} images with and {MIN_POSITIVES} "
+        "without the label.",
+        note=True,
+    )
     document.heading("Differences")
     changes = [
         (
