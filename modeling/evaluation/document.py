@@ -11,7 +11,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1e23; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 p { max-width: 56rem; } .note { color: #596069; }
-.wide { overflow-x: auto; margin-bottom: 1rem; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin-bottom: 1rem; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
 th { border-bottom: 2px solid #9aa1aa; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; } figure { margin: 1.2rem 0; } figcaption { color: #596069; font-size: 13px; }
