@@ -14,6 +14,7 @@ from dicomnode.domain.identifiers import derive_uid
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import Deliveries, Surroundings, deliveries
+from dicomnode.net.loop import Loop
 from dicomnode.net.scp import StorageScp
 from dicomnode.pipeline import Pipeline
 from dicomnode.results.fallback import fallback
@@ -62,11 +63,13 @@ class Node:
         scp: StorageScp,
         worker: Worker,
         deliveries: Deliveries,
+        retention: Loop,
         clock: Callable[[], datetime],
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
         self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
+        self._retention = retention
 
     @classmethod
     def build(
@@ -81,7 +84,7 @@ class Node:
         Raises: ConfigurationError.
         """
         bundle, pipeline = load_pipeline(settings)
-        store = Store.open(settings.store, settings.assembly, exclusive=True)
+        store = Store.open(settings.store, settings.assembly, exclusive=True, retention=settings.retention)
         to_destinations = deliveries(
             settings.delivery.destinations,
             Surroundings(
@@ -119,6 +122,13 @@ class Node:
             scp=scp,
             worker=worker,
             deliveries=to_destinations,
+            retention=Loop(
+                "retention",
+                lambda: store.retention.step(clock()),
+                store.retention.next_due,
+                clock=clock,
+                about={"of": "retention"},
+            ),
             clock=clock,
         )
 
@@ -126,6 +136,7 @@ class Node:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         self._deliveries.start()
+        self._retention.start()
         self._worker.start()
         self._scp.start()
         log.info(
@@ -147,6 +158,7 @@ class Node:
         self._scp.stop()
         self._worker.stop()
         self._deliveries.stop()
+        self._retention.stop()
         self._store.close()
         log.info("node-stopped")
 

@@ -63,6 +63,13 @@ class AssemblySettings(Section):
     maximum_wait_s: float = Field(default=300.0, gt=0)
 
 
+class RetentionSettings(Section):
+    """How many days the bytes of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`."""
+
+    images_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
+    results_days: float = Field(default=30.0, ge=0, allow_inf_nan=True)
+
+
 class EligibilitySettings(Section):
     """What the tags must say. Ages are in years; a bound that is absent is not applied."""
 
@@ -135,6 +142,7 @@ class Settings(BaseSettings):
     scp: ScpSettings = ScpSettings()
     store: StoreSettings = StoreSettings()
     assembly: AssemblySettings = AssemblySettings()
+    retention: RetentionSettings = RetentionSettings()
     eligibility: EligibilitySettings = EligibilitySettings()
     pixels: PixelSettings = PixelSettings()
     inference: InferenceSettings = InferenceSettings()

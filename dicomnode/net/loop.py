@@ -81,8 +81,8 @@ class Loop:
         try:
             return self._step()
         except CxrNodeError as error:
-            log.warning("outbox-unavailable", extra={**self._about, "cause": str(error)})
+            log.warning("store-unavailable", extra={**self._about, "cause": str(error)})
         except Exception as error:  # noqa: BLE001 a destination without its loop would lose results silently
             # Without its message, which may quote the data set.
-            log.error("sending-failed", extra={**self._about, "raised": where_raised(error)})  # noqa: TRY400
+            log.error("loop-failed", extra={**self._about, "raised": where_raised(error)})  # noqa: TRY400
         return 0

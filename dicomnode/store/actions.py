@@ -62,7 +62,12 @@ SELECT delivery_id, destination, study, sop_instance FROM delivery JOIN result U
 WHERE delivery.state = 'dead'
 """
 
-STILL_THERE = "SELECT 1 FROM job WHERE job_id = ? AND state IN ('waiting', 'dead', 'dropped')"
+# A study whose images were purged has nothing to be analysed again.
+STILL_THERE = """
+SELECT 1 FROM job WHERE job_id = ? AND state IN ('waiting', 'dead', 'dropped') AND EXISTS (
+    SELECT 1 FROM instance WHERE instance.study = job.study AND current = 1 AND purged_at IS NULL
+)
+"""
 
 RETRY_JOB = """
 UPDATE job SET state = 'waiting', due_at = :now, attempts = 0, changed_at = :now
@@ -77,6 +82,7 @@ WHERE job_id = :job_id AND state IN ('collecting', 'waiting', 'dead')
 RETRY_DELIVERY = """
 UPDATE delivery SET state = 'waiting', next_attempt_at = :now, waiting_since = :now, attempts = 0, changed_at = :now
 WHERE delivery_id = :delivery_id AND state IN ('waiting', 'dead', 'dropped')
+    AND result_id IN (SELECT result_id FROM result WHERE purged_at IS NULL)
 """
 
 DROP_DELIVERY = """

@@ -13,13 +13,14 @@ from dicomnode.store.rows import EventKind, record, shortened, to_text
 log = logging.getLogger(__name__)
 
 # The UID of a result derives from what it was made of: if it is there already, the first one stays, since a
-# destination may hold it.
+# destination may hold it. Only bytes that were purged since are replaced.
 ADD_RESULT = """
 INSERT INTO result (study, series, sop_class, sop_instance, kind, prefix, transfer_syntax, blob, size_bytes,
     derived_from, created_at)
 VALUES (:study, :series, :sop_class, :sop_instance, :kind, :prefix, :transfer_syntax, :blob, :size_bytes,
     :derived_from, :now)
-ON CONFLICT (sop_instance) DO NOTHING
+ON CONFLICT (sop_instance) DO UPDATE SET blob = excluded.blob, size_bytes = excluded.size_bytes, purged_at = NULL
+WHERE purged_at IS NOT NULL
 """
 
 RESULT_ID = "SELECT result_id FROM result WHERE sop_instance = ?"

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -108,6 +109,36 @@ class Blobs:
             self._sync_folder(folder)
         return name
 
+    def ensure(self, name: str, data: bytes) -> None:
+        """Write the bytes of that name again if they were removed since; a write transaction keeps them from going.
+
+        Raises: DiskFull, StoreUnavailable.
+        """
+        if not self._path(name).exists():
+            self.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove the bytes of that name, if they are there.
+
+        Raises: StoreUnavailable.
+        """
+        with _translated():
+            self._path(name).unlink(missing_ok=True)
+
+    def remove_unclaimed(self, before: datetime) -> int:
+        """Remove what was set aside before this time and return how many files that were.
+
+        Raises: StoreUnavailable.
+        """
+        removed = 0
+        with _translated():
+            for stray in self._unclaimed.iterdir():
+                # A file's change time is when it was renamed.
+                if stray.stat().st_ctime < before.timestamp():
+                    stray.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
     def read(self, name: str) -> bytes:
         """Return the bytes of a blob, verified.
 
@@ -129,12 +160,14 @@ class Blobs:
         """
         return self.read(instance.blob)
 
-    def reconcile(self, named: Callable[[str], set[str]]) -> Inventory:
+    def reconcile(
+        self, named: Callable[[str], set[str]], purged: Callable[[str], set[str]] = lambda _: set()
+    ) -> Inventory:
         """Compare the folder with the rows; only the process that owns the store may do so.
 
-        `named` returns the blobs that rows name, by the first two characters. A blob without a row was never promised
-        (power was lost before the commit), but it may also be the last copy if an operator replaced the database: it
-        is set aside, not removed.
+        `named` returns the blobs that rows need, by the first two characters, and `purged` those that they are done
+        with: what a crash left of these is removed. A blob without a row was never promised (power was lost before the
+        commit), but it may also be the last copy if an operator replaced the database: it is set aside, not removed.
 
         Raises: StoreUnavailable.
         """
@@ -146,10 +179,13 @@ class Blobs:
             for prefix in (f"{number:02x}" for number in range(256)):
                 present, removed = self._sweep(prefix)
                 expected = named(prefix)
-                for name in present - expected:
+                strays = present - expected
+                for name in strays & (done := purged(prefix)):
+                    self._path(name).unlink()
+                for name in strays - done:
                     self._calls.replace(self._path(name), self._unclaimed / name)
                 partial += removed
-                unclaimed += len(present - expected)
+                unclaimed += len(strays - done)
                 missing += len(expected - present)
         found = Inventory(partial=partial, unclaimed=unclaimed, missing=missing)
         if partial or unclaimed:

@@ -3,12 +3,13 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
-from dicomnode.settings import AssemblySettings, StoreSettings
+from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store.blobs import Blobs, SystemCalls
 from dicomnode.store.commitments import Commitments
 from dicomnode.store.database import Database, migrations
@@ -16,14 +17,16 @@ from dicomnode.store.inbox import Inbox
 from dicomnode.store.ledger import Ledger
 from dicomnode.store.lock import StoreLock
 from dicomnode.store.outbox import Outbox
+from dicomnode.store.retention import Retention
 
 _DATABASE, _LOCK, _BLOBS, _UNCLAIMED = "store.db", "node.lock", "blobs", "unclaimed"
 
 _NAMED = """
-SELECT blob FROM instance WHERE blob >= :low AND blob < :high
+SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL
 UNION
-SELECT blob FROM result WHERE blob >= :low AND blob < :high
+SELECT blob FROM result WHERE blob >= :low AND blob < :high AND purged_at IS NULL
 """
+_PURGED = _NAMED.replace("IS NULL", "IS NOT NULL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Store:
     inbox: Inbox
     outbox: Outbox
     commitments: Commitments
+    retention: Retention
     ledger: Ledger
     blobs: Blobs
     _database: Database
@@ -45,6 +49,7 @@ class Store:
         assembly: AssemblySettings,
         *,
         exclusive: bool,
+        retention: RetentionSettings | None = None,
         calls: SystemCalls | None = None,
         busy_timeout_s: float = 10.0,
     ) -> Self:
@@ -73,6 +78,7 @@ class Store:
                 inbox=Inbox(database, blobs, assembly),
                 outbox=Outbox(database, blobs),
                 commitments=Commitments(database),
+                retention=Retention(database, blobs, retention or RetentionSettings()),
                 ledger=Ledger(database),
                 blobs=blobs,
                 _database=database,
@@ -120,13 +126,13 @@ def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
     except OSError as error:
         raise StoreUnavailable(f"the store {path} cannot be made durable: {error.strerror}") from error
 
-    def named(prefix: str) -> set[str]:
+    def names(statement: str, prefix: str) -> set[str]:
         with database.reading() as connection:
             # 'g' follows every hexadecimal digit.
-            rows = connection.execute(_NAMED, {"low": prefix, "high": f"{prefix}g"}).fetchall()
+            rows = connection.execute(statement, {"low": prefix, "high": f"{prefix}g"}).fetchall()
         return {row["blob"] for row in rows}
 
-    blobs.prepare().reconcile(named)
+    blobs.prepare().reconcile(partial(names, _NAMED), partial(names, _PURGED))
 
 
 def _bring_up_to_date(database: Database, path: Path) -> None:

@@ -8,6 +8,7 @@ The same SOP Instance UID again:
 - with the same bytes, it is a duplicate: nothing is done twice;
 - with other bytes, the newest content is current and makes a new version of the answer; the former row stays;
 - under another study, it is refused: a SOP instance belongs to one study (PS3.3 A.1.2);
+- after its bytes were purged, it is received anew: the same images make the same results, which nobody gets twice;
 - as one of this node's own results, it is a duplicate: the node has it, and must not answer itself;
 - from a peer that had sent nothing of the study before, the study is answered once more, since its results may have to
   go elsewhere too: they are the same instances, so nobody gets them twice.
@@ -41,7 +42,7 @@ from dicomnode.store.rows import EventKind, record, shortened, to_optional_time,
 
 log = logging.getLogger(__name__)
 
-HELD = "SELECT instance_id, study, blob, job_id FROM instance WHERE sop_instance = ? AND current = 1"
+HELD = "SELECT instance_id, study, blob, job_id, purged_at FROM instance WHERE sop_instance = ? AND current = 1"
 
 OWN_RESULT = """
 SELECT 1 FROM result WHERE sop_instance = :sop_instance
@@ -93,7 +94,7 @@ RETURNING job_id, study, version, attempts
 
 CONTENTS = """
 SELECT instance.*, association.calling_ae FROM instance JOIN association USING (association_id)
-WHERE instance.study = ? AND instance.current = 1
+WHERE instance.study = ? AND instance.current = 1 AND instance.purged_at IS NULL
 ORDER BY instance.instance_id
 """
 
@@ -199,7 +200,10 @@ class Inbox:
             "received_at": to_text(now),
         }
         with self._database.transaction() as connection:
-            return self._add(connection, ref, facts, association, now)
+            receipt = self._add(connection, ref, facts, association, now)
+            # The same bytes may have been removed from a study that was settled, since they were written above.
+            self._blobs.ensure(blob, part10)
+        return receipt
 
     def claim(self, now: datetime) -> Job | None:
         """Take the study that has been complete for longest, if any, and put it in work.
@@ -250,6 +254,8 @@ class Inbox:
                 log.warning("answer-too-late", extra={"study": job.study, "version": job.version})
                 return
             write_answer(connection, job, answer, blobs, route, now)
+            for name, result in zip(blobs, answer.results, strict=True):
+                self._blobs.ensure(name, result.part10)
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
         """Put a job back until `retry_at`, or close it as a dead letter; `cause` carries no patient data.
@@ -314,7 +320,7 @@ class Inbox:
         if held is not None and held["study"] != ref.study:  # it came over another association in between
             raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
         is_new_sender = _note_sender(connection, ref.study, association, now)
-        if held is not None and held["blob"] == facts["blob"]:
+        if held is not None and held["blob"] == facts["blob"] and held["purged_at"] is None:
             detail = f"{ref.sop_instance} came again, unchanged, from {association.calling_ae}"
             record(connection, now, ref.study, None, EventKind.DUPLICATE, detail)
             if is_new_sender:
@@ -327,9 +333,9 @@ class Inbox:
         connection.execute(ADD_INSTANCE, facts | {"job_id": joined.job_id})
         note_arrival(connection, joined.job_id, now)
         reschedule(connection, joined.job_id, self._settings, self._opened_at)
-        came = "came" if held is None else "came again with other content"
-        detail = f"{ref.sop_instance} {came} from {association.calling_ae} at {association.peer_address}"
-        event, kind = _ARRIVALS[held is not None]
+        arrival = _arrival(held)
+        detail = f"{ref.sop_instance} {arrival} from {association.calling_ae} at {association.peer_address}"
+        event, kind = _ARRIVALS[arrival]
         record(connection, now, ref.study, joined.version, event, detail)
         return Receipt(kind=kind, study=ref.study, version=joined.version)
 
@@ -379,4 +385,15 @@ def _note_sender(connection: sqlite3.Connection, study: str, association: Associ
     return connection.execute(NOTE_SENDER, facts | {"now": to_text(now)}).rowcount > 0
 
 
-_ARRIVALS = {False: (EventKind.RECEIVED, ReceiptKind.NEW), True: (EventKind.REPLACED, ReceiptKind.REPLACED)}
+def _arrival(held: sqlite3.Row | None) -> str:
+    """Return how an instance came that is to be analysed; `held` is the row it had before."""
+    if held is None:
+        return "came"
+    return "came again with other content" if held["purged_at"] is None else "came again after it was purged"
+
+
+_ARRIVALS = {
+    "came": (EventKind.RECEIVED, ReceiptKind.NEW),
+    "came again after it was purged": (EventKind.RECEIVED, ReceiptKind.NEW),
+    "came again with other content": (EventKind.REPLACED, ReceiptKind.REPLACED),
+}

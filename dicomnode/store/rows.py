@@ -42,6 +42,7 @@ class EventKind(StrEnum):
     COMMITTED = "committed"
     RETRIED = "retried"
     DROPPED = "dropped"
+    PURGED = "purged"
 
 
 def to_text(moment: datetime) -> str:

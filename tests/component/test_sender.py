@@ -219,6 +219,6 @@ def test_an_unknown_failure_neither_ends_the_loop_nor_keeps_a_claim(caplog: pyte
     with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination):
         wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the delivery")
     assert outbox.outcomes[:2] == [NoAnswer(cause="internal error while sending")] * 2
-    (record,) = [record for record in caplog.records if record.message == "sending-failed"]
+    (record,) = [record for record in caplog.records if record.message == "loop-failed"]
     assert record.raised.startswith("RuntimeError in read ")
     assert "CANARY" not in str(record.__dict__)
