@@ -74,6 +74,7 @@ SELECT CASE
         ELSE 'answered' END
     WHEN instance.fate = 'unmentioned' THEN 'unaccounted'
     WHEN instance.current = 0 THEN 'replaced'
+    WHEN instance.purged_at IS NOT NULL THEN 'dropped'
     WHEN job.state IN ('collecting', 'waiting', 'working') THEN 'pending'
     WHEN job.state IN ('dead', 'dropped') THEN job.state
     ELSE 'unaccounted' END AS fate, COUNT(*) AS count
@@ -160,7 +161,8 @@ class Balance:
     """Where every received instance stands: in exactly one of these.
 
     Pending: an answer is owed, or is on its way. Answered: its results are delivered, or kept for want of a
-    destination. Replaced: newer content came before it was answered. Unaccounted is a fault, and 0.
+    destination. Replaced: newer content came before it was answered. Dropped: an operator gave it up, and it may have
+    been purged since. Unaccounted is a fault, and 0.
     """
 
     pending: int = 0

@@ -166,6 +166,18 @@ def test_nothing_that_was_purged_is_tried_again(tmp_path: Path) -> None:
         assert (changed.jobs, changed.deliveries) == (0, 0)
 
 
+def test_what_was_dropped_and_purged_stays_dropped_when_more_of_the_study_comes(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        accept(store, number=2)
+        store.ledger.drop(OfStudy(study="1.1"), at(12))
+        assert store.retention.purge(at(days(3))).files == 1
+        accept(store, number=1, seconds=days(4))
+        job = claim(store, days(5))
+        store.inbox.finish(job, answer(job), to("archive"), at(days(5)))
+        deliver(store, days(6))
+        assert store.ledger.balance() == Balance(answered=1, dropped=1)
+
+
 def test_a_crash_between_the_rows_and_the_files_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

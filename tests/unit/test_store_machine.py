@@ -1,4 +1,4 @@
-"""Any order of arrivals, claims, answers, failures, restarts, deliveries and operators keeps the books balanced."""
+"""Any order of arrivals, claims, answers, failures, restarts, deliveries, operators and purges keeps the balance."""
 
 import shutil
 import tempfile
@@ -27,6 +27,7 @@ from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.blobs import SystemCalls
 from dicomnode.store.inbox import ReceiptKind
+from dicomnode.store.rows import EventKind
 from tests.stores import accept, answer, at, image, open_store, part10, result, to
 
 STUDIES = st.sampled_from(["1.1", "1.2"])
@@ -45,6 +46,7 @@ OUTCOMES: st.SearchStrategy[StoreOutcome] = st.sampled_from(
 )
 POLICY = RetryPolicy(first_delay_s=10, max_delay_s=100, give_up_after_s=1000)
 OPEN = {JobState.COLLECTING, JobState.WAITING}
+OWING = OPEN | {JobState.WORKING, JobState.DEAD}
 MAXIMUM_ATTEMPTS = 3
 # The test is of states, not of disks: memory makes it some ten times faster.
 MEMORY = Path("/dev/shm")
@@ -159,6 +161,23 @@ class StoreMachine(RuleBasedStateMachine):
         for selection in self._selection(study, whole, pick):
             self.opened.ledger.drop(selection, at(self.seconds))
 
+    @rule(days=st.sampled_from([8, 31]))
+    def what_is_settled_is_purged(self, days: int) -> None:
+        before = {study: self._purges(study) for study in self.contents}
+        self.opened.retention.purge(at(self.seconds + days * 86_400))
+        for study, contents in self.contents.items():
+            if self._purges(study) == before[study]:
+                continue
+            assert not {entry.state for entry in self.opened.ledger.jobs_of(study)} & OWING, "an answer is owed"
+            states = {entry.state for entry in self.opened.ledger.deliveries_of(study)}
+            assert states <= {DeliveryState.DELIVERED, DeliveryState.DROPPED}
+            contents.clear()
+
+    def _purges(self, study: str) -> int:
+        if not self.opened.ledger.jobs_of(study):
+            return 0
+        return sum(event.kind is EventKind.PURGED for event in self.opened.ledger.explain(study))
+
     def _selection(self, study: str, whole: bool, pick: int) -> list[Selection]:
         jobs = self.opened.ledger.jobs_of(study)
         if not jobs:
@@ -208,7 +227,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.every_image_has_exactly_one_fate()
         for study, contents in self.contents.items():
             newest = self.opened.ledger.jobs_of(study)[-1:]
-            if [entry.state in {JobState.DONE, JobState.REJECTED} for entry in newest] == [True]:
+            if contents and [entry.state in {JobState.DONE, JobState.REJECTED} for entry in newest] == [True]:
                 assert self.answered[study, newest[0].version] == contents, "the last answer is about what is held"
 
 
