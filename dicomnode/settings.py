@@ -6,9 +6,9 @@ TOML file, then the defaults here.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,7 +33,12 @@ Uid = Annotated[str, AfterValidator(_uid)]
 
 
 class ScpSettings(Section):
-    """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too."""
+    """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too.
+
+    A peer is an address, and an AE title. `maximum_pending_bytes` bounds what all unfinished and unanswered messages
+    hold in memory together. A message that comes in more slowly than `minimum_bytes_per_s`, once `network_timeout_s`
+    has passed, is cut off.
+    """
 
     ae_title: AeTitle = "CXRNODE"
     bind: str = "0.0.0.0"
@@ -42,11 +47,20 @@ class ScpSettings(Section):
     calling_ae_titles: tuple[AeTitle, ...] = ()
     also_accept: tuple[Uid, ...] = ()
     maximum_associations: int = Field(default=16, ge=1, le=1000)
+    maximum_associations_per_peer: int = Field(default=8, ge=1, le=1000)
     maximum_pdu_bytes: int = Field(default=262_144, ge=4096, le=4_194_304)
     maximum_object_bytes: int = Field(default=536_870_912, ge=1_048_576)
+    maximum_pending_bytes: int = Field(default=1_073_741_824, ge=2_097_152)
+    minimum_bytes_per_s: int = Field(default=1024, ge=1)
     acse_timeout_s: float = Field(default=10.0, gt=0)
     dimse_timeout_s: float = Field(default=30.0, gt=0)
     network_timeout_s: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _holds_the_largest_object(self) -> Self:
+        if self.maximum_pending_bytes < 2 * self.maximum_object_bytes:
+            raise ValueError("maximum_pending_bytes is at least twice maximum_object_bytes")
+        return self
 
 
 class StoreSettings(Section):

@@ -86,6 +86,11 @@ class NodeProcess:
             pytest.fail(f"the node ended at once:\n{self.log()[before:]}")
         return self
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End the node as a power cut would: SIGKILL."""
         assert self._process is not None

@@ -8,7 +8,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -20,10 +20,14 @@ from pynetdicom.sop_class import register_uid, uid_to_service_class
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.net.admission import Admission, Refusal, Rejection
 from dicomnode.net.contexts import accepted_contexts, listening_contexts
+from dicomnode.net.held import HeldBytes
+from dicomnode.net.listener import BoundedHandler, BoundedServer
 from dicomnode.net.part10 import part10_bytes, read_ref
+from dicomnode.net.refusals import Refusals
 from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
-from dicomnode.net.transport import BoundedHandler, BoundedServer, Limits, new_entity
+from dicomnode.net.transport import Limits, new_entity
 from dicomnode.settings import ScpSettings
 from dicomnode.telemetry import where_raised
 
@@ -32,6 +36,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _ABORT_S = 5.0
 _COMMENT_CHARACTERS = 64
+_DRAINING = Refusal(rejection=Rejection.CONGESTION, reason="stopping")
 
 
 class Inbox(Protocol):
@@ -67,6 +72,8 @@ class StorageScp:
         self._clock = clock
         self._identifiers = identifiers
         self._reports = reports or _refuse_operation
+        self._admission = Admission(settings)
+        self._refusals = Refusals()
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
         self._ended: set[str] = set()
@@ -78,6 +85,11 @@ class StorageScp:
         """How many associations stand at present."""
         with self._lock:
             return len(self._open)
+
+    @property
+    def refused(self) -> Mapping[tuple[str, str], int]:
+        """How often peers were turned away since the node was built, by event and reason."""
+        return self._refusals.counts
 
     @property
     def listening(self) -> bool:
@@ -92,9 +104,9 @@ class StorageScp:
         self._draining = False
         settings = self._settings
         entity = new_entity(settings.ae_title, _limits(settings))
-        entity.require_called_aet = settings.require_called_ae
-        entity.require_calling_aet = list(settings.calling_ae_titles)
-        entity.maximum_associations = settings.maximum_associations
+        # The admission decides, of whose limits those of the library would be another opinion.
+        entity.require_called_aet = False
+        entity.maximum_associations = 2 * settings.maximum_associations
         entity.dimse_timeout = settings.dimse_timeout_s
         entity.network_timeout = settings.network_timeout_s
         for position, sop_class in enumerate(settings.also_accept):
@@ -109,9 +121,8 @@ class StorageScp:
             )
         except OSError as error:
             raise ConfigurationError(_listen_failure(settings, error)) from error
-        self._server.pending_per_address = settings.maximum_associations
-        self._server.pending_in_all = 4 * settings.maximum_associations
-        self._server.between_polls = self._sweep
+        held = HeldBytes(settings.maximum_pending_bytes, settings.maximum_associations)
+        self._server.take(self._admission, self._refusals, held, self._sweep)
         threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="scp-listener", daemon=True).start()
         log.info(
             "scp-listening", extra={"ae_title": settings.ae_title, "address": settings.bind, "port": settings.port}
@@ -128,6 +139,7 @@ class StorageScp:
         while time.monotonic() < deadline and self.associations:
             time.sleep(_POLL_S / 2)
             self._sweep()
+        server.cut_waiting()
         _end(server.active_associations)
         self._sweep()
 
@@ -137,29 +149,24 @@ class StorageScp:
             (evt.EVT_N_EVENT_REPORT, self._reports),
             (evt.EVT_N_ACTION, _refuse_operation),
             (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_RELEASED, self._on_ended),
             (evt.EVT_ABORTED, self._on_ended),
         ]
 
     def _on_requested(self, event: Any) -> None:
-        if self._draining:  # PS3.8 9.3.4: rejected-transient, presentation related, temporary congestion
-            event.assoc.acse.send_reject(2, 3, 1)
-            # Waits until the rejection is sent; pynetdicom would close the connection before.
-            event.assoc.kill()
-
-    def _on_rejected(self, event: Any) -> None:
-        requestor, answer = event.assoc.requestor, event.assoc.acceptor.primitive
-        log.warning(
-            "association-rejected",
-            extra={
-                "calling_ae": requestor.primitive.calling_ae_title,
-                "called_ae": requestor.primitive.called_ae_title,
-                "peer": requestor.address_info.address,
-                "reason": answer.reason_str,
-            },
-        )
+        requestor = event.assoc.requestor
+        titles = {
+            "calling_ae": requestor.primitive.calling_ae_title,
+            "called_ae": requestor.primitive.called_ae_title,
+        }
+        refusal = _DRAINING if self._draining else self._admission.associate(event.assoc.visit, **titles)
+        if refusal is None:
+            return
+        self._refusals.note("association-rejected", refusal.reason, requestor.address_info.address, **titles)
+        event.assoc.acse.send_reject(*refusal.rejection.value)
+        # Waits until the rejection is sent; pynetdicom would close the connection before.
+        event.assoc.kill()
 
     def _on_established(self, event: Any) -> None:
         requestor = event.assoc.requestor
@@ -286,6 +293,7 @@ def _limits(settings: ScpSettings) -> Limits:
         object_bytes=settings.maximum_object_bytes,
         associate_s=settings.acse_timeout_s,
         pdu_s=settings.network_timeout_s,
+        bytes_per_s=settings.minimum_bytes_per_s,
     )
 
 

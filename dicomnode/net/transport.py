@@ -1,38 +1,34 @@
-"""Bounds that pynetdicom's sockets and server lack: on what a peer may send, for how long, and how often.
+"""Bounds that pynetdicom's sockets lack: on what a peer may send, for how long, and how much of it is kept.
 
-pynetdicom 3.0.4 reads as many bytes as a PDU header announces, waits without limit for the rest of a PDU, queues
-requests without limit, and counts idle connections as associations. This module takes its place at those four points
-and nowhere else.
+pynetdicom 3.0.4 reads as many bytes as a PDU header announces, waits without limit for the rest of a PDU or a message,
+and queues requests without limit. This module takes its place at those points and nowhere else.
 """
 
 import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from socketserver import TCPServer
 from typing import Any
 
 from pynetdicom import _config
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.association import Association
-from pynetdicom.transport import (
-    T_CONNECT,
-    AddressInformation,
-    AssociationSocket,
-    RequestHandler,
-    ThreadedAssociationServer,
-)
+from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
+from dicomnode.net.held import HeldBytes
+from dicomnode.net.pdus import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
+from dicomnode.net.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
-# Room for an A-ASSOCIATE-RQ of 128 contexts with all their transfer syntaxes, whatever is negotiated for P-DATA.
-_SMALLEST_PDU_LIMIT = 262_144
-# A peer that keeps to the asynchronous operations window sends one request at a time (PS3.7 D.3.3.3).
-_WAITING_REQUESTS = 2
+# One is being answered while the next waits: a peer that keeps to the asynchronous operations window sends one at a
+# time (PS3.7 D.3.3.3).
+_UNANSWERED_REQUESTS = 2
+# Command sets have a dozen short elements; what comes with any request but C-STORE is a short list.
+_LARGEST_COMMAND_BYTES = 65_536
+_LARGEST_INFORMATION_BYTES = 4_194_304
 IMPLEMENTATION_VERSION_NAME = "CXRNODE"
 
 
@@ -40,30 +36,51 @@ IMPLEMENTATION_VERSION_NAME = "CXRNODE"
 class Limits:
     """What one connection may cost.
 
-    `pdu_bytes`: the longest PDU; `object_bytes`: the longest message; `associate_s`: how long a peer may take over each
-    PDU before the association stands; `pdu_s`: the same afterwards, also for taking what the node sends.
+    `pdu_bytes`: the longest P-DATA; `object_bytes`: the longest message; `associate_s`: how long a peer may take until
+    it has asked for an association; `pdu_s`: over each PDU afterwards, also for taking what the node sends;
+    `bytes_per_s`: how fast a message has to come in after its first `pdu_s`.
     """
 
     pdu_bytes: int
     object_bytes: int
     associate_s: float
     pdu_s: float
+    bytes_per_s: int = 1
 
 
 class BoundedSocket(AssociationSocket):  # type: ignore[misc]
-    """A connection that ends when its peer goes over the limits."""
+    """A connection that ends when its peer goes over the limits.
+
+    `preloaded` is what was already read of it, and comes first; `held` is shared by all connections of a listener.
+    """
 
     socket: Any
     limits: Limits
-    connect_error: OSError | None = None
+    refusals: Refusals
+    connect_error: OSError | None
+    preloaded: bytearray
+    held: HeldBytes | None
 
     @classmethod
-    def adopting(cls, plain: Any, limits: Limits) -> "BoundedSocket":
+    def adopting(cls, plain: Any, limits: Limits, refusals: Refusals | None = None) -> "BoundedSocket":
         """Return a bounded socket in place of `plain`, which pynetdicom made and which is not to be used again."""
         bounded: BoundedSocket = cls.__new__(cls)
         bounded.__dict__.update(plain.__dict__)
         bounded.limits = limits
+        bounded.refusals = refusals or Refusals()
+        bounded.connect_error = None
+        bounded.preloaded = bytearray()
+        bounded.held = None
+        bounded._body_of = None
+        bounded._pdu_deadline = 0.0
+        bounded._message_began = None
+        bounded._unanswered = deque()
         return bounded
+
+    _body_of: int | None
+    _pdu_deadline: float
+    _message_began: float | None
+    _unanswered: deque[int]
 
     def prepare(self) -> None:
         """Set what a connected socket needs: no stall on small PDUs, and no send that waits for ever."""
@@ -91,44 +108,125 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
 
     def cut(self) -> None:
         """End the connection under whoever is reading from it or writing to it, who then closes the socket."""
-        if self.socket is not None:
+        wire = self.socket
+        if wire is not None:
             with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
+                # Past SSLSocket's own, which would let a writer on another thread go on without encryption.
+                socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
     def _shutdown_socket(self) -> None:
         # pynetdicom's own leaves the descriptor open when the peer was first to close.
         self.cut()
         if self.socket is not None:
             self.socket.close()
+        held, self.held = self.held, None
+        if held is not None:
+            held.release(self)
 
     @property
     def ready(self) -> bool:
         """Whether a PDU can be read; not while requests are waiting, so that the peer is held back by TCP."""
-        if self.assoc.dimse.msg_queue.qsize() >= _WAITING_REQUESTS:
+        waiting = max(self.assoc.dimse.msg_queue.qsize(), len(self._unanswered))
+        if waiting >= _UNANSWERED_REQUESTS:
             return False
-        return bool(super().ready)
+        return bool(self.preloaded) or bool(super().ready)
+
+    def count_unanswered(self, association: Any) -> None:
+        """Have the requests of an association that a peer opened counted, until each has been served."""
+        serve = association._serve_request  # noqa: SLF001 the library has no event for a request that was served
+
+        def serve_and_count(message: Any, context_id: int) -> None:
+            try:
+                serve(message, context_id)
+            finally:
+                # Requests to cancel are not counted, and the library serves those beyond the tenth.
+                with contextlib.suppress(IndexError):
+                    self._unanswered.popleft()
+                self._hold(0)
+
+        association._serve_request = serve_and_count  # noqa: SLF001
+
+    def note_message(self, event: Any) -> None:
+        """Note that a message is complete; called before it is queued or served."""
+        if type(event.message).__name__ != "C_CANCEL_RQ":
+            self._unanswered.append(self._message_bytes())
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """Read `nr_bytes`, or fewer when the peer closes, takes too long, or announces more than it may send.
+        """Read `nr_bytes`, or fewer when the peer closes, takes too long, or sends what it may not.
 
         The library takes the fewer for a lost connection, and ends the association.
         """
-        if nr_bytes > self._pdu_limit or self._message_bytes() > self.limits.object_bytes:
-            log.warning(
-                "pdu-refused",
-                extra={"peer": self.assoc.requestor.address_info.address, "announced_bytes": nr_bytes},
-            )
-            self.cut()
-            return bytearray()
+        if self.preloaded:
+            taken, self.preloaded = self.preloaded[:nr_bytes], self.preloaded[nr_bytes:]
+            return taken
         try:
-            return self._read(nr_bytes)
+            return self._recv_body(nr_bytes) if self._body_of is not None else self._recv_header()
         except OSError:
             self.cut()
             return bytearray()
 
-    @property
-    def _pdu_limit(self) -> int:
-        return max(self.limits.pdu_bytes, _SMALLEST_PDU_LIMIT)
+    def _recv_header(self) -> bytearray:
+        self._pdu_deadline = time.monotonic() + self.limits.pdu_s
+        header = receive(self.socket, HEADER_BYTES, self._pdu_deadline)
+        if len(header) < HEADER_BYTES:
+            return header
+        pdu_type, length = read_header(header)
+        reason = self._objection(pdu_type, length)
+        if reason is not None:
+            return self._refuse(reason, length)
+        # The library asks for no body of a type that it does not know.
+        self._body_of = pdu_type if pdu_type in Pdu.__members__.values() else None
+        return header
+
+    def _recv_body(self, nr_bytes: int) -> bytearray:
+        pdu_type, self._body_of = self._body_of or 0, None
+        body = receive(self.socket, nr_bytes, self._pdu_deadline)
+        self.socket.settimeout(self.limits.pdu_s)
+        if not is_reasonable(pdu_type, body):
+            return self._refuse("parts", nr_bytes)
+        return body
+
+    def _objection(self, pdu_type: int, length: int) -> str | None:
+        """Say why a PDU that is announced is not to be read, if so."""
+        if length > longest(pdu_type, self.limits.pdu_bytes):
+            return "length"
+        if pdu_type != Pdu.P_DATA:
+            return None
+        if self._is_too_slow():
+            return "too-slow"
+        if not self._may_grow():
+            return "object-size"
+        return None if self._hold(length) else "memory"
+
+    def _is_too_slow(self) -> bool:
+        now = time.monotonic()
+        if self.assoc.dimse.message is None:
+            self._message_began = None
+            return False
+        if self._message_began is None:
+            self._message_began = now
+        allowed_s = self.limits.pdu_s + self._message_bytes() / self.limits.bytes_per_s
+        return now - self._message_began > allowed_s
+
+    def _may_grow(self) -> bool:
+        message = self.assoc.dimse.message
+        if message is None:
+            return True
+        is_object = type(message).__name__ in ("C_STORE_RQ", "DIMSEMessage")
+        most = self.limits.object_bytes if is_object else min(self.limits.object_bytes, _LARGEST_INFORMATION_BYTES)
+        return self._message_bytes() <= most and message.encoded_command_set.tell() <= _LARGEST_COMMAND_BYTES
+
+    def _hold(self, more: int) -> bool:
+        held = self.held
+        if held is None:
+            return True
+        return held.hold(self, self._message_bytes() + sum(self._unanswered) + more)
+
+    def _refuse(self, reason: str, length: int) -> bytearray:
+        peer = self.assoc.acceptor if self.assoc.is_requestor else self.assoc.requestor
+        self.refusals.note("pdu-refused", reason, peer.address_info.address, announced_bytes=length)
+        self.cut()
+        return bytearray()
 
     def _message_bytes(self) -> int:
         message = self.assoc.dimse.message
@@ -136,23 +234,22 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             return 0
         return int(message.data_set.tell()) + int(message.encoded_command_set.tell())
 
-    def _read(self, nr_bytes: int) -> bytearray:
-        patience_s = self.limits.pdu_s if self.assoc.is_established else self.limits.associate_s
-        deadline = time.monotonic() + patience_s
-        buffer = bytearray(nr_bytes)
-        view = memoryview(buffer)
-        position = 0
-        try:
-            while position < nr_bytes:
-                self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                count = self.socket.recv_into(view[position:])
-                if count == 0:
-                    return buffer[:position]
-                position += count
-        finally:
-            view.release()
-        self.socket.settimeout(self.limits.pdu_s)
-        return buffer
+
+def receive(wire: socket.socket, count: int, deadline: float) -> bytearray:
+    """Read `count` bytes, or fewer when the peer closes; `deadline` is on the monotonic clock, for all of them.
+
+    Raises: OSError, of which TimeoutError at the deadline.
+    """
+    buffer = bytearray(count)
+    position = 0
+    with memoryview(buffer) as view:
+        while position < count:
+            wire.settimeout(max(deadline - time.monotonic(), 0.001))
+            got = wire.recv_into(view[position:])
+            if got == 0:
+                break
+            position += got
+    return buffer[:position]
 
 
 class BoundedEntity(ApplicationEntity):  # type: ignore[misc]
@@ -160,56 +257,8 @@ class BoundedEntity(ApplicationEntity):  # type: ignore[misc]
 
     limits: Limits
 
-    @property
-    def active_associations(self) -> list[Any]:
-        """Every association; a connection over which nothing has been asked yet is none, and holds no slot."""
-        return [entry for entry in super().active_associations if entry.is_requestor or _has_asked(entry)]
-
     def _create_socket(self, association: Any, address: Any, tls_args: Any) -> BoundedSocket:
         return BoundedSocket.adopting(super()._create_socket(association, address, tls_args), self.limits)
-
-
-class BoundedHandler(RequestHandler):  # type: ignore[misc]
-    """Makes the association of a new connection, bounded."""
-
-    def _create_association(self) -> Any:
-        association = super()._create_association()
-        association.dul.socket = BoundedSocket.adopting(association.dul.socket, self.ae.limits)
-        association.dul.socket.prepare()
-        return association
-
-
-class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
-    """A listener that turns away peers with too many connections over which nothing has been asked."""
-
-    pending_per_address: int = 16
-    pending_in_all: int = 64
-    between_polls: Callable[[], None] | None = None
-
-    def service_actions(self) -> None:
-        """Do what is to be done between two polls of the listening socket."""
-        super().service_actions()
-        if self.between_polls is not None:
-            self.between_polls()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 the signature is socketserver's
-        """Tell whether a new connection may wait for its association request."""
-        waiting = [entry for entry in self.active_associations if not _has_asked(entry)]
-        same = sum(entry.requestor.address_info.address == client_address[0] for entry in waiting)
-        if len(waiting) < self.pending_in_all and same < self.pending_per_address:
-            return True
-        log.warning("connection-refused", extra={"peer": client_address[0], "pending": len(waiting)})
-        return False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 the signature is socketserver's
-        """Log that a connection could not be served, where socketserver would print a traceback."""
-        log.error("connection-failed", extra={"peer": client_address[0]})
-
-    def shutdown(self) -> None:
-        """Stop accepting and close the listening socket."""
-        # Past pynetdicom's own shutdown, which unregisters a server that its start_server() registered.
-        TCPServer.shutdown(self)
-        self.server_close()
 
 
 def new_entity(ae_title: str, limits: Limits) -> BoundedEntity:
@@ -243,7 +292,3 @@ class _PlaceOnly(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
         log.info("library-message", extra={"place": f"{record.name}:{record.lineno}", "error": error})
-
-
-def _has_asked(association: Association) -> bool:
-    return association.requestor.primitive is not None

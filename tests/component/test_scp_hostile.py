@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,26 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from pynetdicom.presentation import build_context
 
 from dicomnode.domain.job import Accepted, Destination
+from dicomnode.net.part10 import read_file_head
 from dicomnode.net.scu import echo, send
 from tests.component.dimse import EXPLICIT, QUICK, MemoryInbox, outgoing, requested, running_scp, store_request
 from tests.make import build, encode
 from tests.processes import wait_until
+from tests.wire import (
+    ABORT,
+    COMMITMENT,
+    REJECTED,
+    REPORT,
+    STORE,
+    answer,
+    associate_request,
+    associated,
+    command,
+    fragment,
+    p_data,
+    push,
+)
+from tests.wire import item as pdu_item
 
 ASSOCIATE_RQ, P_DATA = 1, 4
 
@@ -174,3 +190,164 @@ def test_a_flood_of_requests_within_one_association_is_held_back() -> None:
                 waiting = max([waiting, *(entry.dimse.msg_queue.qsize() for entry in scp._open)])
             wait_until(lambda: len(inbox.received) == 30, 10, "the last of the requests")
     assert waiting <= 2
+
+
+def test_a_p_data_longer_than_negotiated_ends_the_association() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox, maximum_pdu_bytes=16_384) as (scp, destination):
+        with association(destination) as wire:
+            wire.sendall(struct.pack(">BBL", P_DATA, 0, 16_385))
+            wait_until(lambda: inbox.released, 5, "the end of the association")
+        assert scp.refused == {("pdu-refused", "length"): 1}
+        assert serves(destination)
+
+
+def test_an_object_that_drips_is_cut_off_though_no_timeout_is_reached() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox, network_timeout_s=0.8) as (scp, destination), association(destination) as wire:
+        push(wire, p_data(fragment(STORE, command=True, last=True)))
+        deadline = time.monotonic() + 10
+        while not inbox.released and time.monotonic() < deadline:
+            push(wire, p_data(fragment(b"x", command=False, last=False)))
+            time.sleep(0.1)
+        assert inbox.released
+        assert scp.refused == {("pdu-refused", "too-slow"): 1}
+
+
+def test_an_object_that_comes_in_slowly_but_steadily_is_not() -> None:
+    inbox, sent = MemoryInbox(), encode(build("cr", rows=64, columns=64))
+    data = sent[read_file_head(sent).offset :]
+    parts = [data[start : start + 1000] for start in range(0, len(data), 1000)]
+    slow = {"network_timeout_s": 0.5, "minimum_bytes_per_s": 2000}
+    with running_scp(inbox, **slow) as (_, destination), association(destination) as wire:
+        push(wire, p_data(fragment(command_for(sent), command=True, last=True)))
+        for part in parts:
+            push(wire, p_data(fragment(part, command=False, last=part is parts[-1])))
+            time.sleep(0.1)
+        wait_until(lambda: inbox.received, 5, "the object")
+
+
+def command_for(sent: bytes) -> bytes:
+    head = read_file_head(sent)
+    return command(head.sop_class, 0x0001, sop_instance=head.sop_instance, more={0x0700: b"\0\0"})
+
+
+def test_all_unfinished_objects_together_stay_within_the_bound() -> None:
+    part = p_data(fragment(bytes(250_000), command=False, last=False))
+    settings = {"maximum_associations": 4, "maximum_object_bytes": 4_000_000, "maximum_pending_bytes": 8_000_000}
+    with running_scp(MemoryInbox(), **settings) as (scp, destination), ExitStack() as stack:
+        for _ in range(3):
+            wire = stack.enter_context(association(destination))
+            push(wire, p_data(fragment(STORE, command=True, last=True)))
+            push(wire, part, 12)
+        wait_until(lambda: scp.refused, 5, "the refusal")
+        assert set(scp.refused) == {("pdu-refused", "memory")}
+        assert serves(destination)
+
+
+def test_memory_is_given_back_when_an_object_is_stored_or_broken_off() -> None:
+    item = encode(build("cr", rows=800, columns=800))
+    # No share but for small objects: what is not given back is missing at once.
+    settings = {"maximum_associations": 1000, "maximum_object_bytes": 1_300_000, "maximum_pending_bytes": 2_600_000}
+    with running_scp(MemoryInbox(), **settings) as (scp, destination):
+        for _ in range(3):
+            with association(destination) as wire:
+                push(wire, p_data(fragment(STORE, command=True, last=True)))
+                push(wire, p_data(fragment(bytes(250_000), command=False, last=False)), 4)
+            wait_until(lambda: scp.associations == 0, 5, "the end of the association")
+            items = [outgoing(item)] * 3
+            assert send(destination, items, calling_ae="GOOD", settings=QUICK) == [Accepted()] * 3
+
+
+def test_a_command_set_without_end_ends_the_association() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox) as (scp, destination), association(destination) as wire:
+        push(wire, p_data(fragment(bytes(60_000), command=True, last=False)), 4)
+        wait_until(lambda: inbox.released, 5, "the end of the association")
+        assert scp.refused == {("pdu-refused", "object-size"): 1}
+
+
+def test_a_pdu_of_thousands_of_fragments_ends_the_association() -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox) as (scp, destination), association(destination) as wire:
+        push(wire, p_data(fragment(b"", command=False, last=False) * 40_000))
+        wait_until(lambda: inbox.released, 5, "the end of the association")
+        assert scp.refused == {("pdu-refused", "parts"): 1}
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (struct.pack(">BBL", ASSOCIATE_RQ, 0, 131_073), "request-length"),
+        (associate_request(more=pdu_item(0x10, b"") * 9000), "request-parts"),
+        (struct.pack(">BBL", P_DATA, 0, 4) + bytes(4), "not-a-request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not-dicom"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_request_is_aborted_and_costs_no_association(sent: bytes, reason: str) -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox) as (scp, destination), connect(destination) as wire:
+        wire.sendall(sent)
+        assert answer(wire) == ABORT
+        assert scp.refused == {("connection-refused", reason): 1}
+    assert inbox.opened == []
+
+
+def test_a_probe_that_connects_and_leaves_is_no_refusal() -> None:
+    with running_scp(MemoryInbox()) as (scp, destination):
+        connect(destination).close()
+        assert serves(destination)
+        assert scp.refused == {}
+
+
+def test_reports_are_served_two_at_a_time() -> None:
+    at_work, most = [0], [0]
+
+    def slow(event: object) -> tuple[int, None]:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        time.sleep(0.05)
+        at_work[0] -= 1
+        return 0x0110, None
+
+    with running_scp(MemoryInbox(), reports=slow) as (_, destination):
+        wire = associated(destination.port, abstract=COMMITMENT, role=True)
+        assert wire is not None
+        with wire:
+            report = fragment(REPORT, command=True, last=True)
+            push(wire, (p_data(report) + p_data(fragment(bytes(8), command=False, last=True))), 10)
+            assert [answer(wire) for _ in range(10)] == [P_DATA] * 10
+    assert 1 <= most[0] <= 2
+
+
+def test_rejected_peers_that_stay_hold_no_association_slot() -> None:
+    with (
+        running_scp(MemoryInbox(), maximum_associations=2, acse_timeout_s=30) as (_, destination),
+        ExitStack() as stack,
+    ):
+        for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+            wire = stack.enter_context(connect(destination, source=source))
+            wire.sendall(associate_request(called="WRONG"))
+            assert answer(wire) == REJECTED
+        assert echo(destination, calling_ae="GOOD", settings=QUICK).succeeded
+
+
+def test_one_peer_cannot_take_every_association() -> None:
+    with running_scp(MemoryInbox(), maximum_associations_per_peer=2) as (scp, destination), ExitStack() as stack:
+        wires = [associated(destination.port, calling=f"HOSTILE-{number}") for number in range(3)]
+        for wire in wires[:2]:
+            assert wire is not None
+            stack.enter_context(wire)
+        assert wires[2] is None
+        assert scp.refused == {("association-rejected", "associations-per-address"): 1}
+        assert serves(destination)
+
+
+def test_a_newcomer_is_served_while_thousands_wait() -> None:
+    with running_scp(MemoryInbox(), maximum_associations=2, acse_timeout_s=30) as (scp, destination):
+        with ExitStack() as stack:
+            for number in range(100):
+                stack.enter_context(connect(destination, source=f"127.0.0.{2 + number % 20}"))
+            assert serves(destination)
+        assert scp.refused[("connection-refused", "connections")] >= 90

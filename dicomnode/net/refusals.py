@@ -1,0 +1,58 @@
+"""Everybody who was turned away: counted, and logged without letting a peer fill the disk with log lines."""
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# Between two lines about the same thing and the same peer.
+_QUIET_S = 10.0
+_REMEMBERED = 1024
+
+
+@dataclass(slots=True)
+class _Told:
+    at: float
+    since: int = 0
+
+
+class Refusals:
+    """Counts refusals by event and reason. Used by many threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Return how often what was refused: by event and reason."""
+        with self._lock:
+            return dict(self._counts)
+
+    def note(self, event: str, reason: str, peer: str, **about: Any) -> None:
+        """Count a refusal; log it unless the same was logged a moment ago. `times` in the log counts what was not."""
+        with self._lock:
+            self._counts[event, reason] += 1
+            times = self._times((event, reason, peer))
+        if times:
+            log.warning(event, extra={"peer": peer, "reason": reason, "times": times, **about})
+
+    def _times(self, key: tuple[str, str, str]) -> int:
+        """Return for how many refusals a line is to speak, 0 when there is to be none."""
+        now = self._clock()
+        told = self._told.get(key)
+        if told is not None and now - told.at < _QUIET_S:
+            told.since += 1
+            return 0
+        self._told[key] = _Told(at=now)
+        self._told.move_to_end(key)
+        while len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+        return 1 + (told.since if told is not None else 0)

@@ -1,0 +1,140 @@
+"""Who may connect and associate, how much is held for whom, and what is said of those who may not."""
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from dicomnode.net.admission import Admission, Rejection, Visit
+from dicomnode.net.held import HeldBytes
+from dicomnode.net.refusals import Refusals
+from dicomnode.settings import ScpSettings
+
+
+@pytest.fixture
+def wire() -> Iterator[socket.socket]:
+    with socket.socket() as unused:
+        yield unused
+
+
+def admission(**settings: object) -> Admission:
+    return Admission(ScpSettings.model_validate(settings))
+
+
+def come_in(door: Admission, wire: socket.socket, address: str, calling: str) -> str | None:
+    visit, _ = door.connect(address, wire)
+    refusal = door.associate(visit, calling_ae=calling, called_ae="CXRNODE")
+    return refusal.reason if refusal else None
+
+
+def test_the_oldest_of_the_address_with_the_most_makes_room(wire: socket.socket) -> None:
+    door = admission(maximum_associations=2)
+    visits = [door.connect(address, wire)[0] for address in ("a", "a", "b", "b", "c", "c", "d", "e")]
+    visit, eviction = door.connect("f", wire)
+    assert eviction is not None
+    assert (eviction.visit, eviction.reason) == (visits[0], "connections")
+    assert door.waiting() == [*visits[1:], visit]
+
+
+def test_an_address_with_too_many_loses_its_own_oldest(wire: socket.socket) -> None:
+    door = admission(maximum_associations=2)
+    other, first = door.connect("b", wire)[0], door.connect("a", wire)[0]
+    door.connect("a", wire)
+    _, eviction = door.connect("a", wire)
+    assert eviction is not None
+    assert (eviction.visit, eviction.reason) == (first, "connections-per-address")
+    assert other in door.waiting()
+
+
+def test_an_association_never_makes_room(wire: socket.socket) -> None:
+    door = admission(maximum_associations=1)
+    assert come_in(door, wire, "a", "ONE") is None
+    evicted = [door.connect(address, wire)[1] for address in ("b", "c", "d", "e", "f")]
+    assert [entry.visit.address for entry in evicted if entry] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "titles", "rejection"),
+    [
+        ({}, ("ANY", "OTHER"), Rejection.CALLED_AE),
+        ({"calling_ae_titles": ["FRIEND"]}, ("STRANGER", "CXRNODE"), Rejection.CALLING_AE),
+        ({"require_called_ae": False}, ("ANY", "OTHER"), None),
+        ({"calling_ae_titles": ["FRIEND"]}, ("FRIEND", "CXRNODE"), None),
+    ],
+)
+def test_ae_titles_decide(
+    wire: socket.socket, settings: dict[str, object], titles: tuple[str, str], rejection: Rejection | None
+) -> None:
+    door = admission(**settings)
+    visit, _ = door.connect("a", wire)
+    refusal = door.associate(visit, calling_ae=titles[0], called_ae=titles[1])
+    assert (refusal.rejection if refusal else None) is rejection
+    assert (visit in door.waiting()) is (rejection is not None)
+
+
+def test_limits_count_addresses_and_ae_titles_apart(wire: socket.socket) -> None:
+    door = admission(maximum_associations=4, maximum_associations_per_peer=2)
+    came = [come_in(door, wire, *peer) for peer in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "1"))]
+    assert came == [None, None, "associations-per-address", None, "associations-per-ae"]
+    assert [come_in(door, wire, *peer) for peer in (("d", "4"), ("e", "5"))] == [None, "associations"]
+
+
+def test_whoever_leaves_makes_room(wire: socket.socket) -> None:
+    door = admission(maximum_associations=1)
+    visit, _ = door.connect("a", wire)
+    assert door.associate(visit, calling_ae="ONE", called_ae="CXRNODE") is None
+    assert come_in(door, wire, "b", "TWO") == "associations"
+    door.leave(visit)
+    door.leave(visit)
+    assert come_in(door, wire, "b", "TWO") is None
+
+
+def test_a_closed_wire_can_be_cut(wire: socket.socket) -> None:
+    visit = Visit("a", wire)
+    wire.close()
+    visit.cut()
+
+
+def test_everybody_has_a_share_whatever_others_hold() -> None:
+    held = HeldBytes(800, connections=4)
+    assert held.hold("greedy", 500)
+    assert not held.hold("greedy", 501)
+    assert all(held.hold(name, 100) for name in ("a", "b", "c"))
+    assert not held.hold("a", 101)
+    held.release("greedy")
+    assert held.hold("a", 500)
+
+
+def test_what_is_refused_changes_nothing_and_less_is_always_allowed() -> None:
+    held = HeldBytes(800, connections=4)
+    assert held.hold("a", 300)
+    assert held.hold("b", 300)
+    assert not held.hold("a", 400)
+    assert held.hold("a", 300)
+    assert held.hold("b", 150)
+    assert held.hold("a", 450)
+
+
+def test_refusals_are_counted_and_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    refusals = Refusals(clock=lambda: now[0])
+    for at in (0.0, 1.0, 9.0, 10.5):
+        now[0] = at
+        refusals.note("connection-refused", "tls", "10.0.0.1", port=1)
+    refusals.note("connection-refused", "tls", "10.0.0.2")
+    assert refusals.counts == {("connection-refused", "tls"): 5}
+    told = [(record.message, record.peer, record.times) for record in caplog.records]
+    assert told == [
+        ("connection-refused", "10.0.0.1", 1),
+        ("connection-refused", "10.0.0.1", 3),
+        ("connection-refused", "10.0.0.2", 1),
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_flood_from_many_addresses_is_forgotten_in_bounds() -> None:
+    refusals = Refusals(clock=lambda: 0.0)
+    for number in range(3000):
+        refusals.note("connection-refused", "tls", str(number))
+    assert len(refusals._told) <= 1024
