@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit conformance viewer clean lock
+.PHONY: serve test lint unit conformance viewer soak clean lock
 
 serve: $(VENV)/.serving
 	$(BIN)/cxrnode serve $(ARGS)
@@ -42,6 +42,10 @@ conformance: $(VENV)/.developing
 # A PACS with a viewer beside a running node, and a study sent through all of it; needs Orthanc, its DICOMweb plugin, npm.
 viewer: $(VENV)/.developing
 	$(BIN)/python -m tests.peers.viewer $(ARGS)
+
+# Studies by the thousand with faults on all sides; ARGS="--studies 5000 --kills 50" for more.
+soak: $(VENV)/.developing
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Write the versions that are installed and tested now into constraints.txt.
 lock: $(VENV)/.developing
