@@ -227,6 +227,11 @@ class Orthanc:
         }
         return {uid: self._call("GET", f"/instances/{at}/attachments/dicom/data") for uid, at in uids.items()}
 
+    def tags(self, sop_instance_uid: str) -> dict[str, Any]:
+        """Return the attributes of an instance as the PACS shows them, by keyword."""
+        (at,) = json.loads(self._call("POST", "/tools/lookup", sop_instance_uid.encode()))
+        return dict(json.loads(self._call("GET", f"/instances/{at['ID']}/simplified-tags")))
+
     def stow(self, objects: Sequence[bytes]) -> bytes:
         """Store instances by STOW-RS and return the service's answer (DICOM JSON); needs the DICOMweb plugin."""
         parts = (b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + entry + b"\r\n" for entry in objects)

@@ -15,7 +15,9 @@ from tests.assessments import NOW, assessment, equipment, frame, identity
 from tests.make import chest
 
 
-def report_on(source: Dataset, *, rejections: tuple[Rejection, ...] = ()) -> ResultInstance:
+def report_on(
+    source: Dataset, *, rejections: tuple[Rejection, ...] = (), institution: str = "Hôpital général"
+) -> ResultInstance:
     context = SourceContext.of(source)
     former = InstanceRef(
         study=context.ref.study, series="1.2.3", sop_class="1.2.840.10008.5.1.4.1.1.88.34", sop_instance="1.2.3.4"
@@ -26,7 +28,7 @@ def report_on(source: Dataset, *, rejections: tuple[Rejection, ...] = ()) -> Res
         assessments=[said],
         rejections=rejections,
         predecessors=[former],
-        equipment=equipment(institution="Hôpital général"),
+        equipment=equipment(institution=institution),
         identity=identity(context.ref.study),
         now=NOW,
     )

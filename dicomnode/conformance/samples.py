@@ -163,11 +163,15 @@ class FixedPredictor:
         labels = self._manifest.labels
         orientations = self._manifest.gate.orientations
         return Reading(
-            scores=tuple(self._score(label, index) for index, label in enumerate(labels)),
+            scores=self.scores(),
             saliency=tuple(self._saliency(label, index) for index, label in enumerate(labels)),
             typicality=self._manifest.gate.typicality_threshold - 1.0,
             orientation=np.array([float(name == UPRIGHT) for name in orientations]),
         )
+
+    def scores(self) -> tuple[Score, ...]:
+        """Return what is said of each label."""
+        return tuple(self._score(label, index) for index, label in enumerate(self._manifest.labels))
 
     def _score(self, label: LabelEntry, index: int) -> Score:
         threshold = label.operating_points[self._manifest.default_operating_point].threshold

@@ -89,9 +89,11 @@ def _overview(samples: Samples) -> str:
 
 
 _CHARACTER_SETS = """\
-Every character set of PS3.5 that pydicom decodes is read. Results are written in the source image's own, so that names
-stay as the archive has them; where a text does not survive in it, or it is not declared, in `ISO_IR 192` (UTF-8), or in
-`ISO_IR 100` for bytes that are Latin-1. The node's own texts are English."""
+Every character set of PS3.5 that pydicom decodes is read, with code extensions of ISO 2022. Where the bytes of a
+source's texts are not in the character set that it declares, it is read in the one that their escape sequences
+announce, else in UTF-8 if they are valid UTF-8, else in Latin-1. Results are written in the character set that the
+source is read in, so that names stay as the archive has them; where a text does not survive in it, in `ISO_IR 192`
+(UTF-8). The node's own texts are English."""
 
 
 def _contents() -> str:

@@ -11,6 +11,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.instance import InstanceRef
+from dicomnode.imaging.characters import correct_character_set
 from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, quiet, text
 
 _PREAMBLE = 132
@@ -20,6 +21,7 @@ _LONGEST_META = 1 << 20
 def read(part10: bytes | Path) -> Dataset:
     """Read a DICOM file, held in memory or named by its path, without decoding its pixels.
 
+    Its Specific Character Set is corrected where the texts are not in it.
     Deflated objects are refused before they are inflated: their size is not known beforehand.
     Raises: UnreadableObject.
     """
@@ -27,6 +29,7 @@ def read(part10: bytes | Path) -> Dataset:
         with quiet(), _open(part10) as file:
             _check_transfer_syntax(file)
             ds = dcmread(file)
+            correct_character_set(ds)
     except HOSTILE_DATA_RAISES as error:
         raise UnreadableObject(f"the bytes are not a DICOM file this node can parse ({type(error).__name__})") from None
     if len(ds) == 0:

@@ -5,7 +5,6 @@ No function here raises for anything a peer can send: what cannot be understood 
 
 import math
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -23,11 +22,14 @@ from pydicom.valuerep import PersonName
 # What pydicom raises on values it cannot convert, decode or look up.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, ArithmeticError)
 
-# pydicom leaves the escape sequences of some code extensions in the decoded text (ISO 2022: intermediates, then final).
-_LEFTOVER_ESCAPE = re.compile(r"\x1b[ -/]*[0-~]")
+# Escape sequences that pydicom leaves in decoded text (ISO 2022: intermediates, then final), and control characters.
+# Those above ASCII stay: they are letters of a character set that nobody declared, and the archive has them too.
+_NO_TEXT = re.compile(r"\x1b[ -/]*[0-~]|[\x00-\x1f\x7f]")
 
-UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
+UTF_8 = "ISO_IR 192"
 _DEFAULT_REPERTOIRE = {"", "ISO_IR 6", "ISO 2022 IR 6"}
+# Some devices name these alone, though they only ever extend another (PS3.3 C.12.1.1.2).
+_MULTI_BYTE = {"ISO 2022 IR 58", "ISO 2022 IR 87", "ISO 2022 IR 149", "ISO 2022 IR 159"}
 
 LOSSY_METHODS = {
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
@@ -115,22 +117,16 @@ def put(ds: Dataset, keyword: str, value: Any) -> None:
 def character_set(ds: Dataset, identity: Dataset) -> tuple[str, ...]:
     """Return the Specific Character Set in which the identity is to be written; () for the default repertoire.
 
-    The source's own, where it names one and its texts survive it. Otherwise, and for bytes outside ASCII that no
-    character set was declared for, UTF-8 if they are UTF-8, else Latin-1; in both cases the bytes stay the same.
+    The source's own, where it is known and its texts survive it; UTF-8 otherwise.
     """
-    declared = tuple(_canonical(_strip(value)) for value in _values(ds, "SpecificCharacterSet"))
-    known = all(term in pydicom.charset.python_encoding for term in declared) and _may_stand_together(declared)
+    declared = tuple(_strip(value) for value in _values(ds, "SpecificCharacterSet"))
+    if declared[:1] and declared[0] in _MULTI_BYTE:
+        declared = ("", *declared)
     strings = non_ascii(identity)
-    if not strings:
-        return declared if known and any(declared) else ()
-    if known and not set(declared) <= _DEFAULT_REPERTOIRE:
-        return declared if survives(strings, declared) else (UTF_8,)
-    if all(_is_mistaken_utf8(value) for value, _ in strings):
-        for element in identity:
-            if not element.is_empty:
-                put(identity, element.keyword, _as_utf8(str(element.value)))
-        return (UTF_8,)
-    return (LATIN_1,) if survives(strings, (LATIN_1,)) else (UTF_8,)
+    known = all(term in pydicom.charset.python_encoding for term in declared)
+    if known and survives(strings, declared):
+        return declared if any(declared) else ()
+    return (UTF_8,) if strings else ()
 
 
 def non_ascii(ds: Dataset) -> list[tuple[str, bool]]:
@@ -180,32 +176,7 @@ def _strip(value: Any) -> str:
         found = str(value)
     except _MALFORMED:
         return ""
-    found = _LEFTOVER_ESCAPE.sub("", found)
-    return "".join(c for c in found if unicodedata.category(c) != "Cc").strip(" ")
-
-
-def _canonical(term: str) -> str:
-    """Undo the common misspellings of defined terms: `ISO IR 100`, `iso-ir-100`, `ISO_IR_100`."""
-    folded = re.sub(r"[-_ ]+", " ", term.upper())
-    return re.sub(r"^ISO IR (?=\d)", "ISO_IR ", folded)
-
-
-def _may_stand_together(terms: Sequence[str]) -> bool:
-    """Tell whether several terms are all of the kind with code extensions. Source: PS3.3 C.12.1.1.2."""
-    first, *others = terms or ("",)
-    return not others or all(term.startswith("ISO 2022") for term in ([first] if first else []) + others)
-
-
-def _is_mistaken_utf8(value: str) -> bool:
-    return _as_utf8(value) != value
-
-
-def _as_utf8(value: str) -> str:
-    """Return the string whose UTF-8 bytes pydicom read as Latin-1, or the string itself."""
-    try:
-        return value.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return value
+    return _NO_TEXT.sub("", found).strip(" ")
 
 
 def _verbatim(value: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 
-from dicomnode.bundle.manifest import read_manifest
+from dicomnode.bundle.manifest import Manifest, read_manifest
 from dicomnode.bundle.reader import MANIFEST
 from dicomnode.conformance.samples import FixedPredictor
 from dicomnode.domain.finding import ModelIdentity
@@ -129,9 +129,20 @@ REFUSED = frozenset({"lateral"})
 """Sources that get a "not analysed" report; every other gets findings."""
 
 
-def answer(images: list[bytes]) -> StudyAnswer:
-    """Answer a study with every kind of object the node can make."""
-    manifest = read_manifest(default_bundle() / MANIFEST)
+def shipped_manifest() -> Manifest:
+    """Return the manifest of the bundle that is served by default."""
+    return read_manifest(default_bundle() / MANIFEST)
+
+
+def answer(
+    images: list[bytes],
+    *,
+    manifest: Manifest | None = None,
+    outputs: frozenset[ResultKind] = frozenset(ResultKind),
+    institution: str = "Hôpital général",
+) -> StudyAnswer:
+    """Answer a study with every kind of object the node can make, or with those of `outputs`."""
+    manifest = manifest or shipped_manifest()
     pipeline = Pipeline(
         predictor=cast("Predictor", FixedPredictor(manifest)),
         manifest=manifest,
@@ -139,7 +150,7 @@ def answer(images: list[bytes]) -> StudyAnswer:
         operating_point=manifest.default_operating_point,
         eligibility=EligibilitySettings(minimum_side=100),
         pixels=PixelSettings(),
-        results=ResultSettings(institution="Hôpital général", report_rejected=True),
+        results=ResultSettings(institution=institution, report_rejected=True),
     )
     instances = tuple(_stored(part10) for part10 in images)
     former = InstanceRef(
@@ -147,9 +158,7 @@ def answer(images: list[bytes]) -> StudyAnswer:
     )
     job = Job(job_id=1, study=former.study, version=2, attempts=1, instances=instances, predecessors=(former,))
     objects = {instance.sha256: part10 for instance, part10 in zip(instances, images, strict=True)}
-    return pipeline.answer(
-        job, lambda instance: objects[instance.sha256], NOW, (Wanted(outputs=frozenset(ResultKind)),)
-    )
+    return pipeline.answer(job, lambda instance: objects[instance.sha256], NOW, (Wanted(outputs=outputs),))
 
 
 def shape_of(ds: Dataset) -> str:

@@ -13,29 +13,16 @@ from pydicom.tag import Tag
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicomnode.domain.errors import UnreadableObject
+from dicomnode.imaging.reader import read
 from dicomnode.results.context import LossyHistory, PixelSpacing, SourceContext
 from dicomnode.results.sr import write_report
 from tests.assessments import NOW, assessment, equipment, identity
 from tests.make import build, encode
 
-JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"
-KOREAN = "Hong^Gildong=洪^吉洞=홍^길동"
-
 
 def as_received(ds: Dataset) -> Dataset:
     """Return the data set as it is after the network: raw bytes, not yet decoded."""
-    return dcmread(BytesIO(encode(ds)))
-
-
-def with_raw(ds: Dataset, **values: bytes) -> Dataset:
-    """Return the data set with these bytes standing in it unencoded, as a careless modality writes them."""
-    for keyword, value in values.items():
-        setattr(ds, keyword, "Q" * (len(value) + len(value) % 2))
-    part10 = encode(ds)
-    for value in values.values():
-        padded = value + b" " * (len(value) % 2)
-        part10 = part10.replace(b"Q" * len(padded), padded, 1)
-    return dcmread(BytesIO(part10))
+    return read(encode(ds))
 
 
 def reported(ds: Dataset) -> Dataset:
@@ -50,66 +37,6 @@ def reported(ds: Dataset) -> Dataset:
         now=NOW,
     )
     return dcmread(BytesIO(result.part10))
-
-
-@pytest.mark.parametrize(
-    ("terms", "name"),
-    [
-        ("ISO_IR 100", "Müller^Jürgen"),
-        ("ISO_IR 144", "Иванов^Иван"),
-        ("ISO_IR 127", "قباني^لنزار"),
-        ("ISO_IR 166", "สมชาย^ใจดี"),
-        (["", "ISO 2022 IR 87"], JAPANESE),
-        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
-        (["", "ISO 2022 IR 149"], KOREAN),
-        ("GB18030", "Wang^XiaoDong=王^小东"),
-        ("GBK", "Wang^XiaoDong=王^小东"),
-        ("ISO_IR 192", "Wang^XiaoDong=王^小東"),
-    ],
-)
-def test_names_survive_in_the_character_set_of_the_source(terms: str | list[str], name: str) -> None:
-    source = as_received(build("cr", character_set=terms, patient_name=name))
-    ds = reported(source)
-    assert str(ds.PatientName) == name
-    assert ds.SpecificCharacterSet == source.SpecificCharacterSet
-    assert ds["PatientName"].value.original_string == source["PatientName"].value.original_string
-
-
-def test_a_character_set_that_cannot_be_written_gives_way_to_utf_8() -> None:
-    # pydicom reads GB2312 by code extension, but writes it without its escape sequences.
-    name = b"Wang^XiaoDong=" + b"\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab"
-    ds = reported(with_raw(build("cr", character_set=["", "ISO 2022 IR 58"]), PatientName=name))
-    assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 192", "Wang^XiaoDong=王^小东")
-
-
-@pytest.mark.parametrize(
-    ("declared", "raw", "name", "written"),
-    [
-        (None, "Müller^Jürgen".encode(), "Müller^Jürgen", "ISO_IR 192"),
-        (None, "Müller^Jürgen".encode("latin-1"), "Müller^Jürgen", "ISO_IR 100"),
-        ("ISO_IR 100", b"Plain^Name", "Plain^Name", "ISO_IR 100"),
-        (None, b"Plain^Name", "Plain^Name", None),
-        ("ISO_IR 6", "Müller".encode("latin-1"), "Müller", "ISO_IR 100"),
-    ],
-)
-def test_bytes_without_a_declared_character_set_stay_the_bytes_they_were(
-    declared: str | None, raw: bytes, name: str, written: str | None
-) -> None:
-    ds = reported(with_raw(build("cr", character_set=declared), PatientName=raw))
-    assert str(ds.PatientName) == name
-    assert ds.get("SpecificCharacterSet") == written
-    assert ds["PatientName"].value.original_string == raw
-
-
-@pytest.mark.parametrize("term", ["ISO IR 100", "iso-ir-100", "ISO_IR_100"])
-def test_a_misspelt_character_set_is_understood(term: str) -> None:
-    source = build("cr", character_set=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        source.SpecificCharacterSet = term
-        source.PatientName = "Müller"
-        ds = reported(as_received(source))
-    assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 100", "Müller")
 
 
 @pytest.mark.parametrize("terms", [None, "ISO_IR 100", ["", "ISO 2022 IR 87"]])
