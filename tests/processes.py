@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 START_S, STOP_S = 60.0, 60.0
+_ORTHANC_PLUGINS = Path("/usr/share/orthanc/plugins")
 
 
 def require(program: str) -> str:
@@ -33,12 +34,27 @@ def missing_peer(reason: str) -> None:
     pytest.skip(reason)
 
 
-def orthanc_plugin(name: str) -> str:
-    """Return the path of a plugin of Orthanc, such as `libOrthancDicomWeb.so`, or skip."""
-    path = Path("/usr/share/orthanc/plugins") / name
-    if not path.exists():
+def require_orthanc_plugin(name: str) -> None:
+    """Skip where Orthanc has no plugin of this name, such as `libOrthancDicomWeb.so`."""
+    if not (_ORTHANC_PLUGINS / name).exists():
         missing_peer(f"Orthanc's plugin {name} is not installed")
-    return str(path)
+
+
+def orthanc_settings(
+    storage: Path, *, node_port: int, dicom_port: int, http_port: int, plugins: Sequence[str]
+) -> dict[str, Any]:
+    """Return Orthanc's configuration; docs/integration.md shows it, and a test compares them."""
+    return {
+        "Name": "PACS",
+        "StorageDirectory": str(storage),
+        "IndexDirectory": str(storage),
+        "Plugins": [str(_ORTHANC_PLUGINS / name) for name in plugins],
+        "HttpPort": http_port,
+        "RemoteAccessAllowed": False,
+        "DicomAet": Orthanc.ae_title,
+        "DicomPort": dicom_port,
+        "DicomModalities": {"cxrnode": ["CXRNODE", "127.0.0.1", node_port]},
+    }
 
 
 def free_port() -> int:
@@ -158,19 +174,16 @@ class Orthanc:
         self._http = free_port()
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "Name": "test",
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "Plugins": [orthanc_plugin(name) for name in plugins],
-            "HttpPort": self._http,
-            "RemoteAccessAllowed": False,
-            "DicomAet": self.ae_title,
-            "DicomPort": self.dicom_port,
-            "DicomModalities": {"cxrnode": ["CXRNODE", "127.0.0.1", node_port]},
-            **(more or {}),
-        }
-        (folder / "orthanc.json").write_text(json.dumps(settings))
+        for name in plugins:
+            require_orthanc_plugin(name)
+        settings = orthanc_settings(
+            folder / "storage",
+            node_port=node_port,
+            dicom_port=self.dicom_port,
+            http_port=self._http,
+            plugins=plugins,
+        )
+        (folder / "orthanc.json").write_text(json.dumps({**settings, **(more or {})}))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,6 +1,7 @@
 """Orthanc as every kind of destination: it commits itself to what it got by C-STORE, and takes results by STOW-RS."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,46 +9,45 @@ import pydicom
 import pytest
 
 from tests.bundles import make_bundle
+from tests.documents import orthanc_blocks
 from tests.make import build, encode
 from tests.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
 
 pytestmark = pytest.mark.peer
 
-WITHIN_S = 120.0
+WITHIN_S, SETTLED_S = 120.0, 5.0
 DICOMWEB = "libOrthancDicomWeb.so"
-CONFIG = """
+FAST = """
 [scp]
 bind = "127.0.0.1"
 [assembly]
 quiet_s = 0.3
-[delivery]
-return_to_sender = {{ TO_ORTHANC = "orthanc" }}
 [delivery.retry]
 first_delay_s = 0.5
 max_delay_s = 1.0
-[[delivery.destinations]]
-name = "orthanc"
-ae_title = "ORTHANC"
-host = "127.0.0.1"
-port = {dicom_port}
-commitment = true
-transfer_syntax = "jpeg-ls"
-[[delivery.destinations]]
-kind = "stow"
-name = "web"
-url = "{url}/dicom-web/"
-outputs = ["sr", "sc"]
-series_description_prefix = "AI: "
 """
+
+
+def documented_config(pacs: Orthanc) -> str:
+    """Return the configuration that docs/integration.md shows for Orthanc, on the ports of this one."""
+    by_store, by_web = orthanc_blocks("toml")
+    assert "port = 4242" in by_store
+    assert "http://127.0.0.1:8042/" in by_web
+    ported = by_store.replace("port = 4242", f"port = {pacs.dicom_port}")
+    return FAST + ported + by_web.replace("http://127.0.0.1:8042", pacs.url)
 
 
 @pytest.fixture
 def pacs_and_node(tmp_path: Path) -> Iterator[tuple[Orthanc, NodeProcess]]:
     port = free_port()
     # Orthanc opens an association of its own to report, to whom its configuration says the AE title belongs.
-    pacs = Orthanc(tmp_path / "pacs", node_port=port, plugins=[DICOMWEB])
-    config = CONFIG.format(dicom_port=pacs.dicom_port, url=pacs.url)
-    node = NodeProcess(tmp_path / "node", port=port, bundle=make_bundle(tmp_path / "bundle"), config=config)
+    (script,) = orthanc_blocks("lua")
+    (tmp_path / "to-cxrnode.lua").write_text(script)
+    routing = {"LuaScripts": [str(tmp_path / "to-cxrnode.lua")], "StableAge": 1}
+    pacs = Orthanc(tmp_path / "pacs", node_port=port, plugins=[DICOMWEB], more=routing)
+    node = NodeProcess(
+        tmp_path / "node", port=port, bundle=make_bundle(tmp_path / "bundle"), config=documented_config(pacs)
+    )
     try:
         yield pacs.start(), node.start()
     finally:
@@ -67,7 +67,7 @@ def test_orthanc_commits_itself_and_takes_another_set_of_results_by_stow_rs(
     source = build("dx", seed=1)
     study = str(source.StudyInstanceUID)
     (tmp_path / "dx.dcm").write_bytes(encode(source))
-    send(node, tmp_path / "dx.dcm", "TO_ORTHANC")
+    send(node, tmp_path / "dx.dcm", pacs.ae_title)
     wait_until(lambda: node.events("instances-committed"), WITHIN_S, "the commitment")
     assert pacs.count() == 2, "the results return to the sender and to nobody else"
     story = node.command("why", study).stdout
@@ -84,6 +84,16 @@ def test_orthanc_commits_itself_and_takes_another_set_of_results_by_stow_rs(
         "Explicit VR Little Endian",
         "JPEG-LS Lossless Image Compression",
     ]
+
+
+def test_what_orthanc_routes_by_itself_is_answered_once(pacs_and_node: tuple[Orthanc, NodeProcess]) -> None:
+    pacs, node = pacs_and_node
+    pacs.upload(encode(build("dx", seed=2)))
+    wait_until(lambda: pacs.count() == 3, WITHIN_S, "the return of the results")
+    wait_until(lambda: node.events("instances-committed"), WITHIN_S, "the commitment")
+    time.sleep(SETTLED_S)  # what is to be shown is that nothing more happens
+    assert len(node.events("instance-received")) == 1
+    assert pacs.count() == 3
 
 
 def test_check_finds_both_ways(pacs_and_node: tuple[Orthanc, NodeProcess]) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Shown:
     home: str
     link: str
     heatmap: Dataset
+    report: Dataset
     screenshots: Path
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -52,6 +54,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("viewer")
     source = build("dx", rows=640, columns=560, patient_name="Viewer^Test")
     made = [result for result in answer([encode(source)]).results if result.kind in DEFAULT_OUTPUTS]
+    results = {result.kind.value: dcmread(BytesIO(result.part10)) for result in made}
     orthanc = viewing_orthanc(folder / "orthanc", node_port=free_port()).start()
     try:
         for part10 in (encode(source), *(result.part10 for result in made)):
@@ -67,7 +70,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
                 page=page,
                 home=home_url(orthanc),
                 link=study_url(orthanc, str(source.StudyInstanceUID)),
-                heatmap=next(dcmread(BytesIO(result.part10)) for result in made if result.kind.value == "sc"),
+                heatmap=results["sc"],
+                report=results["sr"],
                 screenshots=SCREENSHOTS,
             )
             _listen(page, study)
@@ -131,14 +135,34 @@ def test_the_heatmap_is_shown_as_it_was_drawn(shown: Shown) -> None:
     assert shown.errors == []
 
 
-def test_the_report_opens_as_measurements_without_an_error(shown: Shown) -> None:
+def test_the_report_opens_as_measurements_each_named_on_a_line_of_its_own(shown: Shown) -> None:
     page = opened(shown)
     page.get_by_text("AI report").first.dblclick()
     # Once it is read, the viewport shows the image of the measurements in place of the heatmap.
-    page.wait_for_timeout(4 * _SETTLE_MS)
+    page.locator("svg.svg-layer text").filter(has_text="Abnormal").first.wait_for()
+    page.wait_for_timeout(_SETTLE_MS)
     shown.screenshot("report")
     assert page.get_by_text("Something went wrong").count() == 0
+    labels = {label.text_content(): label.bounding_box() for label in page.locator("svg.svg-layer text").all()}
+    assert set(labels) - {""} == lines_of(shown.report)
+    tops = sorted(box["y"] for text, box in labels.items() if text)
+    assert min(below - above for above, below in pairwise(tops)) > 15
     assert shown.errors == []
+
+
+def lines_of(report: Dataset) -> set[str]:
+    """Return a line for abnormality, and for each finding that is not absent."""
+    found = set()
+    for group in child(report, "126010").ContentSequence:
+        name, presence = child(group, "112039").TextValue, child(group, "705057003").ConceptCodeSequence[0].CodeMeaning
+        if name == "Abnormal" or presence != "Absent":
+            value = child(group, "122157").MeasuredValueSequence[0].NumericValue
+            found.add(f"{name.replace('_', ' ')}: {value}, {presence.lower()}")
+    return found
+
+
+def child(item: Dataset, code: str) -> Dataset:
+    return next(entry for entry in item.ContentSequence if entry.ConceptNameCodeSequence[0].CodeValue == code)
 
 
 def _difference(png: bytes, picture: np.ndarray) -> float:

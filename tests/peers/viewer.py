@@ -70,6 +70,10 @@ _CONFIG = {
     "dataSources": [_DATA_SOURCE],
 }
 
+# What docs/integration.md recommends, so that the report's findings have names.
+_FINDINGS = (ROOT / "docs" / "ohif-findings.js").read_text(encoding="utf-8")
+_NAMED = "window.config.customizationService.onBeforeSRAddMeasurement = { $set: nameFinding };"
+
 # The plugin serves files, not routes: the page is asked for by its file's name, with the route after the hash.
 _HOME = f"""\
 if (location.pathname.endsWith("/index.html"))
@@ -84,7 +88,7 @@ def viewer_files() -> Path:
             _unpack(_fetch(Path(scratch)), Path(scratch))
             _adapt(Path(scratch) / "package" / "dist")
             (Path(scratch) / "package" / "dist").rename(FOLDER)
-    (FOLDER / "app-config.js").write_text(f"window.config = {json.dumps(_CONFIG)};\n{_HOME}\n")
+    (FOLDER / "app-config.js").write_text(f"{_FINDINGS}\nwindow.config = {json.dumps(_CONFIG)};\n{_NAMED}\n{_HOME}\n")
     return FOLDER
 
 
