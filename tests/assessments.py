@@ -84,7 +84,14 @@ def assessment(
     )
 
 
-def frame(source: InstanceRef, pixels: FloatArray, *, turns: int = 0, inverted: bool = False) -> Frame:
+def frame(
+    source: InstanceRef,
+    pixels: FloatArray,
+    *,
+    turns: int = 0,
+    inverted: bool = False,
+    window: tuple[float, float] | None = None,
+) -> Frame:
     still = np.ascontiguousarray(pixels, dtype=np.float32)
     still.setflags(write=False)
-    return Frame(source=source, pixels=still, turned_from_source=turns, inverted_from_source=inverted)
+    return Frame(source=source, pixels=still, window=window, turned_from_source=turns, inverted_from_source=inverted)

@@ -47,7 +47,13 @@ def heatmap_of(source: Dataset) -> ResultInstance:
 
 
 def image_results(
-    kind: ResultKind, source: Dataset, probabilities: Mapping[str, float], *, turns: int = 0, inverted: bool = False
+    kind: ResultKind,
+    source: Dataset,
+    probabilities: Mapping[str, float],
+    *,
+    turns: int = 0,
+    inverted: bool = False,
+    window: tuple[float, float] | None = None,
 ) -> list[ResultInstance]:
     """Return the results of one kind of an image in which these labels have these probabilities."""
     context = SourceContext.of(source)
@@ -55,7 +61,7 @@ def image_results(
     made = write_image_results(
         {kind},
         source=context,
-        frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted),
+        frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted, window=window),
         assessment=assessment(context.ref, probabilities, abnormality=0.8),
         equipment=equipment(institution="Hôpital général"),
         identity=identity(context.ref.study),

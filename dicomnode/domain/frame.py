@@ -16,6 +16,7 @@ class Frame:
 
     `pixels`: (rows, columns) float32 in [0, 1], read-only; 1 is bright, that is dense tissue (MONOCHROME2 sense).
     `spacing_mm`: (row, column) distance, or None when the object states none.
+    `window`: the modality values that became 0 and 1, where the node had to choose them itself.
     `turned_from_source`: quarter turns counter-clockwise, as of `numpy.rot90`, that took the stored pixel matrix to
     `pixels`; `inverted_from_source`: whether the grey scale was also inverted. Both are 0 and False unless the
     pixel gate repaired the image.
@@ -25,5 +26,6 @@ class Frame:
     pixels: FloatArray
     spacing_mm: tuple[float, float] | None = None
     rendering: str = ""
+    window: tuple[float, float] | None = None
     turned_from_source: int = 0
     inverted_from_source: bool = False

@@ -26,10 +26,14 @@ _STEEPEST = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GreyScale:
-    """A transformation of modality values to [0, 1], and what it is called in `Frame.rendering`."""
+    """A transformation of modality values to [0, 1], and what it is called in `Frame.rendering`.
+
+    `window`: the values that become 0 and 1, where the object itself does not state them.
+    """
 
     name: str
     apply: Transformation
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ def percentile_window(sample: FloatArray, settings: PixelSettings) -> GreyScale:
     `bundle.preprocess` does there: whatever straight line a device chose, the model's input stays the same.
     """
     low, high = (float(edge) for edge in np.percentile(sample, (settings.low_percentile, settings.high_percentile)))
-    return GreyScale(name="percentile", apply=_line(low, high))
+    return GreyScale(name="percentile", apply=_line(low, high), window=(low, high))
 
 
 def logarithm(inputs: FloatArray) -> FloatArray:

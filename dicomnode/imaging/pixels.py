@@ -10,6 +10,7 @@ from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
 from dicomnode.imaging.decoding import PixelLayout, StoredArray, decode, read_layout
+from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.settings import PixelSettings
 
@@ -28,16 +29,16 @@ def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings) -> Frame:
     stored = decode(ds, layout)
     with quiet(), np.errstate(all="ignore"):
         try:
-            pixels, rendering = _brightness(ds, stored, layout, settings)
+            pixels, scale = _brightness(ds, stored, layout, settings)
         except HOSTILE_DATA_RAISES as error:
             raise UndecodablePixels(f"the grey scale cannot be computed ({type(error).__name__})") from None
     pixels.setflags(write=False)
-    return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=rendering)
+    return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=scale.name, window=scale.window)
 
 
 def _brightness(
     ds: Dataset, stored: StoredArray, layout: PixelLayout, settings: PixelSettings
-) -> tuple[FloatArray, str]:
+) -> tuple[FloatArray, GreyScale]:
     excluded = _union(area.padding(ds, stored, layout), area.shutter(ds, layout))
     modality = greyscale.modality(ds)
     values = np.asarray(modality(stored.astype(np.float32)), dtype=np.float32)
@@ -54,7 +55,9 @@ def _brightness(
         np.subtract(np.float32(1), pixels, out=pixels)
     if excluded is not None:
         pixels[excluded] = 0.0
-    return np.ascontiguousarray(pixels, dtype=np.float32), ("log-" if linear else "") + chosen.name
+    if linear:
+        chosen = GreyScale(name=f"log-{chosen.name}", apply=chosen.apply)
+    return np.ascontiguousarray(pixels, dtype=np.float32), chosen
 
 
 def _samples(values: FloatArray, inside: BoolArray) -> tuple[FloatArray, FloatArray]:

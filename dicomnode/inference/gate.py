@@ -74,6 +74,7 @@ def repair(frame: Frame, verdict: Turned) -> Frame:
         pixels=pixels,
         spacing_mm=spacing,
         rendering=frame.rendering,
+        window=frame.window,
         turned_from_source=(frame.turned_from_source + verdict.quarter_turns) % 4,
         inverted_from_source=frame.inverted_from_source != verdict.invert,
     )

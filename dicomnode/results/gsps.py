@@ -18,12 +18,14 @@ from dicomnode.domain.frame import Frame
 from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import part10
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
-from dicomnode.results.contours import contours
+from dicomnode.results.contours import Line, contours
 from dicomnode.results.overlay import OUTLINES, positive_findings
 from dicomnode.results.panel import OUTLINE_LEVEL, percent
 
 _KIND = ResultKind.PRESENTATION_STATE
 _PIXEL = AnnotationUnitsValues.PIXEL
+_UNDRAWN = (255, 193, 60)
+"""Colour of the text on a finding without contours."""
 _TEXT_HEIGHT, _TEXT_WIDTH = 0.03, 0.6
 """Of the line of text on one finding, as parts of the image's sides."""
 
@@ -68,7 +70,7 @@ def write_presentation_state(
     # Graphic Annotation, Graphic Layer
     _add_annotations(ds, findings, source, frame, assessment, identity)
     # Modality LUT, Softcopy VOI LUT, Softcopy Presentation LUT
-    _add_greyscale(ds, source)
+    _add_greyscale(ds, source, frame)
     yield part10.finish(ds, _KIND, source.character_set, (source.ref.sop_instance,))
 
 
@@ -116,36 +118,45 @@ def _add_annotations(
     assessment: Assessment,
     identity: ResultIdentity,
 ) -> None:
-    """Add a layer for each finding, so that a viewer can show them one by one. Source: PS3.3 C.10.5, C.10.7."""
+    """Add a layer for each finding, so that a viewer can show them one by one. Source: PS3.3 C.10.5, C.10.7.
+
+    As many have contours as there are colours to tell them apart, the others their line of text.
+    """
     maps = {entry.label: entry for entry in assessment.saliency}
     ds.GraphicAnnotationSequence, ds.GraphicLayerSequence = [], []
     for order, finding in enumerate(findings, start=1):
-        colour = OUTLINES[(order - 1) % len(OUTLINES)]
-        layer = GraphicLayer(
-            layer_name=f"AI_{order}",
-            order=order,
-            description=f"{_name(finding)}, contour at {OUTLINE_LEVEL:.0%} of its map"[:64],
-            display_color=CIELabColor.from_rgb(*colour),
-        )
+        is_drawn = order <= len(OUTLINES)
+        layer = _layer(finding, order, is_drawn=is_drawn)
         ds.GraphicLayerSequence.append(layer)
         item = Dataset()
         item.ReferencedImageSequence = [_image_item(source)]
         item.GraphicLayer = layer.GraphicLayer
         item.TextObjectSequence = [_text(finding, order, frame)]
-        lines = contours(maps[finding.label], frame) if finding.label in maps else []
-        tracking_uid = identity.tracking(source.ref.sop_instance, finding.label)
+        lines = contours(maps[finding.label], frame) if is_drawn and finding.label in maps else []
         if lines:
-            item.GraphicObjectSequence = [
-                GraphicObject(
-                    graphic_type=GraphicTypeValues.POLYLINE,
-                    graphic_data=line,
-                    units=_PIXEL,
-                    tracking_id=finding.label,
-                    tracking_uid=tracking_uid,
-                )
-                for line in lines
-            ]
+            tracking_uid = identity.tracking(source.ref.sop_instance, finding.label)
+            item.GraphicObjectSequence = [_contour(line, finding, tracking_uid) for line in lines]
         ds.GraphicAnnotationSequence.append(item)
+
+
+def _layer(finding: Finding, order: int, *, is_drawn: bool) -> GraphicLayer:
+    what = f"contour at {OUTLINE_LEVEL:.0%} of its map" if is_drawn else "text only"
+    return GraphicLayer(
+        layer_name=f"AI_{order}",
+        order=order,
+        description=f"{_name(finding)}, {what}"[:64],
+        display_color=CIELabColor.from_rgb(*(OUTLINES[order - 1] if is_drawn else _UNDRAWN)),
+    )
+
+
+def _contour(line: Line, finding: Finding, tracking_uid: str) -> GraphicObject:
+    return GraphicObject(
+        graphic_type=GraphicTypeValues.POLYLINE,
+        graphic_data=line,
+        units=_PIXEL,
+        tracking_id=finding.label,
+        tracking_uid=tracking_uid,
+    )
 
 
 def _name(finding: Finding) -> str:
@@ -164,9 +175,25 @@ def _text(finding: Finding, order: int, frame: Frame) -> TextObject:
     )
 
 
-def _add_greyscale(ds: Dataset, source: SourceContext) -> None:
-    """Show the image as it is shown without the presentation state, which would otherwise lose its window."""
+def _add_greyscale(ds: Dataset, source: SourceContext, frame: Frame) -> None:
+    """Show the image as it is shown without the presentation state, which would otherwise lose its window.
+
+    An image that states no window gets the one in which the model saw it: with none, a presentation state shows the
+    whole stored scale, of which most images use a small part. Source: PS3.4 N.2.1.
+    """
     ds.update(source.greyscale.modality)
-    if source.greyscale.voi:
-        ds.SoftcopyVOILUTSequence = [source.greyscale.voi]
+    voi = source.greyscale.voi or _chosen_window(frame)
+    if voi:
+        ds.SoftcopyVOILUTSequence = [voi]
     ds.PresentationLUTShape = "INVERSE" if source.greyscale.inverse else "IDENTITY"
+
+
+def _chosen_window(frame: Frame) -> Dataset:
+    window = Dataset()
+    if frame.window is not None and frame.window[1] > frame.window[0]:
+        low, high = frame.window
+        window.WindowCenter, window.WindowWidth = (
+            DSfloat(value, auto_format=True) for value in ((low + high) / 2, high - low)
+        )
+        window.VOILUTFunction = "LINEAR_EXACT"
+    return window

@@ -13,7 +13,18 @@ from reportlab.pdfgen.canvas import Canvas
 
 from dicomnode.domain.finding import Presence
 from dicomnode.results.overlay import Picture
-from dicomnode.results.panel import Colour, PanelContent, by_evidence, footer_lines, percent
+from dicomnode.results.panel import (
+    OUTLINE_LEVEL,
+    Colour,
+    PanelContent,
+    by_evidence,
+    footer_lines,
+    legend_texts,
+    percent,
+)
+
+TITLE = "Chest radiograph: computer analysis"
+NOT_WRITABLE = "in characters that this page cannot show; see the archive"
 
 _WIDTH, _HEIGHT = float(A4[0]), float(A4[1])
 _MARGIN, _TOP = 48.0, 44.0
@@ -28,25 +39,35 @@ _LONGEST_SIDE = 1400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heading:
-    """Whose page it is, in the archive's own words."""
+    """Whose page it is, in the archive's own words, "" for what it does not state; `image`: SOP Instance UID."""
 
     patient: str
     patient_id: str
     study_date: str
+    accession_number: str
+    image: str
 
 
 def draw_page(heading: Heading, content: PanelContent, radiograph: Picture) -> bytes:
     """Return the PDF, one page; the same arguments give the same bytes."""
     buffer = BytesIO()
     canvas = Canvas(buffer, pagesize=A4, invariant=1, pageCompression=1)
-    canvas.setTitle("Chest radiograph: computer analysis")
+    canvas.setTitle(TITLE)
+    canvas.setAuthor(content.equipment.settings.manufacturer)
+    canvas.setCreator(content.equipment.model_name)
     y = _draw_heading(canvas, heading, content.equipment.settings.mark)
     y = _draw_picture(canvas, radiograph, y)
+    y = _draw_legend(canvas, content, y)
     _draw_table(canvas, content, y)
-    _draw_footer(canvas, content)
+    _draw_footer(canvas, heading, content)
     canvas.showPage()
     canvas.save()
     return buffer.getvalue()
+
+
+def is_writable(text: str) -> bool:
+    """Tell whether the page's fonts have every character of a text."""
+    return shown_in(text) == text
 
 
 def shown_in(text: str) -> str:
@@ -65,7 +86,7 @@ def _write(canvas: Canvas, text: str, x: float, y: float, *, font: str = _REGULA
 
 def _draw_heading(canvas: Canvas, heading: Heading, mark: str) -> float:
     y = _HEIGHT - _TOP
-    _write(canvas, "Chest radiograph: computer analysis", _MARGIN, y, font=_BOLD, size=15)
+    _write(canvas, TITLE, _MARGIN, y, font=_BOLD, size=15)
     _write(canvas, "Not reviewed by a physician", _MARGIN, y - 16)
     y -= 38
     if mark:
@@ -74,7 +95,13 @@ def _draw_heading(canvas: Canvas, heading: Heading, mark: str) -> float:
         canvas.setFillColorRGB(0, 0, 0)
         _write(canvas, mark, _MARGIN + 6, y, font=_BOLD, size=11)
         y -= 22
-    who = f"Patient: {heading.patient}   ID: {heading.patient_id}   Study date: {heading.study_date}"
+    stated = {
+        "Patient": heading.patient,
+        "ID": heading.patient_id,
+        "Study date": heading.study_date,
+        "Accession number": heading.accession_number,
+    }
+    who = "    ".join(f"{name}: {value or 'not stated'}" for name, value in stated.items())
     _write(canvas, who, _MARGIN, y)
     return y - 10
 
@@ -87,7 +114,16 @@ def _draw_picture(canvas: Canvas, radiograph: Picture, top: float) -> float:
     scale: float = min(_PICTURE_HEIGHT / rows, (_WIDTH - 2 * _MARGIN) / columns)
     y: float = top - rows * scale
     canvas.drawImage(ImageReader(BytesIO(jpeg.tobytes())), _MARGIN, y, columns * scale, rows * scale)
-    return y - 18
+    return y - 14
+
+
+def _draw_legend(canvas: Canvas, content: PanelContent, y: float) -> float:
+    """Say what the colours of the picture are, and whose maps they show."""
+    title, detail = legend_texts(content.shown)
+    outlines = f"; outlines at {OUTLINE_LEVEL:.0%} of each map" if content.shown else ""
+    _write(canvas, f"{title}{outlines}", _MARGIN, y, font=_BOLD, size=8)
+    _write(canvas, detail, _MARGIN, y - 11, size=8)
+    return y - 32
 
 
 def _draw_table(canvas: Canvas, content: PanelContent, y: float) -> None:
@@ -102,7 +138,7 @@ def _draw_table(canvas: Canvas, content: PanelContent, y: float) -> None:
             _draw_mark(canvas, y, colours[finding.label])
         font = _REGULAR if finding.presence is Presence.ABSENT else _BOLD
         cells = (
-            finding.label.replace("_", " "),
+            "Abnormality" if finding is content.assessment.abnormality else finding.label.replace("_", " "),
             percent(finding.probability),
             percent(finding.operating_point.threshold),
             finding.presence.value,
@@ -120,7 +156,7 @@ def _draw_mark(canvas: Canvas, y: float, colour: Colour) -> None:
     canvas.setFillColorRGB(0, 0, 0)
 
 
-def _draw_footer(canvas: Canvas, content: PanelContent) -> None:
-    lines = footer_lines(content)[:-1]  # the last is the scale of the picture on a screen
-    for number, (text, _) in enumerate(reversed(lines)):
+def _draw_footer(canvas: Canvas, heading: Heading, content: PanelContent) -> None:
+    lines = [text for text, _ in footer_lines(content)[:-1]]  # the last is the scale of the picture on a screen
+    for number, text in enumerate(reversed([*lines, f"Image: {heading.image}"])):
         _write(canvas, text, _MARGIN, 30 + 11 * number, size=8)

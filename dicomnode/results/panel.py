@@ -211,7 +211,7 @@ def percent(probability: float) -> str:
 def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], Canvas]) -> None:
     """Draw the colour bar and say which maps are shown; 4.9 lines high."""
     pen.rule()
-    title, detail = _legend_texts(content.shown)
+    title, detail = legend_texts(content.shown)
     pen.write(title, _MARGIN, size=0.66, weight=_BOLD)
     pen.y += 0.9
     pen.write(detail, _MARGIN, size=0.6, colour=_QUIET)
@@ -231,13 +231,14 @@ def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], C
     pen.rule()
 
 
-def _legend_texts(shown: tuple[Shown, ...]) -> tuple[str, str]:
+def legend_texts(shown: tuple[Shown, ...]) -> tuple[str, str]:
+    """Return what the heatmap is, and whose maps it shows; of what is not present it says so."""
     if not shown:
         return "No heatmap", "The finding to be shown has no positive evidence anywhere."
     names = ", ".join(entry.finding.label.replace("_", " ") for entry in shown[:_NAMED])
     if len(shown) > _NAMED:
         names += f" and {len(shown) - _NAMED} more"
-    title = "Heatmap (Grad-CAM): where the evidence lies"
+    title = "Grad-CAM heatmap: where the evidence lies"
     presence = shown[0].finding.presence
     if presence is Presence.PRESENT:
         return title, f"Shown: {names}"

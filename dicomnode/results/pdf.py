@@ -15,7 +15,7 @@ from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.overlay import draw
-from dicomnode.results.page import Heading, draw_page
+from dicomnode.results.page import NOT_WRITABLE, TITLE, Heading, draw_page, is_writable
 from dicomnode.results.panel import PanelContent
 
 _KIND = ResultKind.DOCUMENT
@@ -61,8 +61,9 @@ def write_document(
     ds.AcquisitionDateTime = None
     ds.BurnedInAnnotation = "YES"
     ds.RecognizableVisualFeatures = "NO"
-    ds.DocumentTitle = "Chest radiograph: computer analysis"
-    ds.ConceptNameCodeSequence = []
+    ds.DocumentTitle = TITLE
+    ds.ConceptNameCodeSequence = [codes.REPORT_TITLE]
+    ds.VerificationFlag = "UNVERIFIED"
     ds.SourceInstanceSequence = [_source_item(source)]
     ds.MIMETypeOfEncapsulatedDocument = "application/pdf"
     ds.EncapsulatedDocumentLength = len(pdf)
@@ -71,12 +72,16 @@ def write_document(
 
 
 def _heading(source: SourceContext) -> Heading:
-    """Return whose page it is; of a name in several scripts the first, alphabetic one. Source: PS3.5 6.2.1."""
-    name = str(source.identity.PatientName).split("=")[0]
+    """Return whose page it is; of a name in several scripts the first that the page can show. Source: PS3.5 6.2.1."""
+    groups = (" ".join(group.replace("^", " ").split()) for group in str(source.identity.PatientName).split("="))
+    names = [name for name in groups if name]
+    day = str(source.identity.StudyDate)
     return Heading(
-        patient=" ".join(name.replace("^", " ").split()),
+        patient=next((name for name in names if is_writable(name)), NOT_WRITABLE if names else ""),
         patient_id=str(source.identity.PatientID),
-        study_date=str(source.identity.StudyDate),
+        study_date=f"{day[:4]}-{day[4:6]}-{day[6:]}" if day else "",
+        accession_number=str(source.identity.AccessionNumber),
+        image=source.ref.sop_instance,
     )
 
 

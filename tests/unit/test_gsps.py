@@ -67,6 +67,16 @@ def test_each_positive_finding_has_a_layer_a_closed_line_and_a_text() -> None:
     assert not np.array_equal(points_of(ds, 0), points_of(ds, 1))
 
 
+def test_only_as_many_have_contours_as_there_are_colours_to_tell_them_apart() -> None:
+    ds = state(build("cr"), {"Mass": 0.9, "Nodule": 0.8, "Edema": 0.7, "Hernia": 0.6, "Fibrosis": 0.5})
+    drawn = ["GraphicObjectSequence" in item for item in ds.GraphicAnnotationSequence]
+    assert drawn == [True, True, True, False, False]
+    assert all(item.TextObjectSequence for item in ds.GraphicAnnotationSequence)
+    colours = [tuple(layer.GraphicLayerRecommendedDisplayCIELabValue) for layer in ds.GraphicLayerSequence]
+    assert len(set(colours[:4])) == 4
+    assert ds.GraphicLayerSequence[3].GraphicLayerDescription == "Hernia, text only"
+
+
 def test_without_a_positive_finding_there_is_none() -> None:
     assert image_results(ResultKind.PRESENTATION_STATE, build("cr"), {"Mass": 0.29}) == []
 
@@ -136,6 +146,15 @@ def test_rescale_and_windows_of_the_source_stay() -> None:
     assert [float(value) for value in voi.WindowCenter] == [500.0, 40.5]
     assert [float(value) for value in voi.WindowWidth] == [300.0, 80.0]
     assert voi.VOILUTFunction == "SIGMOID"
+
+
+def test_an_image_without_a_window_is_shown_in_the_one_the_model_saw() -> None:
+    (voi,) = state(build("cr"), window=(100.0, 3100.5)).SoftcopyVOILUTSequence
+    assert (float(voi.WindowCenter), float(voi.WindowWidth)) == (1600.25, 3000.5)
+    assert voi.VOILUTFunction == "LINEAR_EXACT"
+    (own,) = state(build("cr", window=(500.0, 300.0)), window=(100.0, 3100.5)).SoftcopyVOILUTSequence
+    assert float(own.WindowCenter) == 500.0
+    assert "SoftcopyVOILUTSequence" not in state(build("cr"), window=(7.0, 7.0))
 
 
 def test_tables_of_the_source_stay() -> None:

@@ -55,7 +55,42 @@ def test_the_page_states_findings_model_mark_and_whose_it_is() -> None:
     assert not any("of its size" in line for line in lines)
     assert "Research use only - not for diagnosis" in lines
     assert any(MODEL.name in line and MODEL.version in line and MODEL.bundle_hash[:12] in line for line in lines)
-    assert any("ID: P-1" in line and "Study date: 20240229" in line for line in lines)
+    assert any("Patient: M" in line and "ID: P-1    Study date: 2024-02-29" in line for line in lines)
+    assert any(line.startswith("Image: ") for line in lines)
+    assert "Shown: Pleural Thickening, Mass" in lines
+
+
+def test_what_the_source_does_not_state_is_said_to_be_missing() -> None:
+    source = build("cr", patient_name="", study_date="", accession="")
+    assert "Patient: not stated" in text_of(document(source))
+    assert "Study date: not stated    Accession number: not stated" in text_of(document(source))
+
+
+def test_the_heatmap_of_what_is_not_present_says_so() -> None:
+    (made,) = image_results(ResultKind.DOCUMENT, build("cr"), {"Mass": 0.29})
+    assert "No finding reached its threshold. Closest: Mass" in text_of(decode(made.part10))
+
+
+def test_its_title_is_coded_and_nobody_has_verified_it() -> None:
+    ds = document(build("cr"))
+    assert (ds.DocumentTitle, ds.VerificationFlag) == ("Chest radiograph: computer analysis", "UNVERIFIED")
+    (title,) = ds.ConceptNameCodeSequence
+    assert (title.CodeValue, title.CodingSchemeDesignator) == ("126000", "DCM")
+    assert ds.BurnedInAnnotation == "YES"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Yamada^Tarou=山田^太郎", "Patient: Yamada Tarou"),
+        ("Иванов^Иван=Ivanov^Ivan", "Patient: Ivanov Ivan"),
+        ("王^小东", "Patient: in characters that this page cannot show"),
+    ],
+)
+def test_a_name_is_written_right_or_not_at_all(name: str, shown: str) -> None:
+    text = text_of(document(build("cr", patient_name=name, character_set="ISO_IR 192")))
+    assert shown in text
+    assert "?" not in text
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,16 @@ def test_for_processing_the_sign_of_the_intensity_says_what_is_bright(photometri
     assert np.corrcoef(rendered.pixels.ravel(), chest(ROWS, COLUMNS).ravel())[0, 1] > 0.999
 
 
+def test_a_window_that_the_node_chose_is_told_in_modality_values():
+    rendered = frame(made(bits=12, rescale=(2.0, -100.0)))
+    values = 2.0 * made(bits=12).pixel_array.astype(float) - 100.0
+
+    assert rendered.rendering == "percentile"
+    low, high = rendered.window
+    assert np.abs(np.clip((values - low) / (high - low), 0, 1) - rendered.pixels).max() < 1e-3
+    assert frame(made(window=FULL)).window is None
+
+
 def test_values_linear_in_exposure_are_taken_to_the_logarithm():
     exposure = np.round(40_000 * np.exp(-5 * chest(ROWS, COLUMNS))).astype(np.uint16)
     tags = {"PixelIntensityRelationshipSign": 1, "PixelIntensityRelationship": "LIN"}
@@ -205,6 +215,7 @@ def test_values_linear_in_exposure_are_taken_to_the_logarithm():
     rendered = frame(ds)
 
     assert rendered.rendering == "log-percentile"
+    assert rendered.window is None
     assert np.corrcoef(rendered.pixels.ravel(), chest(ROWS, COLUMNS).ravel())[0, 1] > 0.99
 
 
