@@ -123,11 +123,6 @@ class NodeProcess:
         if self._process is not None and not self._ended():
             self.kill()
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
