@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.job import DEFAULT_OUTPUTS, Destination, ResultKind, RetryPolicy
+from dicomnode.domain.job import DEFAULT_OUTPUTS, Destination, PeerTls, ResultKind, RetryPolicy
 from dicomnode.domain.routing import Recipient, Routing, Rule
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -104,6 +104,8 @@ class DimseDestination(_Profile):
 
     `commitment`: ask it by Storage Commitment whether it keeps them; a result that it does not answer for within
     `commitment_timeout_s` is an alert. `commitment_linger_s`: how long the association stays open for the answer.
+    `tls`: encrypt, and verify the peer by `ca_file` (the system's authorities without it) and, unless
+    `check_hostname` is false, by `host`. The files are read anew for every association.
     """
 
     kind: Literal["dimse"] = "dimse"
@@ -113,6 +115,21 @@ class DimseDestination(_Profile):
     commitment: bool = False
     commitment_timeout_s: float = Field(default=3600.0, gt=0)
     commitment_linger_s: float = Field(default=1.0, ge=0, le=60)
+    tls: bool = False
+    ca_file: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    client_key_password_file: Path | None = None
+    check_hostname: bool = True
+
+    @model_validator(mode="after")
+    def _tls_is_consistent(self) -> Self:
+        files = (self.ca_file, self.client_certificate, self.client_key, self.client_key_password_file)
+        if not self.tls and (any(file is not None for file in files) or not self.check_hostname):
+            raise ValueError("settings of TLS without tls = true")
+        if self.client_certificate is None and (self.client_key or self.client_key_password_file):
+            raise ValueError("client_key without client_certificate")
+        return self
 
     @property
     def label(self) -> str:
@@ -121,7 +138,18 @@ class DimseDestination(_Profile):
 
     def destination(self) -> Destination:
         """Return the peer."""
-        return Destination(name=self.label, ae_title=self.ae_title, host=self.host, port=self.port)
+        return Destination(name=self.label, ae_title=self.ae_title, host=self.host, port=self.port, tls=self._tls())
+
+    def _tls(self) -> PeerTls | None:
+        if not self.tls:
+            return None
+        return PeerTls(
+            ca_file=self.ca_file,
+            client_certificate=self.client_certificate,
+            client_key=self.client_key,
+            client_key_password_file=self.client_key_password_file,
+            check_hostname=self.check_hostname,
+        )
 
 
 class StowDestination(_Profile):
@@ -177,14 +205,18 @@ class StowDestination(_Profile):
         if self.secret_env is not None:
             value, where = os.environ.get(self.secret_env, ""), f"environment variable {self.secret_env}"
         else:
-            value, where = _read_secret(self.secret_file), f"file {self.secret_file}"
+            value, where = read_secret(self.secret_file), f"file {self.secret_file}"
         value = value.strip("\r\n")
         if not value or not value.isprintable():
             raise ConfigurationError(f"the secret of destination {self.label} is empty or unfit, in {where}")
         return value
 
 
-def _read_secret(file: Path | None) -> str:
+def read_secret(file: Path | None) -> str:
+    """Return the text of a file that holds a password or token.
+
+    Raises: ConfigurationError, which never says what is in it.
+    """
     try:
         with (file or Path()).open("rb") as opened:
             return opened.read(_LONGEST_SECRET_BYTES).decode("utf-8")

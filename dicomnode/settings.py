@@ -32,6 +32,36 @@ def _uid(value: str) -> str:
 Uid = Annotated[str, AfterValidator(_uid)]
 
 
+class TlsSettings(Section):
+    """TLS of the Storage SCP, where there is a `certificate`; `key`: where its key is, if not in the same file.
+
+    `port`: a port for TLS beside the plain one; without it TLS takes `scp.port`, and nothing is plain. Files that
+    change are read again. `client_certificates`: whether peers have to show one, signed by `client_ca_file`.
+    """
+
+    port: Port | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    key_password_file: Path | None = None
+    client_ca_file: Path | None = None
+    client_certificates: Literal["none", "optional", "required"] = "none"
+    minimum_version: Literal["1.2", "1.3"] = "1.2"
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        others = (self.port, self.key, self.key_password_file, self.client_ca_file)
+        if self.certificate is None and any(entry is not None for entry in others):
+            raise ValueError("settings of TLS without a certificate")
+        if (self.client_certificates == "none") != (self.client_ca_file is None):
+            raise ValueError("client_certificates and client_ca_file go together")
+        return self
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that the node reads."""
+        named = (self.certificate, self.key, self.key_password_file, self.client_ca_file)
+        return tuple(file for file in named if file is not None)
+
+
 class ScpSettings(Section):
     """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too.
 
@@ -55,6 +85,20 @@ class ScpSettings(Section):
     acse_timeout_s: float = Field(default=10.0, gt=0)
     dimse_timeout_s: float = Field(default=30.0, gt=0)
     network_timeout_s: float = Field(default=60.0, gt=0)
+
+    tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.tls.port == self.port:
+            raise ValueError("tls.port is a port beside this one; leave it out to have TLS here")
+        return self
+
+    def ports(self) -> tuple[tuple[int, bool], ...]:
+        """Return the ports to listen on, and whether it is TLS that is spoken there."""
+        if self.tls.certificate is None:
+            return ((self.port, False),)
+        return ((self.port, True),) if self.tls.port is None else ((self.port, False), (self.tls.port, True))
 
     @model_validator(mode="after")
     def _holds_the_largest_object(self) -> Self:
@@ -196,8 +240,8 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
         raise ConfigurationError(f"the configuration cannot be read: {error}") from error
 
 
-def parse_destination(text: str) -> DimseDestination:
-    """Read `AET@HOST:PORT`.
+def parse_destination(text: str, **more: Any) -> DimseDestination:
+    """Read `AET@HOST:PORT`; `more` are other settings of the destination.
 
     Raises: ConfigurationError.
     """
@@ -205,7 +249,7 @@ def parse_destination(text: str) -> DimseDestination:
     if match is None:
         raise ConfigurationError(f"{text!r} is not of the form AET@HOST:PORT")
     try:
-        return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]))
+        return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]), **more)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, None)) from error
 

@@ -34,23 +34,26 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, address: str, file: Path) -> Path:
+    def issue(self, address: str, file: Path, *, expired: bool = False, password: bytes | None = None) -> Path:
         """Write a certificate for an IP address, as server and as client, with its key, and return the file."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        builder = self._builder(subject, key.public_key())
+        builder = self._builder(subject, key.public_key(), timedelta(minutes=-1 if expired else 24 * 60))
         issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier)
         builder = builder.add_extension(issuer, critical=False)
         signed = builder.add_extension(names, critical=False).add_extension(uses, critical=False)
         pem = serialization.Encoding.PEM
-        plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        form = (serialization.PrivateFormat.PKCS8, encryption)
         certificate = signed.sign(self._key, hashes.SHA256()).public_bytes(pem)
-        file.write_bytes(certificate + key.private_bytes(pem, *plain))
+        file.write_bytes(certificate + key.private_bytes(pem, *form))
         return file
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, validity: timedelta = timedelta(days=1)
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -59,6 +62,6 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + validity)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )

@@ -19,9 +19,12 @@ from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import check_destination
-from dicomnode.settings import Settings, default_bundle
+from dicomnode.net.tls import certificate_expires, listener_context
+from dicomnode.node import utc_now
+from dicomnode.settings import Settings, TlsSettings, default_bundle
 
 _GIB = 1 << 30
+_EXPIRES_SOON_DAYS = 14
 
 
 def check(
@@ -48,7 +51,10 @@ def _steps(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "bundle", lambda: _check_bundle(settings)
     yield "store", lambda: _check_store(settings.store.path)
     yield "disk", lambda: _check_disk(settings.store.path, settings.store.minimum_free_bytes)
-    yield "port", lambda: _check_port(settings.scp.bind, settings.scp.port)
+    for number, _ in settings.scp.ports():
+        yield "port", partial(_check_port, settings.scp.bind, number)
+    if settings.scp.tls.certificate is not None:
+        yield "tls", lambda: _check_tls(settings.scp.tls)
     if not settings.delivery.destinations:
         yield "destinations", lambda: "none: results stay in the store"
     for entry in settings.delivery.destinations:
@@ -109,6 +115,15 @@ def _check_port(bind: str, port: int) -> str:
     except OSError as error:
         raise ConfigurationError(f"{bind}:{port} cannot be listened on: {error.strerror}") from error
     return f"{bind}:{port} is free"
+
+
+def _check_tls(settings: TlsSettings) -> str:
+    listener_context(settings)
+    expires = certificate_expires(settings.certificate or Path())
+    left = expires - utc_now()
+    if left.days < _EXPIRES_SOON_DAYS:
+        raise ConfigurationError(f"the certificate {settings.certificate} is valid until {expires:%Y-%m-%d} only")
+    return f"the certificate is valid until {expires:%Y-%m-%d}, client certificates: {settings.client_certificates}"
 
 
 def _check_destination(entry: DestinationSettings, settings: Settings) -> str:

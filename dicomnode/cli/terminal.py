@@ -22,7 +22,9 @@ StoreOption = Annotated[Path | None, typer.Option("--store", metavar="DIR", help
 BundleOption = Annotated[
     Path | None, typer.Option("--bundle", metavar="DIR", help="Model bundle; the shipped reference by default.")
 ]
-PeerArgument = Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="The peer's AE title, host and port.")]
+PeerArgument = Annotated[
+    str, typer.Argument(metavar="PEER", help="AET@HOST:PORT, or the name of a destination of the configuration.")
+]
 
 
 def settings_from(

@@ -12,6 +12,7 @@ from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 from dicomnode.domain.job import DEFAULT_OUTPUTS, ResultKind
 from dicomnode.net.association import REQUESTOR_PDU_BYTES
+from dicomnode.net.tls import CIPHERS, PROFILE
 from dicomnode.net.transport import IMPLEMENTATION_VERSION_NAME
 from dicomnode.settings import ScpSettings, default_bundle
 
@@ -234,7 +235,7 @@ def _identity_rows() -> list[tuple[str, str, str]]:
     application_context = code("1.2.840.10008.3.1.1.1")
     return [
         ("AE title", f"{code(scp.ae_title)} (`scp.ae_title`)", "the same"),
-        ("Port", f"{scp.port} (`scp.port`)", "the destination's"),
+        ("Port", f"{scp.port} (`scp.port`); for TLS, if any, `scp.tls.port`", "the destination's"),
         ("Application context name", application_context, application_context),
         ("Implementation class UID", code(IMPLEMENTATION_CLASS_UID), code(IMPLEMENTATION_CLASS_UID)),
         ("Implementation version name", code(IMPLEMENTATION_VERSION_NAME), code(IMPLEMENTATION_VERSION_NAME)),
@@ -252,6 +253,7 @@ def _policy_rows() -> list[tuple[str, str, str]]:
     connect = f"{delivery.connect_timeout_s:g} s (`delivery.connect_timeout_s`)"
     return [
         ("Simultaneous associations", f"{scp.maximum_associations} (`scp.maximum_associations`)", "1 per destination"),
+        ("Associations of one peer", f"{scp.maximum_associations_per_peer} (`scp.maximum_associations_per_peer`)", ""),
         ("Asynchronous operations window", "not negotiated (1, 1)", "not negotiated (1, 1)"),
         ("SOP class extended negotiation", "not supported", "not proposed"),
         ("User identity negotiation", "not supported", "not proposed"),
@@ -268,11 +270,13 @@ def _security() -> str:
     return section(
         2,
         "8 Security",
-        "DIMSE associations are not encrypted by the node; peers are told apart by AE title. STOW-RS uses TLS where "
-        "the URL is `https`, and verifies the server unless told otherwise. Parameters that concern security:",
+        "DIMSE associations are encrypted where `[scp.tls]` names a certificate, and towards destinations with `tls` "
+        "(Annex C); peers are told apart by AE title and address. STOW-RS uses TLS where the URL is `https`, and "
+        "verifies the server unless told otherwise. Parameters that concern security:",
         table(("Parameter", "Value", "Default"), security_rows()),
         "Preambles of stored files are zeros. No patient data reaches logs, queues or file names. PDU length, object "
-        "size, pixel count and idle connections are bounded; deflated objects are refused.",
+        "size, pixel count, memory, pace, connections and associations per peer are bounded; deflated objects are "
+        "refused.",
     )
 
 
@@ -280,9 +284,28 @@ def _annex_c() -> str:
     return section(
         2,
         "Annex C: Security details",
-        "No secure transport connection profile, digital signature profile or attribute confidentiality profile of "
-        "PS3.15 is claimed.",
+        f"The {PROFILE} (PS3.15 B.12) is supported, as TLS server and as TLS client:",
+        table(("", "As acceptor", "As requestor"), _tls_rows()),
+        "No digital signature profile or attribute confidentiality profile of PS3.15 is claimed.",
     )
+
+
+def _tls_rows() -> list[tuple[str, str, str]]:
+    suites = ", ".join(code(name) for name in CIPHERS)
+    return [
+        ("Versions", "TLS 1.3 preferred, TLS 1.2 (`scp.tls.minimum_version`)", "TLS 1.3 preferred, TLS 1.2"),
+        ("Cipher suites of TLS 1.2", suites, suites),
+        ("Port", "`scp.tls.port`, or `scp.port`; 2762 is registered for it", "the destination's"),
+        ("Own certificate", "`scp.tls.certificate`", "`client_certificate`, if any"),
+        (
+            "Peer's certificate",
+            "by `scp.tls.client_certificates`: none, optional, required",
+            "required, and for the destination's host unless `check_hostname` is false",
+        ),
+        ("Authorities", "`scp.tls.client_ca_file`", "`ca_file`, or the system's"),
+        ("Certificates renewed", "read without a restart when the files change", "read for every association"),
+        ("Renegotiation, compression, resumption", "none", "none"),
+    ]
 
 
 def _annex_d() -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
 
@@ -178,13 +179,25 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerTls:
+    """How connections to a peer are encrypted. `ca_file`: who vouches for it; None: the system's authorities."""
+
+    ca_file: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    client_key_password_file: Path | None = None
+    check_hostname: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A Storage SCP that receives results. `name` is the operator's; it stands in the ledger."""
+    """A Storage SCP that receives results, over TLS if that says how. `name` is the operator's, in the ledger too."""
 
     name: str
     ae_title: str
     host: str
     port: int
+    tls: PeerTls | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import logging
 import queue
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from dicomnode.net.contexts import (
     Proposal,
     presentation_contexts,
 )
+from dicomnode.net.tls import requestor_context, tls_cause
 from dicomnode.net.transport import BoundedSocket, Limits, new_entity
 
 log = logging.getLogger(__name__)
@@ -195,6 +197,7 @@ def open_association(
     """Open an association; `handlers` serve what the peer asks over it.
 
     Raises: PeerUnavailable when trying again may help; PeerRefused when the peer rejected it for good;
+    ConfigurationError when a certificate or key cannot be read;
     NoContextAccepted when the peer takes none of what is proposed.
     """
     limits = Limits(
@@ -216,6 +219,7 @@ def open_association(
             contexts=presentation_contexts(proposals),
             ae_title=destination.ae_title,
             max_pdu=REQUESTOR_PDU_BYTES,
+            tls_args=(requestor_context(destination.tls), destination.host) if destination.tls else None,
             evt_handlers=[(evt.EVT_ACSE_RECV, _note_abort, [aborts]), *handlers],
         )
     except OSError as error:
@@ -257,6 +261,9 @@ def _failure(
         return PeerRefused(cause) if answer.result == _REJECTED_PERMANENT else PeerUnavailable(cause)
     if answer is not None and answer.result == 0 and not library.accepted_contexts:
         return NoContextAccepted("no presentation context was accepted")
+    if isinstance(bounded, BoundedSocket) and isinstance(bounded.read_error, ssl.SSLError):
+        # In TLS 1.3 a client learns only after the handshake that its certificate is not accepted.
+        return PeerUnavailable(_connect_failure(destination, bounded.read_error, settings))
     if aborts:
         return PeerUnavailable(f"{aborts[0]} instead of answering the association request")
     return PeerUnavailable(f"no answer to the association request within {settings.response_timeout_s:g} s")
@@ -264,6 +271,8 @@ def _failure(
 
 def _connect_failure(destination: Destination, error: OSError, settings: DeliverySettings) -> str:
     where = f"{destination.host}:{destination.port}"
+    if isinstance(error, ssl.SSLError):
+        return f"no connection to {where}: {tls_cause(error)}"
     if isinstance(error, socket.gaierror):
         return f"unknown host {destination.host}"
     if isinstance(error, ConnectionRefusedError):

@@ -7,6 +7,7 @@ clears up behind it.
 
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +31,22 @@ from dicomnode.net.pdus import (
     read_header,
 )
 from dicomnode.net.refusals import Refusals
+from dicomnode.net.tls import ListenerTls, shake_hands, tls_cause
 from dicomnode.net.transport import BoundedSocket, receive
 
 log = logging.getLogger(__name__)
 
 _END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What all listeners of a node share; `between_polls` is called several times a second."""
+
+    admission: Admission
+    refusals: Refusals
+    held: HeldBytes
+    between_polls: Callable[[], None]
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
@@ -44,28 +56,24 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
     request_queue_size = 128
     daemon_threads = True
 
-    admission: Admission
-    refusals: Refusals
-    held: HeldBytes
-    between_polls: Callable[[], None]
+    gate: "Gate"
+    tls: ListenerTls | None
 
-    def take(
-        self, admission: Admission, refusals: Refusals, held: HeldBytes, between_polls: Callable[[], None]
-    ) -> None:
-        """Take what it shares with others; to be called before it serves."""
-        self.admission, self.refusals, self.held, self.between_polls = admission, refusals, held, between_polls
+    def take(self, gate: "Gate", tls: ListenerTls | None) -> None:
+        """Take what it shares with others, and what it encrypts with; to be called before it serves."""
+        self.gate, self.tls = gate, tls
         self._visits: dict[Any, Visit] = {}
 
     def service_actions(self) -> None:
         """Do what is to be done between two polls of the listening socket."""
         super().service_actions()
-        self.between_polls()
+        self.gate.between_polls()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let a new connection wait for its association request, at another's cost where too many wait."""
-        visit, eviction = self.admission.connect(client_address[0], request)
+        visit, eviction = self.gate.admission.connect(client_address[0], request)
         if eviction is not None:
-            self.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
+            self.gate.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
             eviction.visit.cut()
         self._visits[client_address] = visit
         return True
@@ -74,16 +82,11 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
         """Return the visit of a connection that was let in; once."""
         return self._visits.pop(client_address)
 
-    def cut_waiting(self) -> None:
-        """End the connections that are no associations."""
-        for visit in self.admission.waiting():
-            visit.cut()
-
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 the signature is socketserver's
         """Log that a connection could not be served, where socketserver would print a traceback."""
         visit = self._visits.pop(client_address, None)
         if visit is not None:
-            self.admission.leave(visit)
+            self.gate.admission.leave(visit)
         log.error("connection-failed", extra={"peer": client_address[0]})
 
     def shutdown(self) -> None:
@@ -97,25 +100,26 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
     """Serves one connection, from its first byte until its socket is closed."""
 
     server: BoundedServer
+    request: Any
 
     def handle(self) -> None:
         """Read the request, hand it to an association, wait until that has ended, and close the socket."""
         visit = self.server.visit_of(self.client_address)
         try:
-            asked = self._read_request()
+            asked = self._read_request(visit)
             if not isinstance(asked, _Objection):
                 self._associate(visit, asked)
             elif asked is not _PROBED:
                 self._turn_away(asked)
         finally:
-            self.server.admission.leave(visit)
+            self.server.gate.admission.leave(visit)
             self.server.shutdown_request(self.request)
 
     def _associate(self, visit: Visit, asked: bytearray) -> None:
         association = self._create_association()
-        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.refusals)
+        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.gate.refusals)
         bounded.prepare()
-        bounded.preloaded, bounded.held = asked, self.server.held
+        bounded.preloaded, bounded.held = asked, self.server.gate.held
         association.dul.socket = bounded
         association.visit = visit
         bounded.count_unanswered(association)
@@ -127,10 +131,20 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         finally:
             bounded.close()
 
-    def _read_request(self) -> "bytearray | _Objection":
+    def _encrypt(self, visit: Visit, deadline: float) -> None:
+        if self.server.tls is not None:
+            context = self.server.tls.context()
+            # In this order: whoever cuts the visit has to find the socket that is in use.
+            visit.wire = self.request = context.wrap_socket(
+                self.request, server_side=True, do_handshake_on_connect=False
+            )
+            shake_hands(self.request, deadline)
+
+    def _read_request(self, visit: Visit) -> "bytearray | _Objection":
         """Return the whole first PDU when it is an association request."""
         deadline = time.monotonic() + self.ae.limits.associate_s
         try:
+            self._encrypt(visit, deadline)
             header = receive(self.request, HEADER_BYTES, deadline)
             objection = _objection_to(header)
             if objection is not None:
@@ -139,6 +153,8 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
             body = receive(self.request, length, deadline)
         except TimeoutError:
             return _Objection("request-timeout")
+        except ssl.SSLError as error:
+            return _Objection("tls", cause=tls_cause(error))
         except OSError:
             return _Objection("connection-lost")
         if len(body) < length:
@@ -146,7 +162,8 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         return header + body if is_reasonable(pdu_type, body) else _Objection("request-parts", INVALID_PARAMETER)
 
     def _turn_away(self, objection: "_Objection") -> None:
-        self.server.refusals.note("connection-refused", objection.reason, self.client_address[0])
+        about = {"cause": objection.cause} if objection.cause else {}
+        self.server.gate.refusals.note("connection-refused", objection.reason, self.client_address[0], **about)
         if objection.abort is not None:
             with contextlib.suppress(OSError):
                 self.request.sendall(abort_pdu(objection.abort))
@@ -158,6 +175,7 @@ class _Objection:
 
     reason: str
     abort: int | None = None
+    cause: str = ""
 
 
 # What watches whether the port is open connects and leaves: nobody was refused anything.

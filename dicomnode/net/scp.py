@@ -23,11 +23,12 @@ from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.net.admission import Admission, Refusal, Rejection
 from dicomnode.net.contexts import accepted_contexts, listening_contexts
 from dicomnode.net.held import HeldBytes
-from dicomnode.net.listener import BoundedHandler, BoundedServer
+from dicomnode.net.listener import BoundedHandler, BoundedServer, Gate
 from dicomnode.net.part10 import part10_bytes, read_ref
 from dicomnode.net.refusals import Refusals
 from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
-from dicomnode.net.transport import Limits, new_entity
+from dicomnode.net.tls import ListenerTls
+from dicomnode.net.transport import BoundedEntity, Limits, new_entity
 from dicomnode.settings import ScpSettings
 from dicomnode.telemetry import where_raised
 
@@ -77,7 +78,7 @@ class StorageScp:
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
         self._ended: set[str] = set()
-        self._server: BoundedServer | None = None
+        self._servers: list[BoundedServer] = []
         self._draining = False
 
     @property
@@ -94,53 +95,62 @@ class StorageScp:
     @property
     def listening(self) -> bool:
         """Whether new associations are accepted."""
-        return self._server is not None and not self._draining
+        return bool(self._servers) and not self._draining
 
     def start(self) -> None:
         """Listen in the background.
 
-        Raises: ConfigurationError when the address cannot be listened on.
+        Raises: ConfigurationError when the address cannot be listened on, or a certificate does not serve.
         """
         self._draining = False
         settings = self._settings
-        entity = new_entity(settings.ae_title, _limits(settings))
-        # The admission decides, of whose limits those of the library would be another opinion.
-        entity.require_called_aet = False
-        entity.maximum_associations = 2 * settings.maximum_associations
-        entity.dimse_timeout = settings.dimse_timeout_s
-        entity.network_timeout = settings.network_timeout_s
+        tls = ListenerTls(settings.tls, self._clock) if settings.tls.certificate is not None else None
         for position, sop_class in enumerate(settings.also_accept):
             _register(sop_class, position)
+        entity = _entity(settings)
+        gate = Gate(
+            admission=self._admission,
+            refusals=self._refusals,
+            held=HeldBytes(settings.maximum_pending_bytes, settings.maximum_associations),
+            between_polls=self._sweep,
+        )
+        for port, encrypted in settings.ports():
+            self._listen(entity, port, gate, tls if encrypted else None)
+
+    def _listen(self, entity: Any, port: int, gate: Gate, tls: ListenerTls | None) -> None:
+        settings = self._settings
         try:
-            self._server = entity.make_server(
-                (settings.bind, settings.port),
+            server = entity.make_server(
+                (settings.bind, port),
                 contexts=listening_contexts(accepted_contexts(settings.also_accept)),
                 evt_handlers=self._handlers(),
                 server_class=BoundedServer,
                 request_handler=BoundedHandler,
             )
         except OSError as error:
-            raise ConfigurationError(_listen_failure(settings, error)) from error
-        held = HeldBytes(settings.maximum_pending_bytes, settings.maximum_associations)
-        self._server.take(self._admission, self._refusals, held, self._sweep)
-        threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="scp-listener", daemon=True).start()
-        log.info(
-            "scp-listening", extra={"ae_title": settings.ae_title, "address": settings.bind, "port": settings.port}
-        )
+            self.stop(drain_s=0)
+            raise ConfigurationError(_listen_failure(settings.bind, port, error)) from error
+        server.take(gate, tls)
+        self._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(_POLL_S,), name=f"scp-{port}", daemon=True).start()
+        about = {"ae_title": settings.ae_title, "address": settings.bind, "port": port, "tls": tls is not None}
+        log.info("scp-listening", extra=about)
 
     def stop(self, drain_s: float = 30.0) -> None:
         """Accept nothing new, let present associations end for up to `drain_s`, then abort what remains."""
-        server, self._server = self._server, None
-        if server is None:
+        servers, self._servers = self._servers, []
+        if not servers:
             return
         self._draining = True
-        server.shutdown()
+        for server in servers:
+            server.shutdown()
         deadline = time.monotonic() + drain_s
         while time.monotonic() < deadline and self.associations:
             time.sleep(_POLL_S / 2)
             self._sweep()
-        server.cut_waiting()
-        _end(server.active_associations)
+        for visit in self._admission.waiting():
+            visit.cut()
+        _end([association for server in servers for association in server.active_associations])
         self._sweep()
 
     def _handlers(self) -> list[tuple[Any, Callable[[Any], Any]]]:
@@ -287,6 +297,16 @@ def _answer(status: StoreStatus, comment: str = "") -> Dataset:
     return answer
 
 
+def _entity(settings: ScpSettings) -> BoundedEntity:
+    entity = new_entity(settings.ae_title, _limits(settings))
+    # The admission decides, of whose limits those of the library would be another opinion.
+    entity.require_called_aet = False
+    entity.maximum_associations = 2 * settings.maximum_associations
+    entity.dimse_timeout = settings.dimse_timeout_s
+    entity.network_timeout = settings.network_timeout_s
+    return entity
+
+
 def _limits(settings: ScpSettings) -> Limits:
     return Limits(
         pdu_bytes=settings.maximum_pdu_bytes,
@@ -306,8 +326,8 @@ def _register(sop_class: str, position: int) -> None:
         register_uid(sop_class, f"ConfiguredStorage{position}", StorageServiceClass)
 
 
-def _listen_failure(settings: ScpSettings, error: OSError) -> str:
-    where = f"port {settings.port} of {settings.bind}"
+def _listen_failure(bind: str, port: int, error: OSError) -> str:
+    where = f"port {port} of {bind}"
     if error.errno == errno.EADDRINUSE:
         return f"{where} is already in use: another node or program listens there; choose another with scp.port"
     if error.errno == errno.EACCES:

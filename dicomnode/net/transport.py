@@ -20,6 +20,7 @@ from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 from dicomnode.net.held import HeldBytes
 from dicomnode.net.pdus import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
 from dicomnode.net.refusals import Refusals
+from dicomnode.net.tls import shake_hands
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     limits: Limits
     refusals: Refusals
     connect_error: OSError | None
+    read_error: OSError | None
     preloaded: bytearray
     held: HeldBytes | None
 
@@ -68,7 +70,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         bounded.__dict__.update(plain.__dict__)
         bounded.limits = limits
         bounded.refusals = refusals or Refusals()
-        bounded.connect_error = None
+        bounded.connect_error = bounded.read_error = None
         bounded.preloaded = bytearray()
         bounded.held = None
         bounded._body_of = None
@@ -92,7 +94,12 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         """Connect to the peer, and keep the error when that fails."""
         try:
             self.socket.settimeout(self.assoc.connection_timeout)
+            deadline = time.monotonic() + self.assoc.connection_timeout
             self.socket.connect(primitive.address_info.as_tuple)
+            if self.tls_args:
+                context, hostname = self.tls_args
+                self.socket = context.wrap_socket(self.socket, server_hostname=hostname, do_handshake_on_connect=False)
+                shake_hands(self.socket, deadline)
             self.assoc.requestor.address_info = AddressInformation.from_tuple(self.socket.getsockname())
             self.prepare()
             self._is_connected = True
@@ -161,7 +168,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             return taken
         try:
             return self._recv_body(nr_bytes) if self._body_of is not None else self._recv_header()
-        except OSError:
+        except OSError as error:
+            self.read_error = error
             self.cut()
             return bytearray()
 

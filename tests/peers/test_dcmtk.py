@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 
-from dicomnode.domain.job import Accepted, Destination, StoreOutcome
+from dicomnode.domain.job import Accepted, Destination, PeerTls, StoreOutcome
 from dicomnode.net.files import send_files
 from dicomnode.net.scu import echo, send
 from dicomnode.settings import DeliverySettings
@@ -62,7 +62,7 @@ def deliver(destination: Destination, objects: Sequence[bytes]) -> list[StoreOut
 
 
 @contextmanager
-def storescp(folder: Path, *options: str) -> Iterator[Destination]:
+def storescp(folder: Path, *options: str, tls: PeerTls | None = None) -> Iterator[Destination]:
     """Run DCMTK's storescp, which writes what it receives to `folder`, bit for bit."""
     port = free_port()
     program = dcmtk("storescp")
@@ -72,7 +72,7 @@ def storescp(folder: Path, *options: str) -> Iterator[Destination]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    destination = Destination(name="storescp", ae_title="STORESCP", host="127.0.0.1", port=port)
+    destination = Destination(name="storescp", ae_title="STORESCP", host="127.0.0.1", port=port, tls=tls)
     try:
         wait_until(
             lambda: echo(destination, calling_ae="CXRNODE", settings=SETTINGS).succeeded, 20, "the start of storescp"

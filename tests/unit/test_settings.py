@@ -8,7 +8,7 @@ import pytest
 
 from dicomnode.delivery_settings import DeliverySettings, DimseDestination, StowDestination
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import Settings, parse_destination, read_settings
+from dicomnode.settings import Settings, TlsSettings, parse_destination, read_settings
 from tests.conftest import ROOT
 
 
@@ -50,6 +50,57 @@ def test_the_shipped_file_shows_every_setting_of_each_kind_of_destination_with_i
                 name = match[1] or match[2]
                 if name in defaults and defaults[name] not in (None, ""):
                     assert shown[name] == (list(defaults[name]) if name == "outputs" else defaults[name]), name
+
+
+def test_the_shipped_file_names_every_setting_of_tls() -> None:
+    _, tls = _uncommented(_shipped()).split("[scp.tls]", 1)
+    assert set(tomllib.loads(tls.split("\n[", 1)[0])) == set(TlsSettings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("tls", "said"),
+    [
+        ({"port": 2762}, "without a certificate"),
+        ({"key": "k.pem"}, "without a certificate"),
+        ({"certificate": "c.pem", "client_certificates": "required"}, "go together"),
+        ({"certificate": "c.pem", "client_ca_file": "ca.pem"}, "go together"),
+        ({"certificate": "c.pem", "port": 11112}, "beside this one"),
+        ({"certificate": "c.pem", "minimum_version": "1.1"}, "minimum_version"),
+    ],
+)
+def test_settings_of_tls_that_contradict_each_other_are_refused(tls: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        read_settings(None, {"scp": {"tls": tls}})
+
+
+@pytest.mark.parametrize(
+    ("tls", "ports"),
+    [
+        ({}, ((11112, False),)),
+        ({"certificate": "c.pem"}, ((11112, True),)),
+        ({"certificate": "c.pem", "port": 2762}, ((11112, False), (2762, True))),
+    ],
+)
+def test_tls_takes_the_port_or_has_one_beside_it(tls: dict[str, object], ports: tuple[tuple[int, bool], ...]) -> None:
+    assert read_settings(None, {"scp": {"tls": tls}}).scp.ports() == ports
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"ca_file": "ca.pem"}, "without tls"),
+        ({"check_hostname": False}, "without tls"),
+        ({"tls": True, "client_key": "k.pem"}, "without client_certificate"),
+    ],
+)
+def test_a_destination_whose_tls_contradicts_itself_is_refused(more: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        read_settings(None, {"delivery": {"destinations": [{**PACS, **more}]}})
+
+
+def test_memory_for_less_than_two_objects_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least twice"):
+        read_settings(None, {"scp": {"maximum_pending_bytes": 1_000_000_000}})
 
 
 def _shipped() -> str:
