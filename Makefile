@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit conformance viewer soak clean lock
+.PHONY: serve test lint unit conformance viewer soak fuzz clean lock
 
 serve: $(VENV)/.serving
 	$(BIN)/cxrnode serve $(ARGS)
@@ -46,6 +46,11 @@ viewer: $(VENV)/.developing
 # Studies by the thousand with faults on all sides; ARGS="--studies 5000 --kills 50" for more.
 soak: $(VENV)/.developing
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Coverage-guided fuzzing of what reads a peer's bytes; ARGS="--seconds 600 frame" for one target and longer.
+fuzz: $(VENV)/.developing
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Write the versions that are installed and tested now into constraints.txt.
 lock: $(VENV)/.developing

@@ -36,6 +36,8 @@ _ITEM_GROUP = 0xFFFE
 _ITEM_DELIMITERS = frozenset({0xFFFEE00D, 0xFFFEE0DD})
 # No head in the wild comes near; a hostile one of empty elements would otherwise cost minutes.
 _MAXIMUM_ELEMENTS = 100_000
+# PS3.5 7.1: groups below are of commands, file meta information and directories.
+_FIRST_GROUP = 0x0008
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
@@ -65,6 +67,9 @@ def read_ref(data_set: bytes, transfer_syntax: str) -> InstanceRef:
     """
     if transfer_syntax == ExplicitVRBigEndian:
         raise UnreadableObject("big endian data sets are not read")
+    if data_set and _group(data_set, 0) < _FIRST_GROUP:
+        # Behind the meta information written here it would be read as part of it, another transfer syntax for one.
+        raise UnreadableObject(f"the data set begins with group {_group(data_set, 0):04X}H, which belongs before it")
     implicit = _is_implicit(data_set, declared=transfer_syntax == ImplicitVRLittleEndian)
     found: dict[int, str] = {}
     for tag, start, end in _elements(data_set, 0, implicit=implicit):

@@ -54,6 +54,14 @@ def test_an_implicit_sequence_within_an_unknown_element_is_passed_over() -> None
     assert read_ref(data_set[:at] + unknown + data_set[at:], EXPLICIT) == read_ref(data_set, EXPLICIT)
 
 
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT])
+def test_a_data_set_that_would_continue_the_meta_information_is_refused(transfer_syntax: str) -> None:
+    vr = struct.pack("<2sH", b"UI", 2) if transfer_syntax == EXPLICIT else struct.pack("<L", 2)
+    element = struct.pack("<HH", 0x0002, 0x0010) + vr + b"1\0"
+    with pytest.raises(UnreadableObject, match="begins with group 0002H"):
+        read_ref(element + encoded(small(), transfer_syntax), transfer_syntax)
+
+
 @pytest.mark.parametrize(("written", "declared"), [(IMPLICIT, EXPLICIT), (EXPLICIT, IMPLICIT)])
 def test_a_data_set_in_another_encoding_than_declared_is_still_read(written: str, declared: str) -> None:
     ds = small()
