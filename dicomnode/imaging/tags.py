@@ -69,6 +69,8 @@ def values(ds: Dataset, keyword: str) -> tuple[Any, ...]:
             held = tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
         except HOSTILE_DATA_RAISES:
             return ()
+    if isinstance(value, Sequence):  # what an element is sent as is the peer's choice, and items are no values
+        return ()
     return tuple(one for one in held if one is not None and not (isinstance(one, str | bytes) and not one))
 
 
