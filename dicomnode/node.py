@@ -11,6 +11,7 @@ from typing import Self
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.delivery_settings import DimseDestination, StowDestination
 from dicomnode.domain.identifiers import derive_uid
+from dicomnode.imaging.codecs import CODECS
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import Deliveries, Surroundings, deliveries
@@ -135,6 +136,7 @@ class Node:
     def start(self) -> None:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
+        CODECS.start()
         self._deliveries.start()
         self._retention.start()
         self._worker.start()
@@ -157,6 +159,7 @@ class Node:
         """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""
         self._scp.stop()
         self._worker.stop()
+        CODECS.stop()
         self._deliveries.stop()
         self._retention.stop()
         self._store.close()

@@ -6,6 +6,7 @@
     ├── Transient                   try again later
     │   ├── DiskFull                below the configured free space
     │   ├── StoreUnavailable        the database or file system refused, for now
+    │   ├── DecoderUnavailable      the process of the codecs cannot be started
     │   └── PeerUnavailable         no connection, no answer, out of resources
     └── Permanent                   trying again cannot help
         ├── UidMismatch             command set and data set disagree
@@ -41,6 +42,10 @@ class DiskFull(Transient):
 
 class StoreUnavailable(Transient):
     """The database or the file system refused the operation for now."""
+
+
+class DecoderUnavailable(Transient):
+    """The process that decodes compressed images cannot be started."""
 
 
 class PeerUnavailable(Transient):

@@ -6,7 +6,8 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from dicomnode.domain.frame import FloatArray
-from dicomnode.imaging.decoding import PixelLayout, StoredArray
+from dicomnode.imaging.codecs import StoredArray
+from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.tags import integer, numbers, texts
 
 BoolArray = npt.NDArray[np.bool_]

@@ -1,29 +1,26 @@
 """Stored pixel values of one frame, decoded by known libraries in a fixed order, within limits checked before.
 
 What a decoder would allocate is bounded first by what the tags and the frame's own header say; frames whose two sizes
-disagree are refused. GDCM, whose JPEG code aborts on some damaged frames, runs in a process of its own.
+disagree are refused. Codecs, which some damaged frames make abort, run in a process of their own (`codecs`).
 """
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.pixels.processing import apply_color_lut
 
 from dicomnode.domain.errors import UndecodablePixels
+from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
 from dicomnode.imaging.codestream import FrameHeader, read_header
 from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, quiet, text
 
-StoredArray = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from dicomnode.imaging.codec_child import Encoded
 
 _GDCM = "gdcm"
 DECODERS: dict[str, tuple[str, ...]] = {
@@ -45,7 +42,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
 }
 """Transfer syntaxes this node decodes, with the decoders in the order they are tried (none: uncompressed).
 
-`gdcm` is `gdcm_child`; the others are pydicom's plugins. All are libraries the project requires.
+`gdcm` is called by `codec_child` itself; the others are pydicom's plugins. All are libraries the project requires.
 """
 
 _PHOTOMETRIC = {
@@ -54,8 +51,6 @@ _PHOTOMETRIC = {
 }
 _END_OF_IMAGE = b"\xff\xd9"
 _TRAILER = 64
-_CHILD_BYTES = 1 << 30
-_CHILD_S = 60
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -112,14 +107,14 @@ def read_layout(ds: Dataset, maximum_pixels: int) -> PixelLayout:
     )
 
 
-def decode(ds: Dataset, layout: PixelLayout) -> StoredArray:
+def decode(ds: Dataset, layout: PixelLayout, codecs: CodecProcess = CODECS) -> StoredArray:
     """Return the stored values, (rows, columns): integers, or for colour the luminance in the scale of the samples.
 
-    Raises: UndecodablePixels.
+    Raises: UndecodablePixels, DecoderUnavailable.
     """
     with quiet():
         try:
-            stored = _decode(ds, layout)
+            stored = _decode(ds, layout, codecs)
             if layout.samples == 3:
                 return np.asarray(stored.astype(np.float32) @ _LUMA, dtype=np.float32)
             if layout.photometric == "PALETTE COLOR":
@@ -129,29 +124,34 @@ def decode(ds: Dataset, layout: PixelLayout) -> StoredArray:
     return stored
 
 
-def _decode(ds: Dataset, layout: PixelLayout) -> StoredArray:
+def _decode(ds: Dataset, layout: PixelLayout, codecs: CodecProcess) -> StoredArray:
     data = ds.get("PixelData")
     _require(isinstance(data, bytes | bytearray) and len(data) > 0, "the object has no Pixel Data")
     if layout.transfer_syntax.is_compressed:
-        return _decode_compressed(ds, bytes(data), layout)
+        return _decode_compressed(ds, bytes(data), layout, codecs)
     shifted = layout.high_bit != layout.bits_stored - 1
     decoder = get_decoder(layout.transfer_syntax)
     stored, _ = decoder.as_array(ds, index=0, correct_unused_bits=not shifted)  # type: ignore[arg-type]
     return _align(stored, layout) if shifted else stored
 
 
-def _decode_compressed(ds: Dataset, data: bytes, layout: PixelLayout) -> StoredArray:
+def _decode_compressed(ds: Dataset, data: bytes, layout: PixelLayout, codecs: CodecProcess) -> StoredArray:
     frame = get_frame(data, 0, number_of_frames=1)
     header = _check_frame(frame, layout)
-    failed: list[str] = []
-    for name in DECODERS[layout.transfer_syntax]:
-        try:
-            if name == _GDCM and header is not None:
-                return _decode_by_gdcm(frame, header, layout)
-            return get_decoder(layout.transfer_syntax).as_array(ds, index=0, decoding_plugin=name)[0]
-        except (*HOSTILE_DATA_RAISES, subprocess.SubprocessError) as error:
-            failed.append(f"{name}: {type(error).__name__}")
-    raise UndecodablePixels(f"no decoder could read the frame ({', '.join(failed)})")
+    encoded: Encoded = {
+        "transfer_syntax": str(layout.transfer_syntax),
+        "decoders": list(DECODERS[layout.transfer_syntax]),
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "samples": layout.samples,
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": layout.bits_stored,
+        "signed": layout.signed,
+        "planar_configuration": integer(ds, "PlanarConfiguration") or 0,
+        "photometric": layout.photometric,
+        "precision": None if header is None else header.precision,
+    }
+    return codecs.decode(encoded, frame)
 
 
 def _check_frame(frame: bytes, layout: PixelLayout) -> FrameHeader | None:
@@ -166,38 +166,6 @@ def _check_frame(frame: bytes, layout: PixelLayout) -> FrameHeader | None:
         _require(stated == found, "the compressed frame has another size than the tags say")
         _require(2 <= header.precision <= 16, "the compressed frame has less than 2 or more than 16 bits per sample")
     return header
-
-
-def _decode_by_gdcm(frame: bytes, header: FrameHeader, layout: PixelLayout) -> StoredArray:
-    """Return the samples that `gdcm_child` decodes, in RGB if they are colours.
-
-    Raises: CalledProcessError when it fails or dies, TimeoutExpired, ValueError when it returns another size.
-    """
-    values = layout.rows * layout.columns * layout.samples
-    request = {
-        "rows": layout.rows,
-        "columns": layout.columns,
-        "samples": layout.samples,
-        "precision": header.precision,
-        "signed": layout.signed,
-        "photometric": layout.photometric,
-        "transfer_syntax": str(layout.transfer_syntax),
-        "limit_bytes": _CHILD_BYTES + 16 * values,
-        "limit_s": _CHILD_S,
-    }
-    finished = subprocess.run(  # noqa: S603 this interpreter, and a file of this package
-        [sys.executable, "-I", str(Path(__file__).with_name("gdcm_child.py"))],
-        input=json.dumps(request).encode() + b"\n" + frame,
-        capture_output=True,
-        check=True,
-        timeout=_CHILD_S,
-    )
-    dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{1 if header.precision <= 8 else 2}")
-    decoded = np.frombuffer(finished.stdout, dtype=dtype)
-    if layout.samples == 1:
-        return decoded.reshape(layout.rows, layout.columns)
-    colours = decoded.reshape(layout.rows, layout.columns, layout.samples)
-    return colours if layout.photometric == "RGB" else convert_color_space(colours, "YBR_FULL", "RGB")
 
 
 def _align(stored: StoredArray, layout: PixelLayout) -> StoredArray:

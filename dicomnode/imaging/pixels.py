@@ -9,7 +9,8 @@ from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
-from dicomnode.imaging.decoding import PixelLayout, StoredArray, decode, read_layout
+from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
+from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
 from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.settings import PixelSettings
@@ -19,14 +20,14 @@ _MARGIN = 8
 _SPACING_MM = (0.01, 10.0)
 
 
-def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings) -> Frame:
+def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings, codecs: CodecProcess = CODECS) -> Frame:
     """Decode the radiograph and bring it to the grey scale it should be looked at in.
 
     Order: limits, decoding, padding, Modality LUT, VOI LUT or window (or what replaces a useless one), inversion.
-    Padding and what a shutter hides come out black. Raises: UndecodablePixels.
+    Padding and what a shutter hides come out black. Raises: UndecodablePixels, DecoderUnavailable.
     """
     layout = read_layout(ds, settings.maximum_pixels)
-    stored = decode(ds, layout)
+    stored = decode(ds, layout, codecs)
     with quiet(), np.errstate(all="ignore"):
         try:
             pixels, scale = _brightness(ds, stored, layout, settings)

@@ -1,0 +1,253 @@
+"""The process of the codecs: what a frame does to it costs that frame a coded rejection, and nothing else."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom import uid as uids
+
+from dicomnode.domain.errors import DecoderUnavailable, UndecodablePixels
+from dicomnode.imaging import codecs as module
+from dicomnode.imaging import reader
+from dicomnode.imaging.codecs import CodecLimits, CodecProcess
+from dicomnode.imaging.decoding import decode, read_layout
+from tests.conftest import ROOT
+from tests.make import build, chest, encode, stored, with_frame
+from tests.processes import wait_until
+
+ROWS, COLUMNS = 96, 80
+GOOD = reader.read(encode(build("cr", rows=ROWS, columns=COLUMNS), uids.JPEG2000Lossless))
+EXPECTED = stored(chest(ROWS, COLUMNS), bits=12)
+ABORTS = with_frame(
+    build("cr", rows=24, columns=16), (ROOT / "tests/data/aborts-gdcm.jpg").read_bytes(), uids.JPEGLosslessSV1
+)
+"""A JPEG Lossless frame of which six bytes were changed: GDCM calls abort()."""
+
+
+@pytest.fixture
+def codecs() -> Iterator[CodecProcess]:
+    process = CodecProcess()
+    yield process
+    process.stop()
+
+
+def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
+    return decode(ds, read_layout(ds, 10_000_000), codecs)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_one_process_serves_image_after_image(codecs: CodecProcess) -> None:
+    pids = set()
+    for _ in range(3):
+        assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+        pids.add(codecs.pid)
+    assert len(pids) == 1
+
+
+def test_uncompressed_pixels_need_no_codec(codecs: CodecProcess) -> None:
+    decoded(reader.read(encode(build("cr", rows=ROWS, columns=COLUMNS))), codecs)
+    assert codecs.pid is None
+
+
+def test_a_frame_that_aborts_gdcm_is_rejected_and_the_next_is_decoded(
+    codecs: CodecProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoded(GOOD, codecs)
+    with pytest.raises(UndecodablePixels, match="SIGABRT"):
+        decoded(ABORTS, codecs)
+    assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+    # Once in a process that had served, once in a fresh one.
+    assert [(one.message, one.frames_before) for one in caplog.records] == [("decoder-died", 1), ("decoder-died", 0)]
+
+
+def test_a_frame_that_a_codec_refuses_costs_no_process(codecs: CodecProcess) -> None:
+    decoded(GOOD, codecs)
+    pid = codecs.pid
+    broken = with_frame(build("cr", rows=ROWS, columns=COLUMNS), b"\0" * 100, uids.RLELossless)
+    with pytest.raises(UndecodablePixels, match="pydicom: "):
+        decoded(broken, codecs)
+    assert codecs.pid == pid
+
+
+def test_a_codec_killed_in_the_middle_of_a_first_image_rejects_it(codecs: CodecProcess) -> None:
+    raised = killed_while_decoding(codecs)
+    assert "SIGKILL" in str(raised[0])
+    assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+
+
+def test_a_codec_killed_in_a_later_image_is_replaced_and_the_image_decoded(codecs: CodecProcess) -> None:
+    decoded(GOOD, codecs)
+    former = codecs.pid
+    assert killed_while_decoding(codecs) == []
+    assert codecs.pid != former
+
+
+def wait_until_ready(pid: int) -> None:
+    """Wait for the last thing it does before it says so, and for that."""
+    limited = re.compile(r"Max open files +32 ")
+    wait_until(lambda: limited.search(Path(f"/proc/{pid}/limits").read_text()), 60, "the start of the codecs")
+    time.sleep(0.3)
+
+
+def killed_while_decoding(codecs: CodecProcess) -> list[Exception]:
+    """Stop the process so that it is certainly at work on the image when SIGKILL comes."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+        except UndecodablePixels as error:
+            raised.append(error)
+
+    codecs.start()
+    pid = codecs.pid
+    assert pid is not None
+    wait_until_ready(pid)
+    os.kill(pid, signal.SIGSTOP)
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    thread.join(60)
+    assert not thread.is_alive()
+    return raised
+
+
+def test_a_codec_that_hangs_is_ended_at_its_deadline() -> None:
+    codecs = CodecProcess(CodecLimits(deadline_s=0.5))
+    try:
+        codecs.start()
+        pid = codecs.pid
+        assert pid is not None
+        wait_until_ready(pid)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UndecodablePixels, match="deadline"):
+            decoded(GOOD, codecs)
+        assert not alive(pid)
+    finally:
+        codecs.stop()
+
+
+def test_a_codec_that_wants_more_than_its_memory_rejects_the_image_alone() -> None:
+    """60 MB of samples where 32 MB are admitted above what the process has anyway."""
+    large = build("cr", pixels=np.zeros((6000, 5000), np.uint16), window=None)
+    large = reader.read(encode(large, uids.JPEGLSLossless))
+    codecs = CodecProcess(CodecLimits(memory_bytes=32 << 20, memory_bytes_per_sample=0))
+    roomy = CodecProcess()
+    try:
+        with pytest.raises(UndecodablePixels):
+            decode(large, read_layout(large, 80_000_000), codecs)
+        assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+        assert decode(large, read_layout(large, 80_000_000), roomy).shape == (6000, 5000)
+    finally:
+        codecs.stop()
+        roomy.stop()
+
+
+def test_it_inherits_no_file_no_secret_and_writes_no_file(
+    codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXRNODE_SECRET", "a secret")
+    with Path(__file__).open() as held:
+        os.set_inheritable(held.fileno(), True)
+        decoded(GOOD, codecs)
+        process = Path(f"/proc/{codecs.pid}")
+        files = {str(entry.readlink()) for entry in (process / "fd").iterdir()}
+    assert b"CXRNODE" not in (process / "environ").read_bytes()
+    assert {name.partition(":")[0] for name in files} == {"pipe", "/dev/null"}  # no socket, no database
+    limits = {line[:25].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
+    assert limits["Max file size"] == limits["Max core file size"] == "0"
+    assert limits["Max address space"] != "unlimited"
+
+
+def test_a_process_is_replaced_before_it_grows_old(codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRAMES", 2)
+    pids = []
+    for _ in range(3):
+        decoded(GOOD, codecs)
+        pids.append(codecs.pid)
+    assert pids[0] == pids[1] != pids[2]
+    assert not alive(pids[0])
+
+
+def test_a_fork_gets_a_process_of_its_own(codecs: CodecProcess) -> None:
+    decoded(GOOD, codecs)
+    former = codecs.pid
+    child = os.fork()
+    if child == 0:
+        ok = np.array_equal(decoded(GOOD, codecs), EXPECTED) and codecs.pid != former
+        codecs.stop()
+        os._exit(0 if ok else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+    assert codecs.pid == former
+
+
+def test_without_a_process_the_image_is_not_to_blame(
+    codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_codec")
+    monkeypatch.setattr(module, "_CHILD", tmp_path / "broken.py")
+    with pytest.raises(DecoderUnavailable, match="before it was ready"):
+        decoded(GOOD, codecs)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    with pytest.raises(DecoderUnavailable, match="No such file"):
+        decoded(GOOD, codecs)
+
+
+def test_a_signal_to_the_group_does_not_end_it_in_the_middle_of_an_image(codecs: CodecProcess) -> None:
+    decoded(GOOD, codecs)
+    pid = codecs.pid
+    assert pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, number)
+    decoded(GOOD, codecs)
+    assert codecs.pid == pid
+
+
+def test_it_ends_with_its_owner(codecs: CodecProcess) -> None:
+    decoded(GOOD, codecs)
+    pid = codecs.pid
+    assert pid is not None
+    codecs.stop()
+    assert not alive(pid)
+
+
+OWNER = """
+import os, signal
+from tests.unit.test_codecs import GOOD, CodecProcess, decoded
+codecs = CodecProcess()
+decoded(GOOD, codecs)
+print(codecs.pid, flush=True)
+os.kill(os.getpid(), signal.{how})
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_it_ends_when_its_owner_is_killed(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OWNER.format(how=how)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    pid = int(done.stdout)
+    wait_until(lambda: not alive(pid), 20, "the end of the codecs")
