@@ -2,7 +2,8 @@
 
     CxrNodeError
     ├── ConfigurationError          the operator must change something; commands exit with 2
-    │   └── BundleInvalid           the model bundle is damaged or of another schema
+    │   ├── BundleInvalid           the model bundle is damaged or of another schema
+    │   └── StoreDamaged            the store's database is damaged or missing
     ├── Transient                   try again later
     │   ├── DiskFull                below the configured free space
     │   ├── StoreUnavailable        the database or file system refused, for now
@@ -30,6 +31,10 @@ class ConfigurationError(CxrNodeError):
 
 class BundleInvalid(ConfigurationError):
     """The model bundle is incomplete, damaged, or of a schema this version does not read."""
+
+
+class StoreDamaged(ConfigurationError):
+    """The database of the store is damaged or missing."""
 
 
 class Transient(CxrNodeError):

@@ -132,10 +132,15 @@ def age_years(ds: Dataset) -> float | None:
     return years if 0 <= years <= _OLDEST_YEARS else None
 
 
+def is_own_result(ds: Dataset) -> bool:
+    """Tell whether this node made the object: all it makes carries its model name, as (contributing) equipment."""
+    devices = (ds, *items(ds, "ContributingEquipmentSequence"))
+    return any(text(device, "ManufacturerModelName").lower() == OWN_MODEL_NAME for device in devices)
+
+
 def _own_result(case: _Case) -> _Objection:
-    """Keep the node's own results out: all carry its model name, as device or as contributing equipment."""
-    devices = (case.ds, *items(case.ds, "ContributingEquipmentSequence"))
-    if any(text(device, "ManufacturerModelName").lower() == OWN_MODEL_NAME for device in devices):
+    """Keep the node's own results out."""
+    if is_own_result(case.ds):
         return RejectionReason.OWN_RESULT, "the object is one of this node's own results"
     return None
 

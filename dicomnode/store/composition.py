@@ -17,9 +17,8 @@ from dicomnode.store.inbox import Inbox
 from dicomnode.store.ledger import Ledger
 from dicomnode.store.lock import StoreLock
 from dicomnode.store.outbox import Outbox
+from dicomnode.store.places import BLOBS, DATABASE, LOCK, UNCLAIMED
 from dicomnode.store.retention import Retention
-
-_DATABASE, _LOCK, _BLOBS, _UNCLAIMED = "store.db", "node.lock", "blobs", "unclaimed"
 
 _NAMED = """
 SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL
@@ -62,11 +61,11 @@ class Store:
             lock = _own(settings.path, opened) if exclusive else None
             if not exclusive:
                 _require_store(settings.path)
-            database = Database(settings.path / _DATABASE, busy_timeout_s=busy_timeout_s)
+            database = Database(settings.path / DATABASE, busy_timeout_s=busy_timeout_s)
             opened.callback(database.close)
             blobs = Blobs(
-                settings.path / _BLOBS,
-                settings.path / _UNCLAIMED,
+                settings.path / BLOBS,
+                settings.path / UNCLAIMED,
                 minimum_free_bytes=settings.minimum_free_bytes,
                 calls=calls,
             )
@@ -106,13 +105,13 @@ def _own(path: Path, opened: contextlib.ExitStack) -> StoreLock:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"the store {path} cannot be created: {error.strerror}") from error
-    lock = StoreLock.acquire(path / _LOCK)
+    lock = StoreLock.acquire(path / LOCK)
     opened.callback(lock.release)
     return lock
 
 
 def _require_store(path: Path) -> None:
-    if not (path / _DATABASE).is_file():
+    if not (path / DATABASE).is_file():
         raise ConfigurationError(f"there is no store at {path}")
 
 
@@ -126,20 +125,29 @@ def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
     except OSError as error:
         raise StoreUnavailable(f"the store {path} cannot be made durable: {error.strerror}") from error
 
+    reconcile(database, blobs.prepare())
+
+
+def reconcile(database: Database, blobs: Blobs) -> None:
+    """Compare blobs with rows, and set aside what no row names; only the process that owns the store may do so.
+
+    Raises: StoreUnavailable.
+    """
+
     def names(statement: str, prefix: str) -> set[str]:
         with database.reading() as connection:
             # 'g' follows every hexadecimal digit.
             rows = connection.execute(statement, {"low": prefix, "high": f"{prefix}g"}).fetchall()
         return {row["blob"] for row in rows}
 
-    blobs.prepare().reconcile(partial(names, _NAMED), partial(names, _PURGED))
+    blobs.reconcile(partial(names, _NAMED), partial(names, _PURGED))
 
 
 def _bring_up_to_date(database: Database, path: Path) -> None:
     """Migrate an older store, which is only right while no node runs on it."""
     if database.is_current(migrations()):
         return
-    lock = StoreLock.acquire(path / _LOCK)
+    lock = StoreLock.acquire(path / LOCK)
     try:
         database.migrate(migrations())
     finally:

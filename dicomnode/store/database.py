@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable
+from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreDamaged, StoreUnavailable
 
 APPLICATION_ID = 0x4358524E
 """'CXRN', written into the file by the first migration."""
 
 _OLDEST_SQLITE = (3, 37, 0)
+_REMEDY = "`cxrnode store check --repair` moves it aside and rebuilds it from the stored images"
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED = frozenset(
     {
@@ -50,7 +51,7 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in _DAMAGED:
-            raise ConfigurationError(f"the database {path} is damaged: restore it from a backup") from error
+            raise StoreDamaged(f"the database {path} is damaged: {_REMEDY}") from error
         if code == sqlite3.SQLITE_FULL:
             raise DiskFull("the database could not grow") from error
         if code in _REFUSED:
@@ -145,7 +146,7 @@ class Database:
         with self.reading() as connection:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise ConfigurationError(f"the database {self._path} is damaged: restore it from a backup")
+            raise StoreDamaged(f"the database {self._path} is damaged: {_REMEDY}")
 
     def close(self) -> None:
         """Close every connection; the last one folds the log into the file. A straggler gets StoreUnavailable."""
