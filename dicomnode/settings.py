@@ -5,6 +5,7 @@ TOML file, then the defaults here.
 """
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,7 +30,12 @@ def _uid(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    return str(ip_network(value))
+
+
 Uid = Annotated[str, AfterValidator(_uid)]
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class TlsSettings(Section):
@@ -67,7 +73,9 @@ class ScpSettings(Section):
 
     A peer is an address, and an AE title. `maximum_pending_bytes` bounds what all unfinished and unanswered messages
     hold in memory together. A message that comes in more slowly than `minimum_bytes_per_s`, once `network_timeout_s`
-    has passed, is cut off.
+    has passed, is cut off. `networks`: who may connect; `calling_ae_networks`: from where alone an AE title may call.
+    `maximum_associations_per_s` and `maximum_objects_per_s` are of each address; associations beyond that are
+    rejected, save for a burst of five seconds' worth, and objects are answered later.
     """
 
     ae_title: AeTitle = "CXRNODE"
@@ -75,9 +83,13 @@ class ScpSettings(Section):
     port: Port = 11112
     require_called_ae: bool = True
     calling_ae_titles: tuple[AeTitle, ...] = ()
+    networks: tuple[Network, ...] = ()
+    calling_ae_networks: dict[AeTitle, tuple[Network, ...]] = Field(default_factory=dict)
     also_accept: tuple[Uid, ...] = ()
     maximum_associations: int = Field(default=16, ge=1, le=1000)
     maximum_associations_per_peer: int = Field(default=8, ge=1, le=1000)
+    maximum_associations_per_s: float = Field(default=20.0, gt=0)
+    maximum_objects_per_s: float | None = Field(default=None, ge=1)
     maximum_pdu_bytes: int = Field(default=262_144, ge=4096, le=4_194_304)
     maximum_object_bytes: int = Field(default=536_870_912, ge=1_048_576)
     maximum_pending_bytes: int = Field(default=1_073_741_824, ge=2_097_152)

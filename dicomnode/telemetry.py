@@ -33,7 +33,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC).astimezone()
-        fields = " ".join(f"{key}={value}" for key, value in _extra(record).items())
+        fields = " ".join(f"{key}={_on_one_line(value)}" for key, value in _extra(record).items())
         return f"{at:%H:%M:%S} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
 
 
@@ -53,6 +53,11 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
         silent = logging.getLogger(library)
         silent.handlers[:] = [logging.NullHandler()]
         silent.propagate = False
+
+
+def _on_one_line(value: object) -> str:
+    """Return text without control characters: a peer may have chosen it, to forge a line of its own."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 def where_raised(error: BaseException) -> str:

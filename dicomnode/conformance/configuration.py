@@ -11,7 +11,20 @@ from dicomnode.conformance.markdown import code, section, table
 from dicomnode.settings import Settings
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
-_SECURITY = ("tls", "certificate", "client_key", "ca_file", "authentication", "secret", "token", "require_called_ae")
+_SECURITY = (
+    "tls",
+    "networks",
+    "_per_peer",
+    "_per_s",
+    "pending",
+    "certificate",
+    "client_key",
+    "ca_file",
+    "authentication",
+    "secret",
+    "token",
+    "require_called_ae",
+)
 
 
 def configuration_sections(level: int) -> str:

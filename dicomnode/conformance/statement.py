@@ -11,6 +11,7 @@ from dicomnode.conformance.samples import Samples, make_samples
 from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 from dicomnode.domain.job import DEFAULT_OUTPUTS, ResultKind
+from dicomnode.net.admission import Rejection
 from dicomnode.net.association import REQUESTOR_PDU_BYTES
 from dicomnode.net.tls import CIPHERS, PROFILE
 from dicomnode.net.transport import IMPLEMENTATION_VERSION_NAME
@@ -215,9 +216,8 @@ def _network_details() -> str:
             3,
             "7.1 Application entity",
             table(("Property", "As acceptor", "As requestor"), [*_identity_rows(), *_policy_rows()]),
-            "An association is rejected when it calls another AE title (unless `scp.require_called_ae` is false), when "
-            "`scp.calling_ae_titles` does not hold the caller's, when the limit of associations is reached, and while "
-            "the node stops.",
+            "Connections from outside `scp.networks` are closed at once. Associations are rejected:",
+            table(("Cause", "Result", "Source", "Reason"), _rejection_rows()),
         )
         + section(
             3,
@@ -228,6 +228,21 @@ def _network_details() -> str:
         )
         + section(3, "7.3 Presentation contexts proposed", network.contexts_table(network.requestor_contexts()))
     )
+
+
+def _rejection_rows() -> list[tuple[str, str, str, str]]:
+    causes = {
+        Rejection.CALLED_AE: "another AE title is called, unless `scp.require_called_ae` is false",
+        Rejection.CALLING_AE: "`scp.calling_ae_titles` does not hold the caller's, or `scp.calling_ae_networks` not "
+        "for its address",
+        Rejection.CONGESTION: "`scp.maximum_associations_per_s` is exceeded, or the node stops",
+        Rejection.LIMIT: "`scp.maximum_associations` or `scp.maximum_associations_per_peer` is reached",
+    }
+    rows = []
+    for entry in Rejection:
+        result, origin, reason = entry.value
+        rows.append((causes[entry], str(result), str(origin), str(reason)))
+    return rows
 
 
 def _identity_rows() -> list[tuple[str, str, str]]:

@@ -7,12 +7,18 @@ import contextlib
 import socket
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from dicomnode.net.rates import Rates
 from dicomnode.settings import ScpSettings
 
 _WAITING_PER_ASSOCIATION = 4
+_BURST_S = 5.0
+
+_Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
 class Rejection(Enum):
@@ -62,6 +68,14 @@ class Admission:
         self._settings = settings
         self._lock = threading.Lock()
         self._visits: dict[Visit, None] = {}
+        self._networks = _networks(settings.networks)
+        self._networks_of = {title: _networks(entry) for title, entry in settings.calling_ae_networks.items()}
+        per_s = settings.maximum_associations_per_s
+        self._rates = Rates(per_s, _BURST_S * per_s)
+
+    def may_connect(self, address: str) -> bool:
+        """Tell whether an address is in a network from which peers may connect."""
+        return not self._networks or _is_in(address, self._networks)
 
     def connect(self, address: str, wire: socket.socket) -> tuple[Visit, Eviction | None]:
         """Return the visit of a new connection, and which other one has to make room for it.
@@ -84,10 +98,14 @@ class Admission:
     def associate(self, visit: Visit, *, calling_ae: str, called_ae: str) -> Refusal | None:
         """Let a connection become an association, or say why not."""
         settings = self._settings
+        if not self._rates.take(visit.address):
+            return Refusal(rejection=Rejection.CONGESTION, reason="rate")
         if settings.require_called_ae and called_ae != settings.ae_title:
             return Refusal(rejection=Rejection.CALLED_AE, reason="called-ae")
         if settings.calling_ae_titles and calling_ae not in settings.calling_ae_titles:
             return Refusal(rejection=Rejection.CALLING_AE, reason="calling-ae")
+        if calling_ae in self._networks_of and not _is_in(visit.address, self._networks_of[calling_ae]):
+            return Refusal(rejection=Rejection.CALLING_AE, reason="calling-ae-network")
         with self._lock:
             refusal = self._limit(visit.address, calling_ae)
             if refusal is None:
@@ -125,3 +143,14 @@ class Admission:
             if count >= limit:
                 return Refusal(rejection=Rejection.LIMIT, reason=reason)
         return None
+
+
+def _networks(texts: Sequence[str]) -> _Networks:
+    return tuple(ip_network(text) for text in texts)
+
+
+def _is_in(address: str, networks: _Networks) -> bool:
+    found = ip_address(address)
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found in network for network in networks)

@@ -71,6 +71,9 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let a new connection wait for its association request, at another's cost where too many wait."""
+        if not self.gate.admission.may_connect(client_address[0]):
+            self.gate.refusals.note("connection-refused", "network", client_address[0])
+            return False
         visit, eviction = self.gate.admission.connect(client_address[0], request)
         if eviction is not None:
             self.gate.refusals.note("connection-refused", eviction.reason, eviction.visit.address)

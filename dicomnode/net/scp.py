@@ -25,6 +25,7 @@ from dicomnode.net.contexts import accepted_contexts, listening_contexts
 from dicomnode.net.held import HeldBytes
 from dicomnode.net.listener import BoundedHandler, BoundedServer, Gate
 from dicomnode.net.part10 import part10_bytes, read_ref
+from dicomnode.net.rates import Rates
 from dicomnode.net.refusals import Refusals
 from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
 from dicomnode.net.tls import ListenerTls
@@ -75,11 +76,13 @@ class StorageScp:
         self._reports = reports or _refuse_operation
         self._admission = Admission(settings)
         self._refusals = Refusals()
+        per_s = settings.maximum_objects_per_s
+        self._object_rates = Rates(per_s, per_s) if per_s is not None else None
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
         self._ended: set[str] = set()
         self._servers: list[BoundedServer] = []
-        self._draining = False
 
     @property
     def associations(self) -> int:
@@ -95,14 +98,14 @@ class StorageScp:
     @property
     def listening(self) -> bool:
         """Whether new associations are accepted."""
-        return bool(self._servers) and not self._draining
+        return bool(self._servers)
 
     def start(self) -> None:
         """Listen in the background.
 
         Raises: ConfigurationError when the address cannot be listened on, or a certificate does not serve.
         """
-        self._draining = False
+        self._stopping.clear()
         settings = self._settings
         tls = ListenerTls(settings.tls, self._clock) if settings.tls.certificate is not None else None
         for position, sop_class in enumerate(settings.also_accept):
@@ -141,7 +144,7 @@ class StorageScp:
         servers, self._servers = self._servers, []
         if not servers:
             return
-        self._draining = True
+        self._stopping.set()
         for server in servers:
             server.shutdown()
         deadline = time.monotonic() + drain_s
@@ -170,7 +173,7 @@ class StorageScp:
             "calling_ae": requestor.primitive.calling_ae_title,
             "called_ae": requestor.primitive.called_ae_title,
         }
-        refusal = _DRAINING if self._draining else self._admission.associate(event.assoc.visit, **titles)
+        refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.visit, **titles)
         if refusal is None:
             return
         self._refusals.note("association-rejected", refusal.reason, requestor.address_info.address, **titles)
@@ -230,6 +233,8 @@ class StorageScp:
         info = self._open.get(event.assoc)
         size_bytes = event.request.DataSet.getbuffer().nbytes if event.request.DataSet else 0
         about = {"association": info.association_id if info else None, "size_bytes": size_bytes}
+        if self._object_rates is not None and info is not None:
+            self._stopping.wait(self._object_rates.wait_s(info.peer_address))
         try:
             ref = self._receive(event, info)
         except CxrNodeError as error:

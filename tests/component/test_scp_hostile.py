@@ -4,6 +4,7 @@ import random
 import resource
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from pynetdicom.presentation import build_context
 from dicomnode.domain.job import Accepted, Destination
 from dicomnode.net.part10 import read_file_head
 from dicomnode.net.scu import echo, send
+from dicomnode.settings import DeliverySettings
 from tests.component.dimse import EXPLICIT, QUICK, MemoryInbox, outgoing, requested, running_scp, store_request
 from tests.make import build, encode
 from tests.processes import wait_until
@@ -351,3 +353,74 @@ def test_a_newcomer_is_served_while_thousands_wait() -> None:
                 stack.enter_context(connect(destination, source=f"127.0.0.{2 + number % 20}"))
             assert serves(destination)
         assert scp.refused[("connection-refused", "connections")] >= 90
+
+
+def test_a_stranger_to_the_networks_is_not_listened_to() -> None:
+    with running_scp(MemoryInbox(), networks=("127.0.0.0/31",)) as (scp, destination):
+        with connect(destination, source="127.0.0.2") as wire:
+            assert closed(wire)
+        assert scp.refused == {("connection-refused", "network"): 1}
+        assert serves(destination)
+
+
+@pytest.mark.parametrize(
+    ("settings", "request_", "reject", "reason"),
+    [
+        ({}, {"called": "WRONG"}, (1, 1, 7), "called-ae"),
+        ({"calling_ae_titles": ["GOOD"]}, {}, (1, 1, 3), "calling-ae"),
+        ({"calling_ae_networks": {"HOSTILE": ["127.0.0.1/32"]}}, {}, (1, 1, 3), "calling-ae-network"),
+        ({"maximum_associations_per_s": 0.01}, {}, (2, 3, 1), "rate"),
+        ({"maximum_associations_per_peer": 1}, {}, (2, 3, 2), "associations-per-address"),
+        ({"maximum_associations": 1}, {}, (2, 3, 2), "associations"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_rejection_says_why_to_the_peer_and_in_the_log(
+    settings: dict[str, object],
+    request_: dict[str, str],
+    reject: tuple[int, int, int],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running_scp(MemoryInbox(), **settings) as (scp, destination), ExitStack() as stack:
+        for _ in range(2):
+            wire = stack.enter_context(connect(destination, source="127.0.0.2"))
+            wire.sendall(associate_request(**request_))
+            header = wire.recv(10, socket.MSG_WAITALL)
+        assert (header[0], tuple(header[7:10])) == (REJECTED, reject)
+        assert scp.refused[("association-rejected", reason)] in (1, 2)
+    told = [record for record in caplog.records if record.message == "association-rejected"]
+    assert {(record.reason, record.peer, record.calling_ae) for record in told} == {(reason, "127.0.0.2", "HOSTILE")}
+
+
+def test_objects_beyond_the_rate_are_answered_later() -> None:
+    inbox, sent = MemoryInbox(), outgoing(encode(build("cr", rows=64, columns=64)))
+    with running_scp(inbox, maximum_objects_per_s=4) as (_, destination):
+        began = time.monotonic()
+        assert send(destination, [sent] * 8, calling_ae="GOOD", settings=QUICK) == [Accepted()] * 8
+    assert time.monotonic() - began > 0.9
+
+
+def test_a_node_that_stops_lets_nobody_wait_for_a_rate() -> None:
+    inbox, sent = MemoryInbox(), outgoing(encode(build("cr", rows=64, columns=64)))
+    patient = DeliverySettings(connect_timeout_s=5, response_timeout_s=30)
+    outcomes: list[object] = []
+    with running_scp(inbox, maximum_objects_per_s=1) as (scp, destination):
+        sender = threading.Thread(
+            target=lambda: outcomes.extend(send(destination, [sent] * 3, calling_ae="GOOD", settings=patient))
+        )
+        sender.start()
+        wait_until(lambda: len(inbox.received) == 2, 10, "two objects")
+        scp.stop(drain_s=5)
+        sender.join()
+    assert len(outcomes) == 3
+
+
+@pytest.mark.parametrize("title", [b"A\nB", b"\xff\xfe", b"\x1b[2J", b" " * 16, b"A\\B"])
+def test_impossible_ae_titles_do_no_harm(title: bytes) -> None:
+    request = associate_request().replace(b"HOSTILE".ljust(16), title.ljust(16))
+    with running_scp(MemoryInbox()) as (_, destination):
+        with connect(destination) as wire:
+            wire.sendall(request)
+            answer(wire)
+        assert serves(destination)

@@ -8,6 +8,7 @@ import pytest
 
 from dicomnode.net.admission import Admission, Rejection, Visit
 from dicomnode.net.held import HeldBytes
+from dicomnode.net.rates import Rates
 from dicomnode.net.refusals import Refusals
 from dicomnode.settings import ScpSettings
 
@@ -94,6 +95,59 @@ def test_a_closed_wire_can_be_cut(wire: socket.socket) -> None:
     visit = Visit("a", wire)
     wire.close()
     visit.cut()
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("10.1.2.3", True),
+        ("10.2.0.1", False),
+        ("::ffff:10.1.2.3", True),
+        ("::ffff:10.2.0.1", False),
+        ("fd00::1", True),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_only_addresses_of_the_networks_may_connect(address: str, may: bool) -> None:
+    assert admission(networks=["10.1.0.0/16", "fd00::/8"]).may_connect(address) is may
+    assert admission().may_connect(address)
+
+
+def test_an_ae_title_may_be_bound_to_networks(wire: socket.socket) -> None:
+    door = admission(calling_ae_networks={"PACS": ["10.0.0.1/32"]})
+    peers = [("10.0.0.1", "PACS"), ("10.0.0.2", "PACS"), ("10.0.0.2", "OTHER"), ("::ffff:10.0.0.1", "PACS")]
+    assert [come_in(door, wire, *peer) for peer in peers] == [None, "calling-ae-network", None, None]
+
+
+def test_one_address_can_ask_only_so_often_whatever_it_calls_itself(wire: socket.socket) -> None:
+    door = admission(maximum_associations_per_s=0.4, maximum_associations=100)
+    # A burst is of five seconds' worth, and a wrong title counts, too.
+    assert [come_in(door, wire, "a", title) for title in ("1", "2", "3")] == [None, None, "rate"]
+    assert come_in(door, wire, "b", "4") is None
+
+
+def test_a_bucket_refills_as_time_passes() -> None:
+    now = [0.0]
+    rates = Rates(2.0, 4.0, clock=lambda: now[0])
+    assert [rates.take("a") for _ in range(6)] == [True] * 4 + [False] * 2
+    now[0] = 1.0
+    assert [rates.take("a") for _ in range(3)] == [True, True, False]
+    now[0] = 1000.0
+    assert [rates.take("a") for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_whoever_waits_waits_longer_each_time() -> None:
+    rates = Rates(2.0, 2.0, clock=lambda: 0.0)
+    assert [rates.wait_s("a") for _ in range(5)] == [0.0, 0.0, 0.5, 1.0, 1.5]
+    assert rates.wait_s("b") == 0.0
+
+
+def test_rates_of_many_peers_are_remembered_in_bounds() -> None:
+    rates = Rates(1.0, 1.0, clock=lambda: 0.0)
+    for number in range(9000):
+        rates.take(str(number))
+    assert len(rates._buckets) <= 4096
+    assert not rates.take("8999")
 
 
 def test_everybody_has_a_share_whatever_others_hold() -> None:

@@ -98,6 +98,14 @@ def test_a_destination_whose_tls_contradicts_itself_is_refused(more: dict[str, o
         read_settings(None, {"delivery": {"destinations": [{**PACS, **more}]}})
 
 
+@pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0.0/33", "pacs.example.org", ""])
+def test_what_is_no_network_is_refused(network: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"scp\.networks"):
+        read_settings(None, {"scp": {"networks": [network]}})
+    with pytest.raises(ConfigurationError, match=r"scp\.calling_ae_networks"):
+        read_settings(None, {"scp": {"calling_ae_networks": {"PACS": [network]}}})
+
+
 def test_memory_for_less_than_two_objects_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least twice"):
         read_settings(None, {"scp": {"maximum_pending_bytes": 1_000_000_000}})

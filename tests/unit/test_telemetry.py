@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from dicomnode.settings import LogSettings
-from dicomnode.telemetry import start_logging, where_raised
+from dicomnode.telemetry import TextFormatter, start_logging, where_raised
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,12 @@ def _logging_as_before() -> Iterator[None]:
     for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings"):
         logging.getLogger(library).propagate = True
         logging.getLogger(library).handlers.clear()
+
+
+def test_a_peer_cannot_forge_a_line_of_text() -> None:
+    record = logging.makeLogRecord({"msg": "association-opened", "calling_ae": "A\n12:00:00 info forged\x1b[2J"})
+    assert len(TextFormatter().format(record).splitlines()) == 1
+    assert "\x1b" not in TextFormatter().format(record)
 
 
 def test_an_event_is_one_line_of_json_with_its_fields() -> None:
