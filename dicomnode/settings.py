@@ -88,7 +88,7 @@ class ScpSettings(Section):
     also_accept: tuple[Uid, ...] = ()
     maximum_associations: int = Field(default=16, ge=1, le=1000)
     maximum_associations_per_peer: int = Field(default=8, ge=1, le=1000)
-    maximum_associations_per_s: float = Field(default=20.0, gt=0)
+    maximum_associations_per_s: float = Field(default=100.0, gt=0)
     maximum_objects_per_s: float | None = Field(default=None, ge=1)
     maximum_pdu_bytes: int = Field(default=262_144, ge=4096, le=4_194_304)
     maximum_object_bytes: int = Field(default=536_870_912, ge=1_048_576)

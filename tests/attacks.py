@@ -366,17 +366,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, Archive() as archive:
         attacked = Attacked(Path(folder) / "node", make_bundle(Path(folder) / "bundle"), archive)
-        attacked.answers()
-        for name in names:
-            done = attacked.attack(ATTACKS[name])
-            memory = " | ".join(f"{value / MIB:.0f} MiB" for value in (done.before, done.peak, done.after))
-            refused = ATTACKS[name].refused or "-"
-            print(
-                f"| {name} | {ATTACKS[name].says} | {done.times} | {refused} | {done.slowest_s:.1f} s | {memory} |",
-                flush=True,
-            )
-        print(f"\nrefused: {sorted(attacked.refused())}; threads {attacked.threads()}, files {attacked.files()}")
-        attacked.node.close()
+        with contextlib.closing(attacked.node):
+            _print_table(attacked, names)
+
+
+def _print_table(attacked: Attacked, names: Sequence[str]) -> None:
+    attacked.answers()
+    for name in names:
+        done = attacked.attack(ATTACKS[name])
+        memory = " | ".join(f"{value / MIB:.0f} MiB" for value in (done.before, done.peak, done.after))
+        refused = ATTACKS[name].refused or "-"
+        print(
+            f"| {name} | {ATTACKS[name].says} | {done.times} | {refused} | {done.slowest_s:.1f} s | {memory} |",
+            flush=True,
+        )
+    print(f"\nrefused: {sorted(attacked.refused())}; threads {attacked.threads()}, files {attacked.files()}")
 
 
 if __name__ == "__main__":

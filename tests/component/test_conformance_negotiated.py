@@ -5,7 +5,7 @@ The statement is read as its readers have it, as text; the node is asked by pyne
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -133,23 +133,38 @@ def test_the_node_names_itself_and_its_pdu_length_as_stated(node: Destination) -
         assert association.send_c_echo().Status == 0x0000
 
 
-def test_the_number_of_associations_is_the_stated_one(node: Destination) -> None:
-    limit = int(stated_property("Simultaneous associations"))
+def established(node: Destination, peers: Sequence[int]) -> list[bool]:
+    """Open an association for each of these peers, all at once, and tell which were accepted."""
     opened = []
     try:
-        for _ in range(limit + 1):
-            association = AE(ae_title="SENDER").associate(
-                node.host, node.port, contexts=[build_context("1.2.840.10008.1.1")], ae_title=node.ae_title
+        for peer in peers:
+            association = AE(ae_title=f"SENDER-{peer}").associate(
+                node.host,
+                node.port,
+                contexts=[build_context("1.2.840.10008.1.1")],
+                ae_title=node.ae_title,
+                bind_address=(f"127.0.0.{2 + peer}", 0),
             )
             opened.append((association, association.dul.socket.socket))
-        assert [entry.is_established for entry, _ in opened] == [True] * limit + [False]
-        assert opened[-1][0].is_rejected
+        assert all(entry.is_established or entry.is_rejected for entry, _ in opened)
+        return [entry.is_established for entry, _ in opened]
     finally:
         for association, wire in opened:
             if association.is_established:
                 association.release()
             if wire is not None:
                 wire.close()
+
+
+def test_the_number_of_associations_is_the_stated_one(node: Destination) -> None:
+    limit, of_one = (int(stated_property(name)) for name in ("Simultaneous associations", "Associations of one peer"))
+    peers = [number // of_one for number in range(limit + 1)]
+    assert established(node, peers) == [True] * limit + [False]
+
+
+def test_the_number_of_associations_of_one_peer_is_the_stated_one(node: Destination) -> None:
+    limit = int(stated_property("Associations of one peer"))
+    assert established(node, [50] * (limit + 1)) == [True] * limit + [False]
 
 
 def test_another_ae_title_is_rejected_as_stated(node: Destination) -> None:
