@@ -6,9 +6,6 @@ reports and pictures; Orthanc gives back the bytes it got, by its own interface 
 
 import fnmatch
 import json
-import subprocess
-import warnings
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,8 +18,8 @@ from pydicom import dcmread
 from pydicom import uid as uids
 
 from dicomnode.domain.job import ResultKind
-from dicomnode.results.fallback import as_comprehensive, as_enhanced
-from tests.peers.sources import REAL, REFUSED, SYNTHETIC, Product, answer, shape_of
+from tests.peers.programs import TOOLS, run, run_each
+from tests.peers.sources import REAL, REFUSED, SYNTHETIC, Product
 from tests.processes import Orthanc, free_port, missing_peer, require
 
 pytestmark = pytest.mark.peer
@@ -31,10 +28,7 @@ PIXELMED = Path("/usr/share/java/pixelmed.jar")
 BATCH = Path(__file__).with_name("ValidateReports.java")
 KNOWN = Path(__file__).with_name("known-warnings.txt")
 _WITHOUT_XPATH_LIMITS = [f"-Djdk.xml.xpath{name}Limit=0" for name in ("ExprOp", "TotalOp", "ExprGrp")]
-_LIMIT_S = 840
-_TOOLS = 2
 _STOW_BATCH = 20
-_VARIANTS = {"comprehensive-sr": as_comprehensive, "enhanced-sr": as_enhanced}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,47 +54,6 @@ def known_warnings() -> list[KnownWarning]:
         program, kinds, words = (part.strip() for part in line.split("|", 2))
         found.append(KnownWarning(program=program, kinds=kinds, words=words))
     return found
-
-
-@pytest.fixture(scope="module")
-def products(tmp_path_factory: pytest.TempPathFactory, shared_dicom: Path | None) -> list[Product]:
-    """Make every object once."""
-    folder = tmp_path_factory.mktemp("products")
-    sources = {name: make() for name, make in SYNTHETIC.items()}
-    if shared_dicom is not None:
-        sources |= {f"real-{name.removesuffix('.dcm')}": [(shared_dicom / name).read_bytes()] for name in REAL}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of the real objects are not conformant
-        return [product for name, images in sources.items() for product in _products(name, images, folder)]
-
-
-@pytest.fixture(scope="module")
-def shared_dicom() -> Path | None:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom"
-    return folder if folder.is_dir() else None
-
-
-def _products(source: str, images: list[bytes], folder: Path) -> Iterator[Product]:
-    made = [(result.kind.value, result.part10) for result in answer(images).results]
-    if source == "with-a-broken-image":
-        made += [(kind, variant(dict(made)["sr"])) for kind, variant in _VARIANTS.items()]
-    for number, (kind, part10) in enumerate(made):
-        file = folder / f"{source}--{kind}--{number}.dcm"
-        file.write_bytes(part10)
-        yield Product(source=source, kind=kind, file=file, shape=shape_of(dcmread(BytesIO(part10))))
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=False)
-    return (done.stdout + done.stderr).decode("utf-8", "replace")
-
-
-def run_each(program: str, products: Iterable[Product], *options: str) -> dict[str, str]:
-    """Run a program on every product and return what it said, by product."""
-    path, chosen = require(program), list(products)
-    with ThreadPoolExecutor(_TOOLS) as pool:
-        said = pool.map(lambda product: run(path, *options, product.file), chosen)
-        return dict(zip((product.name for product in chosen), said, strict=True))
 
 
 def complaints(said: dict[str, str], mark: str) -> dict[str, list[str]]:
@@ -196,7 +149,7 @@ def test_dcmtk_renders_every_picture_as_it_was_drawn(products: list[Product], tm
             cv2.cvtColor(cv2.imread(str(target)), cv2.COLOR_BGR2RGB), dcmread(product.file).pixel_array
         )
 
-    with ThreadPoolExecutor(_TOOLS) as pool:
+    with ThreadPoolExecutor(TOOLS) as pool:
         assert [p.name for p, same in zip(pictures, pool.map(rendered, pictures), strict=True) if not same] == []
 
 
