@@ -1,5 +1,6 @@
 """SIGKILL at each step from reception to delivery: what was promised is answered, once, after the restart."""
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ def written_studies(folder: Path) -> Path:
 
 def require_one_answer_each(link: Link) -> None:
     wait_until(lambda: len(link.archive.datasets) >= 2 * STUDIES, WITHIN_S, "an answer to every study")
-    settled = "0 analyses and 0 deliveries unfinished"
-    wait_until(lambda: settled in link.node.command("queue", "list").stdout, WITHIN_S, "an empty queue")
+    settled = re.compile(r"\b0 analyses and 0 deliveries unfinished")
+    wait_until(lambda: settled.search(link.node.command("queue", "list").stdout), WITHIN_S, "an empty queue")
     assert link.node.terminate() == 0
     studies = {str(dataset.StudyInstanceUID) for dataset in link.archive.datasets.values()}
     assert len(studies) == STUDIES

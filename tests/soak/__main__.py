@@ -11,6 +11,7 @@ MOST_GROWTH = 1.15
 """Of resident memory, from the first third of the last process's life to the last."""
 JUDGED_FROM = 500
 """Studies: a process that lives shorter is still warming up."""
+SHOWN = 10
 
 
 def main() -> int:
@@ -47,7 +48,8 @@ def told(report: Report) -> str:
         f"memory: {first.resident_mb:.0f} MB, at the end {last.resident_mb:.0f}, at most {most.resident_mb:.0f}",
         f"threads: {first.threads}, {last.threads}, {most.threads}",
         f"open files: {first.files}, {last.files}, {most.files}",
-        *(f"FAULT: {fault}" for fault in report.faults),
+        *(f"FAULT: {fault}" for fault in report.faults[:SHOWN]),
+        *([f"FAULT: and {len(report.faults) - SHOWN} more"] if len(report.faults) > SHOWN else []),
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ ledger says and by nothing else, and in the second half neither memory nor threa
 """
 
 import random
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -119,8 +120,8 @@ def _plan(chance: random.Random, studies: int, kills: int, absences: int) -> lis
 
 def _drain(node: NodeProcess) -> None:
     """Wait until nothing is owed."""
-    settled = "0 analyses and 0 deliveries unfinished"
-    wait_until(lambda: settled in node.command("queue", "list").stdout, DRAIN_S, "an empty queue")
+    settled = re.compile(r"\b0 analyses and 0 deliveries unfinished")
+    wait_until(lambda: settled.search(node.command("queue", "list").stdout), DRAIN_S, "an empty queue")
 
 
 def _audit(node: NodeProcess, sent: Sent, archive: FaultyArchive) -> tuple[list[str], str, int]:
