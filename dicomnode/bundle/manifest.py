@@ -5,7 +5,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dicomnode.domain.coding import fault_in
 from dicomnode.domain.errors import BundleInvalid
+from dicomnode.domain.finding import Code
 
 
 class _Strict(BaseModel):
@@ -13,11 +15,17 @@ class _Strict(BaseModel):
 
 
 class CodeEntry(_Strict):
-    """A coded concept, as in `dicomnode.domain.finding.Code`."""
+    """A coded concept, as in `dicomnode.domain.finding.Code`, that can be one of the scheme it names."""
 
-    value: str = Field(min_length=1, max_length=16)
-    scheme: str = Field(min_length=1, max_length=16)
-    meaning: str = Field(min_length=1, max_length=64)
+    value: str
+    scheme: str
+    meaning: str
+
+    @model_validator(mode="after")
+    def _is_of_its_scheme(self) -> Self:
+        if fault := fault_in(Code(value=self.value, scheme=self.scheme, meaning=self.meaning)):
+            raise ValueError(fault)
+        return self
 
 
 class InputSpec(_Strict):
@@ -49,9 +57,12 @@ class OperatingPointEntry(_Strict):
 
 
 class LabelEntry(_Strict):
-    """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives."""
+    """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
 
-    name: str = Field(min_length=1)
+    `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
+    """
+
+    name: str = Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,62}[!-\[\]-~])?$")
     code: CodeEntry | None
     site: CodeEntry | None
     calibration: Calibration
@@ -92,7 +103,11 @@ class Provenance(_Strict):
 
 
 class Manifest(_Strict):
-    """The bundle's contents and meaning. Output 0 is the abnormality head; the others, if any, are findings."""
+    """The bundle's contents and meaning.
+
+    Output 0 is the abnormality head; without a code of its own it is "Abnormal". The others, if any, are findings, and
+    each has a code, and no two the same code and site.
+    """
 
     schema_version: Literal[1]
     name: str = Field(min_length=1, max_length=64)
@@ -114,10 +129,21 @@ class Manifest(_Strict):
         names = [label.name for label in self.labels]
         if len(set(names)) != len(names):
             raise ValueError("labels must have different names")
+        self._check_codes()
         for label in self.labels:
             if self.default_operating_point not in label.operating_points:
                 raise ValueError(f"label {label.name} lacks the operating point {self.default_operating_point!r}")
         return self
+
+    def _check_codes(self) -> None:
+        holders: dict[tuple[str, str, str], str] = {}
+        for label in self.labels[1:]:
+            if label.code is None:
+                raise ValueError(f"label {label.name} has no code: a report cannot say what was found")
+            # Where a code says no more than "thickening", the site tells two findings apart.
+            told_apart_by = (label.code.scheme, label.code.value, label.site.value if label.site else "")
+            if (other := holders.setdefault(told_apart_by, label.name)) != label.name:
+                raise ValueError(f"labels {other} and {label.name} have the same code and site")
 
 
 def read_manifest(path: Path) -> Manifest:

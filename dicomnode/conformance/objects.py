@@ -1,18 +1,13 @@
 """Annexes: the objects that the node creates, attribute by attribute, the content tree, and the codes."""
 
-from collections.abc import Iterator
-
-from pydicom import Dataset
-
-from dicomnode.bundle.manifest import CodeEntry, Manifest
+from dicomnode.bundle.manifest import CodeEntry, LabelEntry, Manifest
 from dicomnode.conformance.attributes import AttributeRow, attribute_rows
 from dicomnode.conformance.content import ContentRow, content_rows
 from dicomnode.conformance.markdown import code, section, table
 from dicomnode.conformance.samples import Samples
 from dicomnode.domain.finding import Code
 from dicomnode.domain.job import ResultKind
-from dicomnode.inference.operating import ABNORMALITY_CODE
-from dicomnode.results import codes
+from dicomnode.domain.terminology import ABNORMAL, NIH_TERMS, PRIVATE_SCHEME, entries
 
 _LEGEND = """\
 Every row is read from objects that this version of the node made of synthetic studies. *Presence*: ALWAYS; VNAP, the
@@ -42,19 +37,37 @@ def content_section(samples: Samples) -> str:
 
 
 def codes_section(manifest: Manifest) -> str:
-    """Return Annex E: every code that the node's objects may hold."""
-    headings = ("Code value", "Coding scheme", "Code meaning")
-    fixed = sorted(set(_fixed_codes()), key=lambda row: (row[1], row[0]))
-    findings = [(label.name, _of(label.code) or _of(ABNORMALITY_CODE), _of(label.site)) for label in manifest.labels]
+    """Return Annex E: every code that the node's objects may hold, with the source that vouches for it."""
+    findings = [_finding_row(label) for label in manifest.labels]
+    labelled = {entry for term in NIH_TERMS.values() for entry in (term.code, term.site)}
+    fixed = sorted(
+        (entry.code.scheme, entry.code.value, entry.code.meaning, entry.source)
+        for entry in entries()
+        if entry.code not in labelled
+    )
     return section(
         2,
         "Annex E: Code set usage",
-        f"Fixed codes. {code(codes.PRIVATE_SCHEME)} is the node's own scheme, identified in Coding Scheme "
-        "Identification Sequence wherever one of its codes is used.",
-        table(headings, fixed),
+        "*Provenance*: the context group or annex of DICOM PS3.16 that holds the code, else the fully specified name "
+        "of the concept in SNOMED CT, or the vocabulary it is from. A code value of SNOMED CT ends in a check digit, "
+        "which is verified.",
+        f"Fixed codes. {code(PRIVATE_SCHEME)} is the node's own scheme; private schemes are identified in Coding "
+        "Scheme Identification Sequence wherever one of their codes is used.",
+        table(
+            ("Code value", "Coding scheme", "Code meaning", "Provenance"),
+            sorted(fixed, key=lambda row: (row[1], row[0])),
+        ),
         f"Findings and finding sites of the shipped model, {manifest.name}; another bundle brings its own.",
-        table(("Label", "Finding", "Finding Site"), findings),
+        table(("Label", "Finding", "Provenance", "Finding Site", "Provenance"), findings),
     )
+
+
+def _finding_row(label: LabelEntry) -> tuple[str, ...]:
+    sources = {entry.code: entry.source for entry in entries()}
+    finding = _code(label.code) or ABNORMAL.code
+    site = _code(label.site)
+    where = (_shown(site), sources.get(site, "")) if site else ("", "")
+    return (label.name, _shown(finding), sources.get(finding, ""), *where)
 
 
 def _object(number: str, samples: Samples, kind: ResultKind) -> str:
@@ -76,14 +89,10 @@ def _content(row: ContentRow) -> tuple[str, ...]:
     return f"{indent}{name}", relationship.lower(), value_type, row.multiplicity, row.origin, row.value
 
 
-def _fixed_codes() -> Iterator[tuple[str, str, str]]:
-    for value in vars(codes).values():
-        entries = value.values() if isinstance(value, dict) else [value]
-        for entry in entries:
-            if isinstance(entry, Dataset):
-                yield str(entry.CodeValue), str(entry.CodingSchemeDesignator), str(entry.CodeMeaning)
+def _code(entry: CodeEntry | None) -> Code | None:
+    return None if entry is None else Code(value=entry.value, scheme=entry.scheme, meaning=entry.meaning)
 
 
-def _of(entry: Code | CodeEntry | None) -> str:
-    """Return a code as a person reads it; nothing where there is none."""
-    return "" if entry is None else f'({entry.value}, {entry.scheme}, "{entry.meaning}")'
+def _shown(entry: Code) -> str:
+    """Return a code as a person reads it."""
+    return f'({entry.value}, {entry.scheme}, "{entry.meaning}")'

@@ -17,7 +17,16 @@ from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import RejectionReason
 from dicomnode.imaging.tags import integer, items, quiet, text, texts
-from dicomnode.imaging.vocabulary import FRONTAL_VIEWS, PART_CODES, VIEW_CODES, Part, View, part_of, view_of
+from dicomnode.imaging.vocabulary import (
+    FORMER_SCHEMES,
+    FRONTAL_VIEWS,
+    PART_CODES,
+    VIEW_CODES,
+    Part,
+    View,
+    part_of,
+    view_of,
+)
 from dicomnode.settings import EligibilitySettings
 
 RADIOGRAPHS = frozenset(
@@ -315,7 +324,7 @@ def _descriptions(ds: Dataset, fields: tuple[str, ...], codes: tuple[str, ...]) 
 def _code(item: Dataset) -> tuple[str, str]:
     """Return scheme and value; SNOMED's former designators all mean the same codes. Source: PS3.16 8.1."""
     scheme = text(item, "CodingSchemeDesignator").upper()
-    return {"SNM3": "SRT", "99SDM": "SRT", "SNOMED": "SCT"}.get(scheme, scheme), text(item, "CodeValue")
+    return FORMER_SCHEMES.get(scheme, scheme), text(item, "CodeValue")
 
 
 def _name(keyword: str | None) -> str:

@@ -214,6 +214,9 @@ _PART_WORDS: tuple[tuple[Part, re.Pattern[str]], ...] = (
     (Part.EXTREMITY, _words(r"EXTREMIT\w* LIMBS?")),
 )
 
+FORMER_SCHEMES = {"SNM3": "SRT", "99SDM": "SRT", "SNOMED": "SCT"}
+"""Designators that devices still write for SNOMED, and the one that they mean. Source: PS3.16 8.1."""
+
 VIEW_CODES: dict[tuple[str, str], View] = {
     ("SCT", value): view
     for view, listed in (

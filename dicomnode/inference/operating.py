@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dicomnode.bundle.manifest import CodeEntry, LabelEntry, Manifest
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.finding import Code, Finding, OperatingPoint, Presence, Score
+from dicomnode.domain.terminology import ABNORMAL
 
-ABNORMALITY_CODE = Code(value="263654008", scheme="SCT", meaning="Abnormal")
 _DISAGREEMENT = 0.4
 """Share of members that must vote against the others before their disagreement counts (2 of 5)."""
 
@@ -50,7 +50,7 @@ def _finding(score: Score, label: LabelEntry, name: str, undetermined_spread: fl
     entry = label.operating_points[name]
     return Finding(
         label=label.name,
-        code=_code(label.code) or ABNORMALITY_CODE,
+        code=_code(label.code) or ABNORMAL.code,
         site=_code(label.site),
         probability=score.probability,
         spread=score.spread,

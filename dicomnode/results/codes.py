@@ -1,15 +1,10 @@
-"""Every fixed code the results use, once. Findings and their sites come from the bundle's manifest instead.
-
-Source: PS3.16 Annexes B and D (CID 242, 6047, 7452; DCM), SNOMED CT, UMLS, UCUM, RFC 5646.
-"""
+"""The terminology table in highdicom's form, for those who write results."""
 
 from highdicom.sr import CodedConcept
 
+from dicomnode.domain import terminology as table
 from dicomnode.domain.finding import Code, Presence
-from dicomnode.domain.job import RejectionReason
-
-PRIVATE_SCHEME = "99CXRNODE"
-"""Designator of the node's own codes; identified in Coding Scheme Identification Sequence wherever it is used."""
+from dicomnode.domain.terminology import Entry
 
 
 def concept(code: Code) -> CodedConcept:
@@ -17,74 +12,53 @@ def concept(code: Code) -> CodedConcept:
     return CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 
 
-def _code(scheme: str, value: str, meaning: str) -> CodedConcept:
-    return CodedConcept(value=value, scheme_designator=scheme, meaning=meaning)
+def _of(entry: Entry) -> CodedConcept:
+    return concept(entry.code)
 
 
-ENGLISH = _code("RFC5646", "en", "English")
-IMAGING_PROCEDURE = _code("SCT", "363679005", "Imaging procedure")
-PROCEDURE_REPORTED = _code("DCM", "121058", "Procedure reported")
-REPORT_TITLE = _code("DCM", "126000", "Imaging Measurement Report")
-DEVICE = _code("DCM", "121007", "Device")
+ENGLISH = _of(table.ENGLISH)
+REPORT_TITLE = _of(table.REPORT_TITLE)
+PROCEDURE_REPORTED = _of(table.PROCEDURE_REPORTED)
+IMAGING_PROCEDURE = _of(table.IMAGING_PROCEDURE)
+DEVICE = _of(table.DEVICE)
 
-IMAGE_LIBRARY = _code("DCM", "111028", "Image Library")
-IMAGE_LIBRARY_GROUP = _code("DCM", "126200", "Image Library Group")
-SOURCE = _code("SCT", "260753009", "Source")
-MODALITY = _code("DCM", "121139", "Modality")
-PIXEL_ROWS = _code("DCM", "110910", "Pixel Data Rows")
-PIXEL_COLUMNS = _code("DCM", "110911", "Pixel Data Columns")
-PIXELS = _code("UCUM", "{pixels}", "Pixels")
+IMAGE_LIBRARY = _of(table.IMAGE_LIBRARY)
+IMAGE_LIBRARY_GROUP = _of(table.IMAGE_LIBRARY_GROUP)
+SOURCE = _of(table.SOURCE)
+MODALITY = _of(table.MODALITY)
+PIXEL_ROWS = _of(table.PIXEL_ROWS)
+PIXEL_COLUMNS = _of(table.PIXEL_COLUMNS)
+PIXELS = _of(table.PIXELS)
 
-IMAGING_MEASUREMENTS = _code("DCM", "126010", "Imaging Measurements")
-PROBABILITY = _code("DCM", "122157", "Probability")
-SOURCE_OF_MEASUREMENT = _code("DCM", "121112", "Source of Measurement")
-NO_UNITS = _code("UCUM", "1", "no units")
-PRESENCE = _code("SCT", "705057003", "Presence")
+IMAGING_MEASUREMENTS = _of(table.IMAGING_MEASUREMENTS)
+PROBABILITY = _of(table.PROBABILITY)
+NO_UNITS = _of(table.NO_UNITS)
+SOURCE_OF_MEASUREMENT = _of(table.SOURCE_OF_MEASUREMENT)
+PRESENCE = _of(table.PRESENCE)
 
-QUALITATIVE_EVALUATIONS = _code("UMLS", "C0034375", "Qualitative Evaluations")
-NORMALITY = _code("DCM", "121402", "Normality")
-NORMAL = _code("SCT", "17621005", "Normal")
-ABNORMAL = _code("SCT", "263654008", "Abnormal")
-NORMALITY_UNDETERMINED = _code("SCT", "371934000", "Normality Undetermined")
-PROCESSING_SUMMARY = _code("DCM", "111017", "CAD Processing and Findings Summary")
-COMMENT = _code("DCM", "121106", "Comment")
-REASON_NOT_ANALYSED = _code(PRIVATE_SCHEME, "NOT_ANALYSED", "Reason an image was not analysed")
+QUALITATIVE_EVALUATIONS = _of(table.QUALITATIVE_EVALUATIONS)
+NORMALITY = _of(table.NORMALITY)
+NORMAL = _of(table.NORMAL)
+ABNORMAL = _of(table.ABNORMAL)
+NORMALITY_UNDETERMINED = _of(table.NORMALITY_UNDETERMINED)
+PROCESSING_SUMMARY = _of(table.PROCESSING_SUMMARY)
+ALL_SUCCEEDED_WITHOUT_FINDINGS = _of(table.ALL_SUCCEEDED_WITHOUT_FINDINGS)
+ALL_SUCCEEDED_WITH_FINDINGS = _of(table.ALL_SUCCEEDED_WITH_FINDINGS)
+NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS = _of(table.NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS)
+NOT_ALL_SUCCEEDED_WITH_FINDINGS = _of(table.NOT_ALL_SUCCEEDED_WITH_FINDINGS)
+NONE_SUCCEEDED = _of(table.NONE_SUCCEEDED)
+COMMENT = _of(table.COMMENT)
 
-CLASS_ACTIVATION = _code("DCM", "130403", "Gradient-weighted class activation")
-PROCESSING_EQUIPMENT = _code("DCM", "109102", "Processing Equipment")
-SOURCE_IMAGE = _code("DCM", "121322", "Source image for image processing operation")
+CLASS_ACTIVATION = _of(table.CLASS_ACTIVATION)
+PROCESSING_EQUIPMENT = _of(table.PROCESSING_EQUIPMENT)
+SOURCE_IMAGE = _of(table.SOURCE_IMAGE)
 
-ALL_SUCCEEDED_WITHOUT_FINDINGS = _code("DCM", "111241", "All algorithms succeeded; without findings")
-ALL_SUCCEEDED_WITH_FINDINGS = _code("DCM", "111242", "All algorithms succeeded; with findings")
-NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS = _code("DCM", "111243", "Not all algorithms succeeded; without findings")
-NOT_ALL_SUCCEEDED_WITH_FINDINGS = _code("DCM", "111244", "Not all algorithms succeeded; with findings")
-NONE_SUCCEEDED = _code("DCM", "111245", "No algorithms succeeded; without findings")
+REASON_NOT_ANALYSED = _of(table.REASON_NOT_ANALYSED)
+REJECTION_REASONS = {reason: _of(entry) for reason, entry in table.REJECTION_REASONS.items()}
 
 PRESENCE_VALUES = {
-    Presence.PRESENT: _code("SCT", "52101004", "Present"),
-    Presence.ABSENT: _code("SCT", "272519000", "Absent"),
-    Presence.UNDETERMINED: _code("SCT", "373068000", "Undetermined"),
+    Presence.PRESENT: _of(table.PRESENT),
+    Presence.ABSENT: _of(table.ABSENT),
+    Presence.UNDETERMINED: _of(table.UNDETERMINED),
 }
-
-MODALITIES = {
-    "CR": _code("DCM", "CR", "Computed Radiography"),
-    "DX": _code("DCM", "DX", "Digital Radiography"),
-}
-
-# Code values are at most 16 characters (SH), so the ledger's words are shortened where they must be.
-REJECTION_REASONS = {
-    RejectionReason.OWN_RESULT: _code(PRIVATE_SCHEME, "OWN_RESULT", "Result of this device"),
-    RejectionReason.NOT_A_PROJECTION: _code(PRIVATE_SCHEME, "NO_PROJECTION", "Not a projection radiograph"),
-    RejectionReason.MODALITY: _code(PRIVATE_SCHEME, "MODALITY", "Modality not supported"),
-    RejectionReason.BODY_PART: _code(PRIVATE_SCHEME, "BODY_PART", "Body part not supported"),
-    RejectionReason.LATERAL_VIEW: _code(PRIVATE_SCHEME, "LATERAL_VIEW", "Lateral view"),
-    RejectionReason.UNKNOWN_VIEW: _code(PRIVATE_SCHEME, "UNKNOWN_VIEW", "View unknown"),
-    RejectionReason.MULTI_FRAME: _code(PRIVATE_SCHEME, "MULTI_FRAME", "Multi-frame image"),
-    RejectionReason.TOO_SMALL: _code(PRIVATE_SCHEME, "TOO_SMALL", "Image too small"),
-    RejectionReason.TOO_LARGE: _code(PRIVATE_SCHEME, "TOO_LARGE", "Image too large"),
-    RejectionReason.AGE: _code(PRIVATE_SCHEME, "AGE", "Patient age not supported"),
-    RejectionReason.UNREADABLE: _code(PRIVATE_SCHEME, "UNREADABLE", "Object unreadable"),
-    RejectionReason.CORRUPT_PIXELS: _code(PRIVATE_SCHEME, "CORRUPT_PIXELS", "Pixel data corrupt"),
-    RejectionReason.NOT_CHEST_FRONTAL: _code(PRIVATE_SCHEME, "NOT_FRONTAL", "Pixels not those of a frontal chest"),
-    RejectionReason.ORIENTATION: _code(PRIVATE_SCHEME, "ORIENTATION", "Orientation uncertain"),
-}
+MODALITIES = {entry.code.value: _of(entry) for entry in (table.COMPUTED_RADIOGRAPHY, table.DIGITAL_RADIOGRAPHY)}

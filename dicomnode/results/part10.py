@@ -8,9 +8,11 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicomnode.domain.coding import PRIVATE_PREFIX
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import ResultInstance, ResultKind
+from dicomnode.domain.terminology import PRIVATE_SCHEME
 from dicomnode.results import codes, wild
 from dicomnode.results.context import Equipment, SourceContext
 
@@ -76,14 +78,25 @@ def add_lossy_history(ds: Dataset, source: SourceContext) -> None:
         ds.LossyImageCompressionMethod = list(source.lossy.methods)
 
 
-def identify_private_scheme(ds: Dataset, manufacturer: str) -> None:
-    """Say whose the node's own coding scheme is. Source: PS3.3 C.12.1.1.6."""
+def identify_private_schemes(ds: Dataset, equipment: Equipment) -> None:
+    """Say whose each private coding scheme is that the object uses. Source: PS3.3 C.12.1.1.6."""
+    used = {str(element.value) for element in ds.iterall() if element.keyword == "CodingSchemeDesignator"}
+    private = sorted(designator for designator in used if designator.startswith(PRIVATE_PREFIX))
+    if private:
+        ds.CodingSchemeIdentificationSequence = [_scheme_item(designator, equipment) for designator in private]
+
+
+def _scheme_item(designator: str, equipment: Equipment) -> Dataset:
+    """Return the identification of the node's own scheme, or of one that the bundle brought."""
     item = Dataset()
-    item.CodingSchemeDesignator = codes.PRIVATE_SCHEME
-    item.CodingSchemeUID = derive_uid("coding scheme", codes.PRIVATE_SCHEME)
-    item.CodingSchemeName = "Reasons for not analysing an image"
-    item.CodingSchemeResponsibleOrganization = manufacturer
-    ds.CodingSchemeIdentificationSequence = [item]
+    item.CodingSchemeDesignator = designator
+    if designator == PRIVATE_SCHEME:
+        item.CodingSchemeUID = derive_uid("coding scheme", PRIVATE_SCHEME)
+        item.CodingSchemeName = "Reasons for not analysing an image"
+        item.CodingSchemeResponsibleOrganization = equipment.settings.manufacturer
+    else:
+        item.CodingSchemeName = f"Findings of the model {equipment.model.name}"
+    return item
 
 
 def finish(

@@ -104,8 +104,7 @@ def _write(
             images=images, assessments=assessments, rejections=rejections, equipment=equipment, identity=identity
         )
     )
-    if rejections:
-        part10.identify_private_scheme(ds, equipment.settings.manufacturer)
+    part10.identify_private_schemes(ds, equipment)
     return part10.finish(ds, _KIND, context.character_set, tuple(image.ref.sop_instance for image in images))
 
 
