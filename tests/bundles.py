@@ -26,15 +26,55 @@ SLOPE, INTERCEPT = 0.8, 0.1
 ORIENTATIONS = tuple(f"{sign}{turn}" for sign in ("", "inverted-") for turn in ("upright", "rot90", "rot180", "rot270"))
 
 
+Labels = tuple[tuple[str, CodeEntry | None, CodeEntry | None], ...]
+"""Name, code and site of each output."""
+
+
+def _entry(code: Code) -> CodeEntry:
+    return CodeEntry(value=code.value, scheme=code.scheme, meaning=code.meaning)
+
+
+NIH_LABELS: Labels = (
+    (ABNORMALITY, None, None),
+    *((term.label, _entry(term.code), _entry(term.site)) for term in NIH_TERMS.values()),
+)
+OTHER_LABELS: Labels = (
+    ("Not normal", CodeEntry(value="REVIEW", scheme="99HOSPITAL", meaning="To be seen before discharge"), None),
+    (
+        "Tuberculosis",
+        CodeEntry(value="154283005", scheme="SCT", meaning="Pulmonary tuberculosis"),
+        CodeEntry(value="39607008", scheme="SCT", meaning="Lung"),
+    ),
+    (
+        "Rib fracture",
+        CodeEntry(value="33737001", scheme="SCT", meaning="Fracture of rib"),
+        CodeEntry(value="113197003", scheme="SCT", meaning="Rib"),
+    ),
+    (
+        "Tube (endotracheal)",
+        CodeEntry(value="26412008", scheme="SCT", meaning="Endotracheal tube"),
+        CodeEntry(value="44567001", scheme="SCT", meaning="Trachea"),
+    ),
+    ("Silhouette_sign", CodeEntry(value="SILHOUETTE", scheme="99HOSPITAL", meaning="Silhouette sign"), None),
+)
+"""A model of another kind: other findings, another number of them, and codes of its hospital's own."""
+
+
 def make_bundle(
-    folder: Path, *, threshold: float = 0.5, typicality_threshold: float = 1.0, orientation: int = 0, seed: int = 7
+    folder: Path,
+    *,
+    threshold: float = 0.5,
+    typicality_threshold: float = 1.0,
+    orientation: int = 0,
+    seed: int = 7,
+    labels: Labels = NIH_LABELS,
 ) -> Path:
-    """Write a bundle whose 15 outputs are fixed linear functions of the image's 8 × 8 block means.
+    """Write a bundle whose outputs, one a label, are fixed linear functions of the image's 8 × 8 block means.
 
     Its `typicality` is the mean of the model input; its `orientation` is always the class of that index.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(_graph(orientation, seed), str(folder / "model.onnx"))
+    onnx.save(_graph(orientation, seed, len(labels)), str(folder / "model.onnx"))
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     image = np.random.default_rng(seed).random((2, SIDE, SIDE, 1), dtype=np.float32)
     names = [output.name for output in session.get_outputs()]
@@ -44,17 +84,17 @@ def make_bundle(
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("model.onnx", "golden.npz", "MODEL_CARD.md")
     }
-    manifest = _manifest(threshold, typicality_threshold, files)
+    manifest = _manifest(threshold, typicality_threshold, files, labels)
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2))
     return folder
 
 
-def _graph(orientation: int, seed: int) -> onnx.ModelProto:
+def _graph(orientation: int, seed: int, outputs_of_head: int) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     classes = np.full((1, len(ORIENTATIONS)), -20.0, dtype=np.float32)
     classes[0, orientation] = 20.0
     constants = {
-        "weights": rng.normal(0, 4, (15, 1, 1, 1)).astype(np.float32),
+        "weights": rng.normal(0, 4, (outputs_of_head, 1, 1, 1)).astype(np.float32),
         "members": np.linspace(0.8, 1.2, MEMBERS, dtype=np.float32).reshape(1, MEMBERS, 1),
         "cells": np.asarray(GRID * GRID, dtype=np.float32),
         "zeros": np.zeros((1, len(ORIENTATIONS)), dtype=np.float32),
@@ -91,21 +131,16 @@ def _graph(orientation: int, seed: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def _entry(code: Code) -> CodeEntry:
-    return CodeEntry(value=code.value, scheme=code.scheme, meaning=code.meaning)
-
-
-def _manifest(threshold: float, typicality_threshold: float, files: dict[str, str]) -> Manifest:
+def _manifest(threshold: float, typicality_threshold: float, files: dict[str, str], labels: Labels) -> Manifest:
     point = OperatingPointEntry(
         threshold=threshold, sensitivity=0.8, specificity=0.7, derived_on="nothing", chosen_by="hand"
     )
 
-    def label(name: str) -> LabelEntry:
-        term = NIH_TERMS.get(name)
+    def label(name: str, code: CodeEntry | None, site: CodeEntry | None) -> LabelEntry:
         return LabelEntry(
             name=name,
-            code=_entry(term.code) if term else None,
-            site=_entry(term.site) if term else None,
+            code=code,
+            site=site,
             calibration=Calibration(slope=SLOPE, intercept=INTERCEPT),
             operating_points={"youden": point, "sensitivity_95": point},
             positives=0,
@@ -120,7 +155,7 @@ def _manifest(threshold: float, typicality_threshold: float, files: dict[str, st
         backbone="block means",
         members=MEMBERS,
         input=InputSpec(side=SIDE, source_side=SIDE),
-        labels=tuple(label(name) for name in (ABNORMALITY, *NIH_TERMS)),
+        labels=tuple(label(*entry) for entry in labels),
         default_operating_point="youden",
         undetermined_spread=0.2,
         gate=GateSpec(typicality_threshold=typicality_threshold, orientations=ORIENTATIONS, certain=0.98),

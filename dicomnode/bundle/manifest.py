@@ -158,4 +158,5 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {first['msg']}") from error
+        what = first["msg"].removeprefix("Value error, ")
+        raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {what}") from error
