@@ -18,8 +18,10 @@ from pydantic_settings import (
 )
 
 from dicomnode.delivery_settings import AeTitle, DeliverySettings, DimseDestination, Port, Section
+from dicomnode.domain.coding import as_text, from_text
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
 
 _DESTINATION = re.compile(r"(?P<ae>[^@]+)@(?P<host>\[[^\]]+\]|[^@:]+):(?P<port>[0-9]{1,5})")
 
@@ -166,8 +168,21 @@ class InferenceSettings(Section):
     operating_point: str | None = None
 
 
+def _code_text(value: str) -> str:
+    from_text(value)
+    return value
+
+
+CodeText = Annotated[str, AfterValidator(_code_text)]
+"""A code as `value^meaning^scheme`."""
+
+
 class ResultSettings(Section):
-    """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report."""
+    """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report.
+
+    Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported;
+    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence.
+    """
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
     institution: str = Field(default="", max_length=64)
@@ -181,6 +196,8 @@ class ResultSettings(Section):
     series_number_pm: int = Field(default=9905, ge=1)
     series_number_pdf: int = Field(default=9906, ge=1)
     maximum_side: int = Field(default=2048, ge=512, le=8192)
+    procedure_reported: CodeText = as_text(IMAGING_PROCEDURE.code)
+    equipment_purpose: CodeText = as_text(PROCESSING_EQUIPMENT.code)
     report_rejected: bool = False
 
 

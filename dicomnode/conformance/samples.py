@@ -30,6 +30,7 @@ from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSetting
 _NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 _LATER = datetime(2025, 6, 7, 8, 9, 10, tzinfo=UTC)
 _GRID = 7
+_ANOTHER_CODE = "43468-8^Another code^LN"
 
 
 class Variant(StrEnum):
@@ -211,7 +212,9 @@ def _other_settings() -> ResultSettings:
     """Return settings of which every text and number differs from the default."""
     changed: dict[str, object] = {}
     for name, value in ResultSettings().model_dump().items():
-        if isinstance(value, str):
+        if isinstance(value, str) and "^" in value:
+            changed[name] = _ANOTHER_CODE
+        elif isinstance(value, str):
             changed[name] = f"B {value}"[:16]
         elif isinstance(value, int) and not isinstance(value, bool):
             changed[name] = value + 1

@@ -36,6 +36,25 @@ def fault_in(code: Code) -> str | None:
     return None if check(code.value) else f"{code.value!r} is no code of {code.scheme}: its check digit is wrong"
 
 
+def as_text(code: Code) -> str:
+    """Return the code on one line, as HL7 version 2 writes coded elements: `value^meaning^scheme`."""
+    return f"{code.value}^{code.meaning}^{code.scheme}"
+
+
+def from_text(text: str) -> Code:
+    """Read what `as_text` writes.
+
+    Raises: ValueError, saying what is wrong with it.
+    """
+    parts = text.split("^")
+    if len(parts) != 3:
+        raise ValueError(f"{text!r} is not a code as value^meaning^scheme")
+    code = Code(value=parts[0], meaning=parts[1], scheme=parts[2])
+    if fault := fault_in(code):
+        raise ValueError(fault)
+    return code
+
+
 def verhoeff_holds(digits: str) -> bool:
     """Tell whether the last digit is Verhoeff's check digit of the others. Source: SNOMED CT Release File, SCTID."""
     check = 0

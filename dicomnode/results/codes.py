@@ -3,6 +3,7 @@
 from highdicom.sr import CodedConcept
 
 from dicomnode.domain import terminology as table
+from dicomnode.domain.coding import from_text
 from dicomnode.domain.finding import Code, Presence
 from dicomnode.domain.terminology import Entry
 
@@ -12,6 +13,11 @@ def concept(code: Code) -> CodedConcept:
     return CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 
 
+def configured(text: str) -> CodedConcept:
+    """Return highdicom's form of a code from the configuration."""
+    return concept(from_text(text))
+
+
 def _of(entry: Entry) -> CodedConcept:
     return concept(entry.code)
 
@@ -19,7 +25,6 @@ def _of(entry: Entry) -> CodedConcept:
 ENGLISH = _of(table.ENGLISH)
 REPORT_TITLE = _of(table.REPORT_TITLE)
 PROCEDURE_REPORTED = _of(table.PROCEDURE_REPORTED)
-IMAGING_PROCEDURE = _of(table.IMAGING_PROCEDURE)
 DEVICE = _of(table.DEVICE)
 
 IMAGE_LIBRARY = _of(table.IMAGE_LIBRARY)
@@ -50,7 +55,6 @@ NONE_SUCCEEDED = _of(table.NONE_SUCCEEDED)
 COMMENT = _of(table.COMMENT)
 
 CLASS_ACTIVATION = _of(table.CLASS_ACTIVATION)
-PROCESSING_EQUIPMENT = _of(table.PROCESSING_EQUIPMENT)
 SOURCE_IMAGE = _of(table.SOURCE_IMAGE)
 
 REASON_NOT_ANALYSED = _of(table.REASON_NOT_ANALYSED)

@@ -80,7 +80,7 @@ def report_tree(
     root.ContentSequence.append(
         CodeContentItem(
             name=codes.PROCEDURE_REPORTED,
-            value=codes.IMAGING_PROCEDURE,
+            value=codes.configured(equipment.settings.procedure_reported),
             relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
         )
     )

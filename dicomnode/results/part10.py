@@ -55,7 +55,7 @@ def add_equipment(ds: Dataset, equipment: Equipment) -> None:
     algorithm.Manufacturer = settings.manufacturer
     algorithm.ManufacturerModelName = equipment.model.name
     algorithm.SoftwareVersions = [equipment.model.version, f"sha256:{equipment.short_hash}"]
-    algorithm.PurposeOfReferenceCodeSequence = [codes.PROCESSING_EQUIPMENT]
+    algorithm.PurposeOfReferenceCodeSequence = [codes.configured(settings.equipment_purpose)]
     ds.ContributingEquipmentSequence = [algorithm]
 
 

@@ -15,6 +15,7 @@ from dicomnode.domain.job import Rejection, RejectionReason, ResultInstance, Res
 from dicomnode.results.context import SourceContext
 from dicomnode.results.fallback import as_comprehensive, as_enhanced, fallback
 from dicomnode.results.sr import write_not_analysed, write_report
+from dicomnode.settings import ResultSettings
 from tests.assessments import MODEL, NOW, assessment, equipment, identity
 from tests.make import build
 
@@ -300,3 +301,23 @@ def test_fallback_takes_the_best_class_the_destination_accepts() -> None:
     assert fallback(part10, [str(EnhancedSRStorage)]) == as_enhanced(part10)
     assert fallback(part10, ["1.2.840.10008.5.1.4.1.1.7"]) is None
     assert fallback(as_enhanced(part10), both) is None
+
+
+def test_procedure_and_purpose_are_the_configured_codes() -> None:
+    chosen = {
+        "procedure_reported": "399208008^Plain chest X-ray^SCT",
+        "equipment_purpose": "109101^Acquisition Equipment^DCM",
+    }
+    for settings, procedure, purpose in (({}, "363679005", "109102"), (chosen, "399208008", "109101")):
+        ds = opened(report(**settings))
+        assert coded_value(children(ds, "121058")[0]) == procedure
+        assert ds.ContributingEquipmentSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == purpose
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("399208008", "value.meaning.scheme"), ("399208009^Plain chest X-ray^SCT", "check digit"), ("1^^SCT", "meaning")],
+)
+def test_a_configured_code_that_is_none_is_refused(code: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ResultSettings(procedure_reported=code)
