@@ -3,12 +3,17 @@
 import json
 import logging
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, TextIO
 
 from dicomnode.settings import LogSettings
 
+log = logging.getLogger(__name__)
+
+_OWN = ("dicomnode", "modeling")
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -21,7 +26,7 @@ class JsonFormatter(logging.Formatter):
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _event(record),
         }
         line.update(_extra(record))
         return json.dumps(line, default=str, ensure_ascii=False)
@@ -34,11 +39,11 @@ class TextFormatter(logging.Formatter):
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC).astimezone()
         fields = " ".join(f"{key}={_on_one_line(value)}" for key, value in _extra(record).items())
-        return f"{at:%H:%M:%S} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
+        return f"{at:%H:%M:%S} {record.levelname.lower():7} {_event(record)} {fields}".rstrip()
 
 
 def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send the node's log to `stream` (standard error when None); other libraries speak only when they warn."""
+    """Send the node's log to `stream` (standard error when None); of other libraries' errors, the place alone."""
     to = stream or sys.stderr
     text = settings.format == "text" or (settings.format == "auto" and to.isatty())
     handler = logging.StreamHandler(to)
@@ -60,10 +65,33 @@ def _on_one_line(value: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
+def tell_uncaught() -> None:
+    """Log an exception that nobody catches, without its message, which may quote a data set and which Python prints."""
+    sys.excepthook = _note_uncaught
+    threading.excepthook = lambda caught: _note_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
+    sys.unraisablehook = lambda caught: _note_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
+
+
 def where_raised(error: BaseException) -> str:
     """Return an exception's class and call stack without its message, which may quote a data set."""
     steps = [f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in _stack(error)]
     return f"{type(error).__name__} in " + " < ".join(reversed(steps))
+
+
+def _note_uncaught(
+    kind: type[BaseException],
+    error: BaseException | None,
+    where: TracebackType | None,  # noqa: ARG001 Python's own
+) -> None:
+    raised = where_raised(error) if error is not None else kind.__name__
+    log.critical("uncaught", extra={"raised": raised, "in_thread": threading.current_thread().name})
+
+
+def _event(record: logging.LogRecord) -> str:
+    """Return the name of an event; what other libraries say may quote a data set, so only where they say it."""
+    if record.name.split(".")[0] in _OWN:
+        return record.getMessage()
+    return f"library-message {record.name}:{record.lineno}"
 
 
 def _stack(error: BaseException) -> list[traceback.FrameSummary]:

@@ -20,7 +20,7 @@ from dicomnode.domain.job import Job, ResultKind, StudyAnswer
 from dicomnode.imaging.reader import read, ref_of
 from dicomnode.node import load_pipeline, utc_now
 from dicomnode.pipeline import Pipeline
-from dicomnode.telemetry import start_logging
+from dicomnode.telemetry import start_logging, tell_uncaught
 
 _FILE_NAMES = {
     ResultKind.STRUCTURED_REPORT: "report",
@@ -52,6 +52,7 @@ def analyze(
     """Write SR, SC and a JSON summary for every study among the files, and print what was found or why not."""
     settings = settings_from(config, bundle=bundle)
     start_logging(settings.log.model_copy(update={"level": "ERROR", "format": "text"}))
+    tell_uncaught()
     files = _files(paths)
     _require_writable(output)
     _, pipeline = load_pipeline(settings)

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from dicomnode.cli.hardening import keep_to_oneself
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, settings_from
 from dicomnode.node import Node
-from dicomnode.telemetry import start_logging
+from dicomnode.telemetry import start_logging, tell_uncaught
 
 
 def serve(
@@ -29,7 +30,9 @@ def serve(
     settings = settings_from(
         config, store=store, bundle=bundle, port=port, ae_title=ae_title, send_to=send_to, log_format=log_format
     )
+    keep_to_oneself()
     start_logging(settings.log)
+    tell_uncaught()
     asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.set())

@@ -41,6 +41,7 @@ _SENTENCES = {
     EventKind.COMMITTED: "A destination answered for keeping a result: {}.",
     EventKind.RETRIED: "It was tried again: {}.",
     EventKind.DROPPED: "It was given up: {}.",
+    EventKind.PURGED: "Its bytes were removed by the rules of retention: {}.",
 }
 
 

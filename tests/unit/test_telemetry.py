@@ -3,20 +3,24 @@
 import io
 import json
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
 import pytest
 
 from dicomnode.settings import LogSettings
-from dicomnode.telemetry import TextFormatter, start_logging, where_raised
+from dicomnode.telemetry import TextFormatter, start_logging, tell_uncaught, where_raised
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
+    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook)
     yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     root.handlers[:], level = before[0], before[1]
     root.setLevel(level)
     logging.captureWarnings(False)
@@ -82,3 +86,42 @@ def test_warnings_of_libraries_reach_neither_log_nor_terminal(capsys: pytest.Cap
     assert warnings.showwarning.__module__ == "logging"
     warnings.showwarning("Invalid value for VR PN: 'CANARY^NAME'", UserWarning, "valuerep.py", 1)
     assert stream.getvalue() == capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("library", ["requests", "PIL.Image", "fontTools", "a.library.of.tomorrow"])
+def test_of_an_error_in_another_library_only_the_place_is_told(library: str) -> None:
+    for layout in ("json", "text"):
+        stream = io.StringIO()
+        start_logging(LogSettings(level="DEBUG", format=layout), stream)
+        logging.getLogger(library).error("cannot make sense of %s", "CANARY^NAME")
+        assert f"library-message {library}:" in stream.getvalue()
+        assert "CANARY" not in stream.getvalue()
+
+
+def _fail() -> None:
+    raise ValueError("CANARY^NAME cannot be parsed")
+
+
+def test_an_exception_that_ends_a_thread_is_told_without_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    start_logging(LogSettings(), stream)
+    tell_uncaught()
+    thread = threading.Thread(target=_fail, name="association")
+    thread.start()
+    thread.join()
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["in_thread"]) == ("uncaught", "association")
+    assert line["raised"].startswith("ValueError in _fail")
+    assert "CANARY" not in stream.getvalue() + capsys.readouterr().err
+
+
+def test_an_exception_that_ends_the_process_is_told_without_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    start_logging(LogSettings(), stream)
+    tell_uncaught()
+    try:
+        _fail()
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    assert json.loads(stream.getvalue())["event"] == "uncaught"
+    assert "CANARY" not in stream.getvalue() + capsys.readouterr().err

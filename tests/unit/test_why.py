@@ -1,0 +1,9 @@
+"""Whatever can happen to a study can be told."""
+
+from dicomnode.cli.why import _SENTENCES
+from dicomnode.store.rows import EventKind
+
+
+def test_there_is_a_sentence_for_everything_that_can_happen() -> None:
+    assert set(_SENTENCES) == set(EventKind)
+    assert all("{}" in sentence for sentence in _SENTENCES.values())
