@@ -2,14 +2,18 @@
 
 import logging
 import random
+import socket
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from dicomnode.audit.message import Endpoint, Reporter
+from dicomnode.audit.syslog import sink_for
+from dicomnode.audit.trail import AuditTrail
 from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.delivery_settings import DimseDestination, StowDestination
+from dicomnode.delivery_settings import DestinationSettings, DimseDestination, StowDestination
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.imaging.codecs import CODECS
 from dicomnode.inference.operating import choose_operating_point
@@ -65,12 +69,13 @@ class Node:
         worker: Worker,
         deliveries: Deliveries,
         retention: Loop,
+        audit: AuditTrail | None,
         clock: Callable[[], datetime],
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
         self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
-        self._retention = retention
+        self._retention, self._audit = retention, audit
 
     @classmethod
     def build(
@@ -109,12 +114,14 @@ class Node:
             clock=lambda: clock().astimezone(),
             answered=to_destinations.wake,
         )
+        audit = _audit_trail(settings, store, clock, randomness)
         scp = StorageScp(
             settings.scp,
             store.inbox,
             clock=clock,
             identifiers=lambda: uuid.uuid4().hex,
             reports=to_destinations.desk.receive,
+            alert=audit.alert if audit is not None else None,
         )
         return cls(
             settings=settings,
@@ -130,6 +137,7 @@ class Node:
                 clock=clock,
                 about={"of": "retention"},
             ),
+            audit=audit,
             clock=clock,
         )
 
@@ -137,6 +145,8 @@ class Node:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         CODECS.start()
+        if self._audit is not None:
+            self._audit.start()
         self._deliveries.start()
         self._retention.start()
         self._worker.start()
@@ -162,6 +172,8 @@ class Node:
         CODECS.stop()
         self._deliveries.stop()
         self._retention.stop()
+        if self._audit is not None:
+            self._audit.stop()
         self._store.close()
         log.info("node-stopped")
 
@@ -177,6 +189,30 @@ class Node:
                 log.warning("secret-unprotected", extra=about)
             elif isinstance(entry, DimseDestination) and entry.commitment and not _admits(admitted, entry.ae_title):
                 log.warning("commitment-reports-not-admitted", extra=about)
+
+
+def _audit_trail(
+    settings: Settings, store: Store, clock: Callable[[], datetime], randomness: Callable[[], float]
+) -> AuditTrail | None:
+    """Return the audit trail, if one is wanted."""
+    sink, host, title = sink_for(settings.audit), socket.gethostname(), settings.scp.ae_title
+    if sink is None:
+        return None
+    reporter = Reporter(
+        node=Endpoint(user=title, ae_title=title, address=host),
+        source_id=settings.audit.source_id or title,
+        enterprise_site_id=settings.audit.enterprise_site_id,
+        destinations={entry.label: _endpoint(entry) for entry in settings.delivery.destinations},
+    )
+    return AuditTrail(
+        store.audit, sink, reporter, read_blob=store.blobs.read, clock=clock, randomness=randomness, host=host
+    )
+
+
+def _endpoint(entry: DestinationSettings) -> Endpoint:
+    if isinstance(entry, DimseDestination):
+        return Endpoint(user=entry.ae_title, ae_title=entry.ae_title, address=entry.host)
+    return Endpoint(user=entry.label, ae_title="", address=entry.url)
 
 
 def _admits(calling_ae_titles: Sequence[str], ae_title: str) -> bool:

@@ -208,6 +208,35 @@ class WorkSettings(Section):
     retry_delay_s: float = Field(default=10.0, ge=0)
 
 
+class AuditSettings(Section):
+    """Where audit messages go (PS3.15 A.5): nowhere, to a file, or to a syslog receiver over TLS or UDP.
+
+    `ca_file` replaces the system's authorities. `source_id` names the node in messages; empty: its AE title.
+    """
+
+    to: Literal["off", "file", "tls", "udp"] = "off"
+    file: Path | None = None
+    host: str = ""
+    port: Port = 6514
+    ca_file: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    source_id: str = Field(default="", max_length=64, pattern=r"^[ -~]*$")
+    enterprise_site_id: str = Field(default="", max_length=64, pattern=r"^[ -~]*$")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.to == "file") != (self.file is not None):
+            raise ValueError("file is to be given with to = file, and with nothing else")
+        if (self.to in ("tls", "udp")) != bool(self.host):
+            raise ValueError("host is to be given with to = tls or udp, and with nothing else")
+        if self.to != "tls" and (self.ca_file or self.client_certificate):
+            raise ValueError("ca_file and client_certificate have a meaning with to = tls only")
+        if self.client_key is not None and self.client_certificate is None:
+            raise ValueError("client_key without client_certificate")
+        return self
+
+
 class LogSettings(Section):
     """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. Never patient data."""
 
@@ -236,6 +265,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     results: ResultSettings = ResultSettings()
     delivery: DeliverySettings = DeliverySettings()
+    audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
 
 

@@ -14,6 +14,7 @@ from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
 from dicomnode.cli.store import store
+from dicomnode.cli.support import support_bundle
 from dicomnode.cli.terminal import out, stop_with
 from dicomnode.cli.train import export, train
 from dicomnode.cli.why import why
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (serve, check, analyze, echo, send, why, conformance, train, export, evaluate, compare, explain):
     app.command()(command)
+app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")
 app.add_typer(store, name="store")
 app.add_typer(data, name="data")

@@ -24,8 +24,11 @@ class _Told:
 class Refusals:
     """Counts refusals by event and reason. Used by many threads."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, alert: Callable[[str, str, str], None] | None = None
+    ) -> None:
+        """`alert` is told of each refusal: the peer's address, its calling AE title or nothing, event and reason."""
+        self._clock, self._alert = clock, alert
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
@@ -41,6 +44,8 @@ class Refusals:
         with self._lock:
             self._counts[event, reason] += 1
             times = self._times((event, reason, peer))
+        if self._alert is not None:
+            self._alert(peer, str(about.get("calling_ae", "")), f"{event}: {reason}")
         if times:
             log.warning(event, extra={"peer": peer, "reason": reason, "times": times, **about})
 

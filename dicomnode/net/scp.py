@@ -67,15 +67,19 @@ class StorageScp:
         clock: Callable[[], datetime],
         identifiers: Callable[[], str],
         reports: Callable[[Any], tuple[int, None]] | None = None,
+        alert: Callable[[str, str, str], None] | None = None,
     ) -> None:
-        """Take the parts; `reports` serves what destinations report by Storage Commitment."""
+        """Take the parts; `reports` serves what destinations report by Storage Commitment.
+
+        `alert` is told of every peer turned away: its address, its calling AE title if known, and why.
+        """
         self._settings = settings
         self._inbox = inbox
         self._clock = clock
         self._identifiers = identifiers
         self._reports = reports or _refuse_operation
         self._admission = Admission(settings)
-        self._refusals = Refusals()
+        self._refusals = Refusals(alert=alert)
         per_s = settings.maximum_objects_per_s
         self._object_rates = Rates(per_s, per_s) if per_s is not None else None
         self._stopping = threading.Event()

@@ -10,6 +10,7 @@ from typing import Self
 
 from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
 from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.store.audit import AuditOutbox
 from dicomnode.store.blobs import Blobs, SystemCalls
 from dicomnode.store.commitments import Commitments
 from dicomnode.store.database import Database, migrations
@@ -19,6 +20,7 @@ from dicomnode.store.lock import StoreLock
 from dicomnode.store.outbox import Outbox
 from dicomnode.store.places import BLOBS, DATABASE, LOCK, UNCLAIMED
 from dicomnode.store.retention import Retention
+from dicomnode.store.statistics import Statistics
 
 _NAMED = """
 SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL
@@ -37,6 +39,8 @@ class Store:
     commitments: Commitments
     retention: Retention
     ledger: Ledger
+    audit: AuditOutbox
+    statistics: Statistics
     blobs: Blobs
     _database: Database
     _lock: StoreLock | None
@@ -79,6 +83,8 @@ class Store:
                 commitments=Commitments(database),
                 retention=Retention(database, blobs, retention or RetentionSettings()),
                 ledger=Ledger(database),
+                audit=AuditOutbox(database),
+                statistics=Statistics(database, settings.path),
                 blobs=blobs,
                 _database=database,
                 _lock=lock,

@@ -38,7 +38,16 @@ from dicomnode.store.assembly import (
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.database import Database
 from dicomnode.store.outbox import recover_deliveries
-from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_ref, to_stored_instance, to_text
+from dicomnode.store.rows import (
+    EventKind,
+    record,
+    shortened,
+    to_optional_time,
+    to_ref,
+    to_stored_instance,
+    to_text,
+    whence,
+)
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +194,7 @@ class Inbox:
 
         Raises: UidMismatch (the SOP instance is held under another study), DiskFull, StoreUnavailable.
         """
-        if (known := self._known(ref, now)) is not None:
+        if (known := self._known(ref, association, now)) is not None:
             return known
         blob = self._blobs.write(part10)
         facts = {
@@ -291,14 +300,14 @@ class Inbox:
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE).fetchone()[0])
 
-    def _known(self, ref: InstanceRef, now: datetime) -> Receipt | None:
+    def _known(self, ref: InstanceRef, association: AssociationInfo, now: datetime) -> Receipt | None:
         """Deal with an instance that needs no bytes written: this node's own result, or one of another study."""
         with self._database.reading() as connection:
             held = connection.execute(HELD, (ref.sop_instance,)).fetchone()
             own = connection.execute(OWN_RESULT, {"sop_instance": ref.sop_instance}).fetchone()
         if own is not None:
             with self._database.transaction() as connection:
-                detail = f"{ref.sop_instance} is a result of this node"
+                detail = f"{ref.sop_instance}, a result of this node, came {whence(association)}"
                 record(connection, now, ref.study, None, EventKind.OWN_RESULT_RETURNED, detail)
             return Receipt(kind=ReceiptKind.DUPLICATE, study=ref.study, version=None)
         if held is not None and held["study"] != ref.study:
@@ -321,7 +330,7 @@ class Inbox:
             raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
         is_new_sender = _note_sender(connection, ref.study, association, now)
         if held is not None and held["blob"] == facts["blob"] and held["purged_at"] is None:
-            detail = f"{ref.sop_instance} came again, unchanged, from {association.calling_ae}"
+            detail = f"{ref.sop_instance} came again, unchanged, {whence(association)}"
             record(connection, now, ref.study, None, EventKind.DUPLICATE, detail)
             if is_new_sender:
                 self._answer_again(connection, ref.study, now)
@@ -334,7 +343,7 @@ class Inbox:
         note_arrival(connection, joined.job_id, now)
         reschedule(connection, joined.job_id, self._settings, self._opened_at)
         arrival = _arrival(held)
-        detail = f"{ref.sop_instance} {arrival} from {association.calling_ae} at {association.peer_address}"
+        detail = f"{ref.sop_instance} {arrival} {whence(association)}"
         event, kind = _ARRIVALS[arrival]
         record(connection, now, ref.study, joined.version, event, detail)
         return Receipt(kind=kind, study=ref.study, version=joined.version)

@@ -4,7 +4,7 @@ import sqlite3
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance
 from dicomnode.domain.job import Delivery, ResultKind
 
 _LONGEST_DETAIL = 500
@@ -65,6 +65,11 @@ def to_optional_time(text: str | None) -> datetime | None:
 def shortened(cause: str) -> str:
     """Return a cause that fits a ledger column."""
     return cause if len(cause) <= _LONGEST_DETAIL else cause[: _LONGEST_DETAIL - 1] + "…"
+
+
+def whence(association: AssociationInfo) -> str:
+    """Return from whom something came, at the end of an event's detail, where the audit trail looks for it."""
+    return f"from {association.calling_ae} at {association.peer_address}"
 
 
 RECORD = "INSERT INTO event (at, study, version, kind, detail) VALUES (?, ?, ?, ?, ?)"

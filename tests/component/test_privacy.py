@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pynetdicom.presentation import build_context
+from typer.testing import CliRunner
 
+from dicomnode.cli.main import app
 from dicomnode.domain.job import Destination
 from dicomnode.imaging.reader import read
 from dicomnode.imaging.tags import text
@@ -149,6 +151,9 @@ def permissive() -> Iterator[None]:
         os.umask(before)
 
 
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Life"]:
     with permissive():
@@ -218,13 +223,17 @@ class Life:
 
     def _ask(self) -> None:
         studies = {text(read(part10), "StudyInstanceUID"): name for name, part10 in self.objects.items()}
-        commands = {"list": ("queue", "list"), "retry": ("queue", "retry", "--all-dead"), "check": ("check",)}
+        commands = {"list": ("queue", "list"), "retry": ("queue", "retry", "--all-dead")}
         for uid, name in studies.items():
             commands[f"why {name}"] = ("why", uid)
             commands[f"show {name}"] = ("queue", "show", uid)
+        on_this_store = ("--config", str(self.node.config), "--store", str(self.node.store))
         for name, words in commands.items():
-            answer = self.node.command(*words)
-            self.said[name] = answer.stdout + answer.stderr
+            answer = CliRunner().invoke(app, [*words, *on_this_store])
+            assert answer.exit_code == 0, (words, answer.output)
+            self.said[name] = answer.output
+        checked = self.node.command("check")
+        self.said["check"] = checked.stdout + checked.stderr
 
     def events_of_the_ledger(self) -> set[str]:
         with sqlite3.connect(f"file:{self.node.store / 'store.db'}?mode=ro", uri=True) as connection:

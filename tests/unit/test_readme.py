@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_table_of_commands_is_the_command_line() -> None:
     there = {name for name in typer.main.get_group(app).commands if name != "version"}
-    listed = set(re.findall(r"^\| `cxrnode ([a-z]+)", README, flags=re.MULTILINE))
+    listed = set(re.findall(r"^\| `cxrnode ([a-z-]+)", README, flags=re.MULTILINE))
     assert listed == there
 
 
