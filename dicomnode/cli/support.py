@@ -37,7 +37,20 @@ _LOG_LINES = 2000
 _LOG_BYTES = 4 << 20
 # Fields of a log line whose values are the node's own words or numbers.
 _LOG_PLAIN = frozenset(
-    {"at", "level", "logger", "raised", "reason", "status", "attempt", "times", "version", "size_bytes", "kind", "missing"}
+    {
+        "at",
+        "level",
+        "logger",
+        "raised",
+        "reason",
+        "status",
+        "attempt",
+        "times",
+        "version",
+        "size_bytes",
+        "kind",
+        "missing",
+    }
 )
 _LOG_HASHED = frozenset({"study", "instance", "association"})
 _EVENT = re.compile(r"[a-z0-9-]{1,60}")
@@ -51,7 +64,8 @@ def support_bundle(
     config: ConfigOption = None,
     store: StoreOption = None,
     log: Annotated[
-        Path | None, typer.Option("--log", metavar="FILE", help="The node's log (JSON lines), if it was kept in a file.")
+        Path | None,
+        typer.Option("--log", metavar="FILE", help="The node's log (JSON lines), if it was kept in a file."),
     ] = None,
 ) -> None:
     """Write an archive for whoever is to help: versions, settings, figures; no patients, UIDs, hosts or secrets."""

@@ -301,8 +301,32 @@ def _annex_c() -> str:
         "Annex C: Security details",
         f"The {PROFILE} (PS3.15 B.12) is supported, as TLS server and as TLS client:",
         table(("", "As acceptor", "As requestor"), _tls_rows()),
+        "The Audit Trail Message Format Profile (PS3.15 A.5) is supported, and of its transmission profiles SYSLOG-TLS "
+        "(A.6) and SYSLOG-UDP (A.7), as sender, where `audit.to` asks for it; or messages go to a file, one a line, in "
+        "the same form. Messages are of the schema of A.5.1:",
+        table(("Message", "Sent when"), _AUDIT_MESSAGES),
+        "Transfers are made of the node's ledger, so that a crash leaves none out and doubles none; each message is "
+        "numbered by `sequenceId` of the structured data `meta` (RFC 5424). While the repository is down they wait in "
+        "the store, and are sent in order when it is back; over TLS a batch counts as sent when the receiver has ended "
+        "the connection after it (RFC 5425 4.4). Security alerts of the same peer and cause within a second or two are "
+        "one, with their number. The patient's ID and name are read from the objects; the node receives no audit "
+        "messages.",
         "No digital signature profile or attribute confidentiality profile of PS3.15 is claimed.",
     )
+
+
+_AUDIT_MESSAGES = [
+    ("Application Activity (110100), Start (110120)", "the node starts"),
+    ("Application Activity (110100), Stop (110121)", "the node stops"),
+    (
+        "DICOM Instances Transferred (110104)",
+        "images came, or results were delivered or refused for good (outcome 8), by study, peer and action",
+    ),
+    (
+        "Security Alert (110113), Node Authentication (110126)",
+        "a connection or association was refused or broken off, and why",
+    ),
+]
 
 
 def _tls_rows() -> list[tuple[str, str, str]]:

@@ -72,7 +72,7 @@ class Statistics:
         Raises: ConfigurationError (too damaged to be read), StoreUnavailable.
         """
         with self._database.reading() as connection:
-            figures = Figures(
+            return Figures(
                 schema_version=int(connection.execute("PRAGMA user_version").fetchone()[0]),
                 sound=self._is_sound(),
                 counts={name: _counted(connection, statement) for name, statement in COUNTS.items()},
@@ -81,7 +81,6 @@ class Statistics:
                 since=to_optional_time(connection.execute(OLDEST).fetchone()[0]),
                 steps=tuple(_to_step(row) for row in connection.execute(LAST_EVENTS, (steps,)).fetchall()),
             )
-        return figures
 
     def _is_sound(self) -> bool:
         try:
