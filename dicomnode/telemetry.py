@@ -89,7 +89,7 @@ def _note_uncaught(
 
 def _event(record: logging.LogRecord) -> str:
     """Return the name of an event; what other libraries say may quote a data set, so only where they say it."""
-    if record.name.split(".")[0] in _OWN:
+    if str(record.name).split(".")[0] in _OWN:
         return record.getMessage()
     return f"library-message {record.name}:{record.lineno}"
 
