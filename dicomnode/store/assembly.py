@@ -11,6 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from dicomnode.domain.instance import AssociationInfo
 from dicomnode.domain.job import JobState
 from dicomnode.settings import AssemblySettings
 from dicomnode.store.rows import EventKind, record, to_text, to_time
@@ -38,6 +39,11 @@ TAKE_OVER = "UPDATE instance SET job_id = :heir WHERE job_id = :former"
 NOTE_ARRIVAL = "UPDATE job SET last_instance_at = MAX(last_instance_at, :now) WHERE job_id = :job_id"
 
 ASSEMBLY = "SELECT first_instance_at, last_instance_at FROM job WHERE job_id = ? AND state = 'collecting'"
+
+NOTE_SENDER = """
+INSERT INTO study_sender (study, calling_ae, called_ae, since) VALUES (:study, :calling_ae, :called_ae, :now)
+ON CONFLICT DO NOTHING
+"""
 
 CONTRIBUTORS = "SELECT DISTINCT association_id FROM instance WHERE job_id = ?"
 
@@ -87,6 +93,12 @@ def hand_over(
 def note_arrival(connection: sqlite3.Connection, job_id: int, now: datetime) -> None:
     """Count the quiet time anew."""
     connection.execute(NOTE_ARRIVAL, {"job_id": job_id, "now": to_text(now)})
+
+
+def note_sender(connection: sqlite3.Connection, study: str, association: AssociationInfo, now: datetime) -> bool:
+    """Remember who sent something of a study; tell whether that is news."""
+    facts = {"study": study, "calling_ae": association.calling_ae, "called_ae": association.called_ae}
+    return connection.execute(NOTE_SENDER, facts | {"now": to_text(now)}).rowcount > 0
 
 
 def reschedule(

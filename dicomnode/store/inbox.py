@@ -33,9 +33,11 @@ from dicomnode.store.assembly import (
     hand_over,
     join_open_version,
     note_arrival,
+    note_sender,
     reschedule,
 )
 from dicomnode.store.blobs import Blobs
+from dicomnode.store.clock import ClockWatch, plan_anew
 from dicomnode.store.database import Database
 from dicomnode.store.outbox import recover_deliveries
 from dicomnode.store.rows import (
@@ -64,11 +66,6 @@ NOTE_ASSOCIATION = """
 INSERT INTO association (association_id, calling_ae, called_ae, peer_address, opened_at)
 VALUES (:association_id, :calling_ae, :called_ae, :peer_address, :opened_at)
 ON CONFLICT (association_id) DO NOTHING
-"""
-
-NOTE_SENDER = """
-INSERT INTO study_sender (study, calling_ae, called_ae, since) VALUES (:study, :calling_ae, :called_ae, :now)
-ON CONFLICT DO NOTHING
 """
 
 SENDERS = "SELECT calling_ae, called_ae FROM study_sender WHERE study = ?"
@@ -171,6 +168,7 @@ class Inbox:
         self._database, self._blobs, self._settings = database, blobs, settings
         # Which associations are open is a fact about this process: none of them survives it.
         self._opened_at: dict[str, datetime] = {}
+        self._clock = ClockWatch()
 
     def association_opened(self, association_id: str, now: datetime) -> None:
         """Hold the studies to which this association contributes until it is released."""
@@ -217,9 +215,11 @@ class Inbox:
     def claim(self, now: datetime) -> Job | None:
         """Take the study that has been complete for longest, if any, and put it in work.
 
+        If the clock was set back since the last call, what was planned by the former time is due now.
         Raises: StoreUnavailable.
         """
         with self._database.transaction() as connection:
+            self._clock.look(connection, now)
             row = connection.execute(CLAIM, {"now": to_text(now)}).fetchone()
             if row is None:
                 return None
@@ -294,6 +294,7 @@ class Inbox:
             for row in connection.execute(COLLECTING).fetchall():
                 reschedule(connection, row["job_id"], self._settings, self._opened_at)
             recover_deliveries(connection, now)
+            plan_anew(connection, now)
 
     def next_due(self) -> datetime | None:
         """Return when the next study is due, if one is expected."""
@@ -328,7 +329,7 @@ class Inbox:
         held = connection.execute(HELD, (ref.sop_instance,)).fetchone()
         if held is not None and held["study"] != ref.study:  # it came over another association in between
             raise UidMismatch(f"{ref.sop_instance} is already held in study {held['study']}")
-        is_new_sender = _note_sender(connection, ref.study, association, now)
+        is_new_sender = note_sender(connection, ref.study, association, now)
         if held is not None and held["blob"] == facts["blob"] and held["purged_at"] is None:
             detail = f"{ref.sop_instance} came again, unchanged, {whence(association)}"
             record(connection, now, ref.study, None, EventKind.DUPLICATE, detail)
@@ -386,12 +387,6 @@ class Inbox:
                 record(connection, now, study, back["version"], EventKind.DEFERRED, detail)
         elif (dead := connection.execute(CLOSE, facts | {"state": JobState.DEAD}).fetchone()) is not None:
             record(connection, now, study, dead["version"], EventKind.DEAD, cause)
-
-
-def _note_sender(connection: sqlite3.Connection, study: str, association: AssociationInfo, now: datetime) -> bool:
-    """Remember who sent something of a study; tell whether that is news."""
-    facts = {"study": study, "calling_ae": association.calling_ae, "called_ae": association.called_ae}
-    return connection.execute(NOTE_SENDER, facts | {"now": to_text(now)}).rowcount > 0
 
 
 def _arrival(held: sqlite3.Row | None) -> str:

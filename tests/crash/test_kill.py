@@ -1,8 +1,11 @@
 """SIGKILL at each step from reception to delivery: what was promised is answered, once, after the restart."""
 
 import re
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +43,14 @@ class Link:
     def send(self, files: Path) -> int:
         return run_cxrnode("send", f"CXRNODE@127.0.0.1:{self.node.port}", str(files)).returncode
 
+    def blobs(self) -> Iterator[Path]:
+        return (self.node.store / "blobs").rglob("*")
+
+    def count(self, table: str, where: str = "1") -> int:
+        """Count rows as a look beside the running node sees them."""
+        with closing(sqlite3.connect(f"file:{self.node.store / 'store.db'}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
+
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[Link]:
@@ -70,6 +81,39 @@ def test_killed_after_an_event_it_answers_every_study_once(event: str, count: in
     require_one_answer_each(link)
 
 
+STEPS: dict[str, Callable[["Link"], object]] = {
+    "accept: the first bytes are written": lambda link: any(entry.is_file() for entry in link.blobs()),
+    "accept: the first row is committed": lambda link: link.count("instance"),
+    "assemble: a study waits for its quiet time": lambda link: link.count("job", "state = 'collecting'"),
+    "infer: a study is in work": lambda link: link.count("job", "state = 'working'"),
+    "encode: a result's bytes are written": lambda link: (
+        sum(entry.is_file() for entry in link.blobs()) > STUDIES and link.count("instance") == STUDIES
+    ),
+    "finish: the results are committed": lambda link: link.count("result"),
+    "send: a delivery is claimed": lambda link: link.count("delivery", "state = 'sending'"),
+    "send: the archive has an object": lambda link: link.archive.sent,
+    "send: the delivery is committed": lambda link: link.count("delivery", "state = 'delivered'"),
+}
+"""The steps of a study, each as what can be seen of it in the store or in the archive."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step_it_answers_every_study_once(step: str, link: Link, tmp_path: Path) -> None:
+    files = written_studies(tmp_path / "files")
+    sending = threading.Thread(target=link.send, args=(files,))
+    sending.start()
+    end = time.monotonic() + WITHIN_S
+    while not STEPS[step](link):
+        assert time.monotonic() < end, step
+        time.sleep(0.002)
+    link.node.kill()
+    sending.join()
+    link.node.start()
+    # A sender that was not told of success sends again; one that was told may do so too.
+    assert link.send(files) == 0
+    require_one_answer_each(link)
+
+
 def test_killed_while_receiving_it_answers_what_it_promised(link: Link, tmp_path: Path) -> None:
     files = written_studies(tmp_path / "files")
     sending = threading.Thread(target=link.send, args=(files,))
@@ -97,6 +141,8 @@ def require_one_answer_each(link: Link) -> None:
     settled = re.compile(r"\b0 analyses and 0 deliveries unfinished")
     wait_until(lambda: settled.search(link.node.command("queue", "list").stdout), WITHIN_S, "an empty queue")
     assert link.node.terminate() == 0
+    check = link.node.command("store", "check")
+    assert check.returncode == 0, check.stdout + check.stderr
     studies = {str(dataset.StudyInstanceUID) for dataset in link.archive.datasets.values()}
     assert len(studies) == STUDIES
     for study in studies:
