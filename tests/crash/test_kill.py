@@ -20,6 +20,8 @@ pytestmark = pytest.mark.crash
 
 STUDIES = 3
 WITHIN_S = 40.0
+STEP_WITHIN_S = 150.0
+"""The sender is a process that starts while the step is waited for."""
 CONFIG = """
 [scp]
 bind = "127.0.0.1"
@@ -84,17 +86,17 @@ def test_killed_after_an_event_it_answers_every_study_once(event: str, count: in
 STEPS: dict[str, Callable[["Link"], object]] = {
     "accept: the first bytes are written": lambda link: any(entry.is_file() for entry in link.blobs()),
     "accept: the first row is committed": lambda link: link.count("instance"),
-    "assemble: a study waits for its quiet time": lambda link: link.count("job", "state = 'collecting'"),
-    "infer: a study is in work": lambda link: link.count("job", "state = 'working'"),
+    "assemble: a study waits for its quiet time": lambda link: link.count("job"),
+    "infer: a study is in work": lambda link: link.count("job", "state <> 'collecting'"),
     "encode: a result's bytes are written": lambda link: (
         sum(entry.is_file() for entry in link.blobs()) > STUDIES and link.count("instance") == STUDIES
     ),
     "finish: the results are committed": lambda link: link.count("result"),
-    "send: a delivery is claimed": lambda link: link.count("delivery", "state = 'sending'"),
+    "send: a delivery is claimed": lambda link: link.count("delivery", "state <> 'waiting'"),
     "send: the archive has an object": lambda link: link.archive.sent,
     "send: the delivery is committed": lambda link: link.count("delivery", "state = 'delivered'"),
 }
-"""The steps of a study, each as what can be seen of it in the store or in the archive."""
+"""The steps of a study, each as what can be seen, from then on, in the store or in the archive."""
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -102,10 +104,10 @@ def test_killed_at_a_step_it_answers_every_study_once(step: str, link: Link, tmp
     files = written_studies(tmp_path / "files")
     sending = threading.Thread(target=link.send, args=(files,))
     sending.start()
-    end = time.monotonic() + WITHIN_S
+    end = time.monotonic() + STEP_WITHIN_S
     while not STEPS[step](link):
         assert time.monotonic() < end, step
-        time.sleep(0.002)
+        time.sleep(0.01)
     link.node.kill()
     sending.join()
     link.node.start()
