@@ -19,7 +19,6 @@ class FaultyArchive(Archive):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.injected: Counter[str] = Counter()
-        self.faultless = False
         self._random = random.Random(seed)
         self._choosing = threading.Lock()
 
@@ -48,7 +47,7 @@ class FaultyArchive(Archive):
         with self._choosing:
             drawn = self._random.random()
             for name, share in FAULTS.items():
-                if drawn < share and not self.faultless:
+                if drawn < share:
                     self.injected[name] += 1
                     return name
                 drawn -= share

@@ -88,7 +88,6 @@ def soak(folder: Path, *, studies: int, kills: int, absences: int, seed: int) ->
                 archive.away(AWAY_S)
         watch.pid = node.pid
         senders.join()
-        archive.faultless = True
         _drain(node)
         last = node.pid
         watch.stop()
