@@ -287,11 +287,10 @@ def test_a_kill_at_any_step_of_a_file_loses_nothing_and_leaves_no_file_without_i
     assert [record.name for record in read_records(path)] == list(written.names)
 
 
-def test_ctrl_c_ends_the_workers_too(
-    tmp_path: Path, release: Path, started: Callable[[list[str]], "subprocess.Popen[bytes]"]
-) -> None:
-    out = tmp_path / "out"
-    run = started(command(release, out, "--shard-size", "1"))
+def test_ctrl_c_ends_the_workers_too(tmp_path: Path, started: Callable[[list[str]], "subprocess.Popen[bytes]"]) -> None:
+    # Large enough not to be done before this process has had its turn on a busy machine.
+    folder, out = make_release(tmp_path / "nih", patients=116), tmp_path / "out"
+    run = started(command(folder, out, "--shard-size", "1"))
     wait_until(lambda: any(out.glob("*.tfrec")), "records appear")
     # Held, so that it cannot end by itself before the signal reaches it.
     run.send_signal(signal.SIGSTOP)
