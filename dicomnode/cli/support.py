@@ -93,7 +93,7 @@ def support_bundle(
 def redacted(model: BaseModel) -> dict[str, Any]:
     """Return settings in which every text stands only if it is a default, or one of a closed set of words."""
     return {
-        name: _redacted_value(getattr(model, name), field.annotation, field.default)
+        name: _redacted_value(getattr(model, name), field.annotation, field.get_default(call_default_factory=True))
         for name, field in type(model).model_fields.items()
     }
 
