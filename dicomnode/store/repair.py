@@ -150,12 +150,12 @@ def _intact(path: Path) -> Iterator[tuple[bytes, datetime]]:
     folders = (path / BLOBS, path / UNCLAIMED)
     with _translated(path):
         files = [file for folder in folders if folder.is_dir() for file in folder.rglob("*") if file.is_file()]
-        dated = sorted((file.stat().st_mtime, file) for file in files)
+        dated = sorted((file.stat().st_mtime_ns, file) for file in files)
     for modified, file in dated:
         if digest_of(file) == file.name:
             with _translated(path):
                 data = file.read_bytes()
-            yield data, datetime.fromtimestamp(modified, UTC)
+            yield data, datetime.fromtimestamp(modified / 1e9, UTC)
 
 
 def _salvaged_senders(database: Path) -> dict[str, AssociationInfo]:
