@@ -90,7 +90,13 @@ class Node:
         Raises: ConfigurationError.
         """
         bundle, pipeline = load_pipeline(settings)
-        store = Store.open(settings.store, settings.assembly, exclusive=True, retention=settings.retention)
+        store = Store.open(
+            settings.store,
+            settings.assembly,
+            exclusive=True,
+            retention=settings.retention,
+            audited=settings.audit.to != "off",
+        )
         to_destinations = deliveries(
             settings.delivery.destinations,
             Surroundings(

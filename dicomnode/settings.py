@@ -136,10 +136,14 @@ class AssemblySettings(Section):
 
 
 class RetentionSettings(Section):
-    """How many days the bytes of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`."""
+    """How many days the bytes of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`.
+
+    `audit_wait_days`: for how long they stay beyond that, until audit messages about the study could be told.
+    """
 
     images_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
     results_days: float = Field(default=30.0, ge=0, allow_inf_nan=True)
+    audit_wait_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
 
 
 class EligibilitySettings(Section):

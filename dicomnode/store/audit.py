@@ -61,6 +61,8 @@ _RECEIVED = {
     EventKind.OWN_RESULT_RETURNED: "R",
 }
 _SENT = (EventKind.DELIVERED, EventKind.DELIVERY_DEAD)
+TRANSFERS = (*_RECEIVED, *_SENT)
+"""What is told of a study, in a message that names its patient."""
 _TOLD_OF_SENT = re.compile(r"\S+ (?P<uid>\S+) to (?P<peer>.*?): (?P<told>.*)")
 _SENT_AS = re.compile(r"stored.*, as \S+ (?P<uid>\S+)")
 

@@ -53,10 +53,13 @@ class Store:
         *,
         exclusive: bool,
         retention: RetentionSettings | None = None,
+        audited: bool = False,
         calls: SystemCalls | None = None,
         busy_timeout_s: float = 10.0,
     ) -> Self:
         """Open the store: `exclusive` for a node, which creates, checks and tidies it, and not for a look beside it.
+
+        `audited`: retention waits for the audit trail, so it has to run.
 
         Raises: ConfigurationError (in use by another node, of a newer version, damaged, absent, or not writable),
         DiskFull, StoreUnavailable.
@@ -81,7 +84,7 @@ class Store:
                 inbox=Inbox(database, blobs, assembly),
                 outbox=Outbox(database, blobs),
                 commitments=Commitments(database),
-                retention=Retention(database, blobs, retention or RetentionSettings()),
+                retention=Retention(database, blobs, retention or RetentionSettings(), audited=audited),
                 ledger=Ledger(database),
                 audit=AuditOutbox(database),
                 statistics=Statistics(database, settings.path),

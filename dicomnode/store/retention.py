@@ -6,6 +6,9 @@ that have nowhere to go are the only copies of themselves, so their study is not
 
 The rows say first that the bytes are gone, and a write transaction stands around every removal. So a crash between the
 two leaves files that the next start removes, and an image that arrives with the same bytes finds them or writes them.
+
+An audit message takes the patient from the stored objects when it is told. So where there is an audit trail, a study
+also waits until everything about it is told; but not for ever, since a repository that is gone would fill the disk.
 """
 
 import logging
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dicomnode.settings import RetentionSettings
+from dicomnode.store.audit import TRANSFERS
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, record, to_text
@@ -24,9 +28,19 @@ _EVERY = timedelta(minutes=10)
 _STUDIES_AT_ONCE = 20
 """So that no transaction keeps an arriving image waiting for long."""
 
+# What is to become audit messages: records that are not told, and events that no record was made of yet.
+_UNTOLD = f"""
+WITH untold AS (
+    SELECT json_extract(facts, '$.study') AS study, at FROM audit_record WHERE kind IN ('received', 'sent')
+    UNION ALL
+    SELECT study, at FROM event WHERE event_id > (SELECT event_id FROM audit_cursor)
+        AND kind IN ({", ".join(f"'{kind}'" for kind in TRANSFERS)})
+)
+"""
+
 # Not committed: a destination that is asked and has not answered is NULL here only if it is not asked.
 _SETTLED = """
-SELECT study FROM (SELECT DISTINCT study FROM {table} WHERE purged_at IS NULL) AS kept
+FROM (SELECT DISTINCT study FROM {table} WHERE purged_at IS NULL) AS kept
 WHERE NOT EXISTS (
     SELECT 1 FROM job WHERE job.study = kept.study
         AND (job.state NOT IN ('done', 'rejected', 'dropped', 'superseded') OR job.changed_at > :before)
@@ -37,17 +51,44 @@ WHERE NOT EXISTS (
         OR (delivery.state = 'delivered' AND commitment.state <> 'committed') OR commitment.changed_at > :before
     )
 )
-LIMIT :limit
 """
-SETTLED_IMAGES = _SETTLED.format(table="instance")
-SETTLED_RESULTS = _SETTLED.format(table="result")
 
-PURGE_IMAGES = """
-UPDATE instance SET purged_at = :now WHERE study = :study AND purged_at IS NULL RETURNING blob, size_bytes
+# Without an audit trail :wait_since is NULL, so nothing is waited for.
+_DUE = """
+SELECT study, :wait_since IS NOT NULL AND study IN (SELECT study FROM untold) AS untold {settled}
+AND study NOT IN (SELECT study FROM untold WHERE at > :wait_since) LIMIT :limit
 """
-PURGE_RESULTS = """
-UPDATE result SET purged_at = :now WHERE study = :study AND purged_at IS NULL RETURNING blob, size_bytes
+_HELD = """
+SELECT COUNT(*) {settled} AND study IN (SELECT study FROM untold WHERE at > :wait_since AND at <= :long_ago)
 """
+
+_PURGE = """
+UPDATE {table} SET purged_at = :now WHERE study = :study AND purged_at IS NULL RETURNING blob, size_bytes
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What is removed at its own time of a study: which studies are due, how many wait, and what to mark as gone."""
+
+    what: str
+    due: str
+    held: str
+    purge: str
+
+
+def _part(what: str, table: str) -> _Part:
+    settled = _SETTLED.format(table=table)
+    return _Part(
+        what=what,
+        due=_UNTOLD + _DUE.format(settled=settled),
+        held=_UNTOLD + _HELD.format(settled=settled),
+        purge=_PURGE.format(table=table),
+    )
+
+
+IMAGES, RESULTS = _part("received image(s)", "instance"), _part("result(s)", "result")
+
 
 STILL_NAMED = """
 SELECT 1 FROM instance WHERE blob = :blob AND purged_at IS NULL
@@ -76,8 +117,9 @@ class Purged:
 class Retention:
     """Removes bytes of settled studies, a few studies at a time."""
 
-    def __init__(self, database: Database, blobs: Blobs, settings: RetentionSettings) -> None:
-        self._database, self._blobs, self._settings = database, blobs, settings
+    def __init__(self, database: Database, blobs: Blobs, settings: RetentionSettings, *, audited: bool) -> None:
+        """`audited`: there is an audit trail to wait for."""
+        self._database, self._blobs, self._settings, self._audited = database, blobs, settings, audited
         self._next: datetime | None = None
 
     def next_due(self) -> datetime | None:
@@ -96,6 +138,8 @@ class Retention:
             log.info(
                 "purged", extra={"studies": purged.studies, "files": purged.files, "size_bytes": purged.size_bytes}
             )
+        else:
+            self._warn_of_held(now)
         self._next = None if purged.studies else now + _EVERY
         return purged.studies
 
@@ -104,31 +148,49 @@ class Retention:
 
         Raises: StoreUnavailable.
         """
-        images, results = self._settings.images_days, self._settings.results_days
-        purged = self._purge(SETTLED_IMAGES, PURGE_IMAGES, "received image(s)", images, now)
-        purged += self._purge(SETTLED_RESULTS, PURGE_RESULTS, "result(s)", results, now)
-        if (before := _before(now, images)) is not None:
+        purged = self._purge(IMAGES, self._settings.images_days, now)
+        purged += self._purge(RESULTS, self._settings.results_days, now)
+        if (before := _before(now, self._settings.images_days)) is not None:
             self._blobs.remove_unclaimed(before)
         return purged
 
-    def _purge(self, settled: str, purge: str, what: str, days: float, now: datetime) -> Purged:
+    def _purge(self, part: _Part, days: float, now: datetime) -> Purged:
         before = _before(now, days)
         if before is None:
             return Purged()
         names: list[str] = []
         purged = Purged()
         with self._database.transaction() as connection:
-            facts = {"before": to_text(before), "limit": _STUDIES_AT_ONCE}
-            for row in connection.execute(settled, facts).fetchall():
-                gone = connection.execute(purge, {"study": row["study"], "now": to_text(now)}).fetchall()
-                size_bytes = sum(found["size_bytes"] for found in gone)
+            facts = {"before": to_text(before), "wait_since": self._wait_since(now), "limit": _STUDIES_AT_ONCE}
+            for row in connection.execute(part.due, facts).fetchall():
+                gone = connection.execute(part.purge, {"study": row["study"], "now": to_text(now)}).fetchall()
                 names += [found["blob"] for found in gone]
+                size_bytes = sum(found["size_bytes"] for found in gone)
                 purged += Purged(studies=1, files=len(gone), size_bytes=size_bytes)
-                detail = f"the bytes of {len(gone)} {what} were removed, {days:g} day(s) after the study was settled"
-                record(connection, now, row["study"], None, EventKind.PURGED, detail)
+                record(connection, now, row["study"], None, EventKind.PURGED, _told(part, days, len(gone), row))
         for name in dict.fromkeys(names):
             self._remove(name)
         return purged
+
+    def _wait_since(self, now: datetime) -> str | None:
+        """Return from when on what is not told yet is waited for; None where there is no audit trail."""
+        if not self._audited:
+            return None
+        since = _before(now, self._settings.audit_wait_days)
+        return "" if since is None else to_text(since)
+
+    def _warn_of_held(self, now: datetime) -> None:
+        """Say how many studies would be gone by now, had the audit repository been told of them."""
+        facts = {"wait_since": self._wait_since(now), "long_ago": to_text(now - _EVERY)}
+        studies = 0
+        with self._database.reading() as connection:
+            for part, days in ((IMAGES, self._settings.images_days), (RESULTS, self._settings.results_days)):
+                if (before := _before(now, days)) is not None:
+                    found = connection.execute(part.held, facts | {"before": to_text(before)}).fetchone()
+                    studies = max(studies, int(found[0]))
+        if studies:
+            about = {"studies": studies, "for_at_most_days": self._settings.audit_wait_days}
+            log.warning("purge-waits-for-audit", extra=about)
 
     def _remove(self, name: str) -> None:
         # Within a write transaction, so that no row can come to name the file while it is removed.
@@ -140,6 +202,12 @@ class Retention:
 def is_named(connection: sqlite3.Connection, name: str) -> bool:
     """Tell whether a row still needs the bytes of that name."""
     return connection.execute(STILL_NAMED, {"blob": name}).fetchone() is not None
+
+
+def _told(part: _Part, days: float, files: int, row: sqlite3.Row) -> str:
+    """Return what the ledger says of a removal."""
+    untold = "; audit messages about it are still to be told, and will not name the patient" if row["untold"] else ""
+    return f"the bytes of {files} {part.what} were removed, {days:g} day(s) after the study was settled{untold}"
 
 
 def _before(now: datetime, days: float) -> datetime | None:

@@ -14,9 +14,22 @@ from dicomnode.audit.trail import AuditTrail
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
 from dicomnode.domain.errors import PeerUnavailable
 from dicomnode.domain.job import Accepted, Refused, RetryPolicy
+from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
 from tests.make import CANARY_ID, CANARY_NAME, build, encode, ref_of
-from tests.stores import CR, EXPLICIT_LE, accept, answer, association, at, claim, open_store, to
+from tests.stores import (
+    CR,
+    EXPLICIT_LE,
+    QUIET_S,
+    accept,
+    answer,
+    association,
+    at,
+    claim,
+    open_store,
+    rejection_of_all,
+    to,
+)
 
 REPORTER = Reporter(node=Endpoint(user="CXRNODE", ae_title="CXRNODE", address="here"), source_id="CXRNODE")
 
@@ -221,6 +234,31 @@ def test_the_patient_is_read_from_the_object_and_stands_nowhere_in_the_store(sto
     (line,) = sink.lines
     assert CANARY_ID.encode() in line
     assert CANARY_NAME.encode() in line
+
+
+def test_the_patient_is_named_however_late_and_however_soon_files_are_removed(tmp_path: Path) -> None:
+    ds = build("cr", study_uid="1.1")
+    at_once = RetentionSettings(images_days=0.0, results_days=0.0)
+    with Store.open(
+        StoreSettings(path=tmp_path, minimum_free_bytes=0),
+        AssemblySettings(quiet_s=QUIET_S),
+        exclusive=True,
+        retention=at_once,
+        audited=True,
+    ) as store:
+        store.audit.begin()
+        store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
+        store.inbox.association_released("one", at(1))
+        job = claim(store, 10)
+        store.inbox.finish(job, rejection_of_all(job), to("pacs"), at(11))
+        sink, clock = MemorySink(failing=3), Clock(20)
+        told = trail(store, sink, clock)
+        while not sink.lines:
+            store.retention.purge(clock())
+            told.step()
+            clock.seconds += 60
+        assert CANARY_ID.encode() in sink.lines[0]
+        assert store.retention.purge(clock()).files == 1
 
 
 def test_an_object_that_names_nobody_is_told_all_the_same(store: Store) -> None:

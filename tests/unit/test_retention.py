@@ -21,12 +21,13 @@ DAY_S = 86_400.0
 POLICY = RetryPolicy(first_delay_s=1.0, factor=2.0, max_delay_s=10.0, give_up_after_s=60.0)
 
 
-def opened(path: Path, *, images_days: float = 2.0, results_days: float = 5.0) -> Store:
+def opened(path: Path, *, images_days: float = 2.0, results_days: float = 5.0, audited: bool = False) -> Store:
     return Store.open(
         StoreSettings(path=path, minimum_free_bytes=0),
         AssemblySettings(quiet_s=QUIET_S),
         exclusive=True,
         retention=RetentionSettings(images_days=images_days, results_days=results_days),
+        audited=audited,
     )
 
 
@@ -269,3 +270,67 @@ def test_a_store_full_of_settled_studies_is_emptied_step_by_step(tmp_path: Path)
         assert due is not None
         assert due > at(days(6))
         assert store.retention.step(at(days(6) + 1)) == 0
+
+
+def audited(path: Path) -> Store:
+    return opened(path, images_days=0.0, results_days=0.0, audited=True)
+
+
+def test_what_the_audit_trail_has_still_to_tell_of_stays(tmp_path: Path) -> None:
+    with audited(tmp_path) as store:
+        store.audit.begin()
+        answered(store)
+        deliver(store)
+        answered(store, "1.2", destination=None)
+        assert store.retention.purge(at(21)) == Purged()  # no record made yet
+        assert store.audit.gather(at(30))
+        assert store.retention.purge(at(31)) == Purged()  # recorded, not told
+        told = store.audit.pending(10)
+        (first, *_) = [record.number for record in told if "1.1" in str(record.about)]
+        store.audit.done(first)
+        assert store.retention.purge(at(31)) == Purged()  # reception told, delivery not
+        store.audit.done(told[-1].number)
+        assert store.retention.purge(at(32)).files == 4
+        assert store.retention.purge(at(33)) == Purged()
+
+
+def test_a_purge_of_the_images_does_not_hold_up_that_of_the_results(tmp_path: Path) -> None:
+    with opened(tmp_path, audited=True) as store:
+        store.audit.begin()
+        answered(store)
+        deliver(store)
+        store.audit.gather(at(30))
+        store.audit.done(store.audit.pending(10)[-1].number)
+        assert store.retention.purge(at(days(2.01))).files == 2
+        assert store.retention.purge(at(days(5.01))).files == 2
+
+
+def test_a_repository_that_is_gone_holds_files_with_a_warning_and_not_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with audited(tmp_path) as store:
+        store.audit.begin()
+        answered(store)
+        deliver(store)
+        store.audit.gather(at(30))
+        assert store.retention.step(at(31)) == 0
+        assert "purge-waits-for-audit" not in caplog.messages
+        assert store.retention.step(at(days(6.9))) == 0
+        (warning,) = [record for record in caplog.records if record.message == "purge-waits-for-audit"]
+        assert (warning.levelname, warning.studies, warning.for_at_most_days) == ("WARNING", 1, 7.0)
+        assert store.retention.step(at(days(7.1))) == 2
+        told = [event.detail for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
+    assert len(told) == 2
+    assert all(entry.endswith("still to be told, and will not name the patient") for entry in told)
+    assert files(tmp_path) == 0
+
+
+def test_a_trail_that_was_switched_off_holds_nothing(tmp_path: Path) -> None:
+    with audited(tmp_path) as store:
+        store.audit.begin()
+        answered(store)
+        deliver(store)
+    with opened(tmp_path, images_days=0.0, results_days=0.0) as store:
+        assert store.retention.purge(at(21)).files == 4
+        told = [event.detail for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
+    assert all(entry.endswith("0 day(s) after the study was settled") for entry in told)
