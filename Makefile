@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit conformance viewer soak fuzz clean lock
+.PHONY: serve test lint unit conformance viewer soak fuzz bench clean lock
 
 serve: $(VENV)/.serving
 	$(BIN)/cxrnode serve $(ARGS)
@@ -51,6 +51,10 @@ soak: $(VENV)/.developing
 fuzz: $(VENV)/.developing
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# The node against its peers and the machine, into benchmarks/RESULTS.md; ARGS="receive growth" for some of it.
+bench: $(VENV)/.developing
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Write the versions that are installed and tested now into constraints.txt.
 lock: $(VENV)/.developing
