@@ -105,17 +105,37 @@ class ResultInstance:
     prefix: str = ""
 
 
+class Stage(StrEnum):
+    """What takes time on the path of a study. The values are stable: they stand in the store and in metrics.
+
+    Receive: from a study's first image to its last. Wait: from there to the attempt that answered it. Decode, infer,
+    encode: what the attempt did. Answer: from the last image to the answer. Send: one attempt to deliver one result.
+    Deliver: from the result to its being stored at the destination.
+    """
+
+    RECEIVE = "receive"
+    WAIT = "wait"
+    DECODE = "decode"
+    INFER = "infer"
+    ENCODE = "encode"
+    ANSWER = "answer"
+    SEND = "send"
+    DELIVER = "deliver"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyAnswer:
     """What the pipeline made of a study's instances: results, rejections, or both.
 
-    `analysed` are the SOP Instance UIDs of the images that were read, whatever results were wanted of them.
+    `analysed` are the SOP Instance UIDs of the images that were read, whatever results were wanted of them. `seconds`
+    is how long stages took, which is no part of what the answer says.
     """
 
     results: tuple[ResultInstance, ...]
     rejections: tuple[Rejection, ...]
     summary: dict[str, object]
     analysed: tuple[str, ...] = ()
+    seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from dicomnode.domain.finding import Assessment, Finding
 from dicomnode.domain.job import Rejection
 
 _DIGITS = 6
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def summarise(study: str, assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> dict[str, object]:
@@ -45,3 +51,57 @@ def _finding(finding: Finding) -> dict[str, object]:
         "operating_point": finding.operating_point.name,
         "threshold": round(finding.operating_point.threshold, _DIGITS),
     }
+
+
+class SaidFinding(_Said):
+    """What a summary says of one label; None where an older one does not."""
+
+    label: str
+    probability: float
+    spread: float | None = None
+    presence: str = ""
+    operating_point: str = ""
+    threshold: float | None = None
+
+
+class SaidImage(_Said):
+    """What a summary says of one image that was analysed."""
+
+    sop_instance: str
+    abnormality: SaidFinding | None = None
+    findings: tuple[SaidFinding, ...] = ()
+
+    def labels(self) -> tuple[SaidFinding, ...]:
+        """Return what is said of every label, abnormality first."""
+        return (self.abnormality, *self.findings) if self.abnormality is not None else self.findings
+
+
+class SaidModel(_Said):
+    """Which model a summary names."""
+
+    name: str
+    version: str
+    bundle_hash: str
+
+
+class SaidRejection(_Said):
+    """What a summary says of one image that got no findings."""
+
+    sop_instance: str
+    reason: str
+
+
+class Summary(_Said):
+    """A summary read back: `summarise` writes it."""
+
+    model: SaidModel | None = None
+    images: tuple[SaidImage, ...] = ()
+    rejected: tuple[SaidRejection, ...] = ()
+
+
+def read_summary(summary: object) -> Summary:
+    """Return what a summary says; one of a form that this version does not know says nothing."""
+    try:
+        return Summary.model_validate(summary)
+    except ValidationError:
+        return Summary()

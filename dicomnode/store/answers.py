@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 
-from dicomnode.domain.job import Job, ResultInstance, StudyAnswer
+from dicomnode.domain.job import Job, JobState, ResultInstance, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.store.rows import EventKind, record, shortened, to_text
+from dicomnode.store.tallies import tally_answer, tally_end, times_of_attempt
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,36 @@ ADD_REJECTION = """
 INSERT INTO rejection (job_id, sop_instance, reason, detail) VALUES (:job_id, :sop_instance, :reason, :detail)
 """
 
+CLOSE_ANSWERED = """
+UPDATE job SET state = :state, summary = :summary, last_error = :cause, changed_at = :now
+WHERE job_id = :job_id AND state = 'working'
+"""
+
 SEAL = """
 UPDATE instance SET fate = :fate, job_id = :job_id
 WHERE sop_instance = :sop_instance AND blob = :blob AND received_at = :received_at
 """
+
+
+def close_answered(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> bool:
+    """Close a job in work with the state that its answer leads to, and count it; tell whether it was in work."""
+    times = times_of_attempt(connection, job.job_id)
+    if times is None:
+        return False
+    unrouted = bool(answer.results) and route.is_missing
+    rejected = bool(answer.rejections) and not (answer.results or answer.analysed)
+    state = JobState.DEAD if unrouted else JobState.REJECTED if rejected else JobState.DONE
+    closing = {
+        "job_id": job.job_id,
+        "state": state,
+        "cause": shortened(no_route(route)) if unrouted else None,
+        "summary": json.dumps(answer.summary, sort_keys=True),
+        "now": to_text(now),
+    }
+    connection.execute(CLOSE_ANSWERED, closing)
+    tally_end(connection, state, now)
+    tally_answer(connection, job, answer, times, now)
+    return True
 
 
 def write_answer(

@@ -14,7 +14,6 @@ The same SOP Instance UID again:
   go elsewhere too: they are the same instances, so nobody gets them twice.
 """
 
-import json
 import logging
 import sqlite3
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from dicomnode.domain.instance import AssociationInfo, InstanceRef, StudySender
 from dicomnode.domain.job import Job, JobState, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
-from dicomnode.store.answers import no_route, write_answer
+from dicomnode.store.answers import close_answered, write_answer
 from dicomnode.store.assembly import (
     OPEN_JOB,
     OpenVersion,
@@ -50,6 +49,7 @@ from dicomnode.store.rows import (
     to_text,
     whence,
 )
+from dicomnode.store.tallies import tally_end
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +125,6 @@ RETURNING version
 
 CLOSE = """
 UPDATE job SET state = :state, last_error = :cause, changed_at = :now
-WHERE job_id = :job_id AND state = 'working'
-RETURNING version
-"""
-
-CLOSE_ANSWERED = """
-UPDATE job SET state = :state, summary = :summary, last_error = :cause, changed_at = :now
 WHERE job_id = :job_id AND state = 'working'
 RETURNING version
 """
@@ -249,17 +243,8 @@ class Inbox:
         Raises: DiskFull, StoreUnavailable; the job then stays in work and is the caller's to finish or fail.
         """
         blobs = tuple(self._blobs.write(result.part10) for result in answer.results)
-        unrouted = bool(answer.results) and route.is_missing
-        rejected = bool(answer.rejections) and not (answer.results or answer.analysed)
-        closing = {
-            "job_id": job.job_id,
-            "state": JobState.DEAD if unrouted else JobState.REJECTED if rejected else JobState.DONE,
-            "cause": shortened(no_route(route)) if unrouted else None,
-            "summary": json.dumps(answer.summary, sort_keys=True),
-            "now": to_text(now),
-        }
         with self._database.transaction() as connection:
-            if connection.execute(CLOSE_ANSWERED, closing).fetchone() is None:
+            if not close_answered(connection, job, answer, route, now):
                 log.warning("answer-too-late", extra={"study": job.study, "version": job.version})
                 return
             write_answer(connection, job, answer, blobs, route, now)
@@ -387,6 +372,7 @@ class Inbox:
                 record(connection, now, study, back["version"], EventKind.DEFERRED, detail)
         elif (dead := connection.execute(CLOSE, facts | {"state": JobState.DEAD}).fetchone()) is not None:
             record(connection, now, study, dead["version"], EventKind.DEAD, cause)
+            tally_end(connection, JobState.DEAD, now)
 
 
 def _arrival(held: sqlite3.Row | None) -> str:

@@ -14,6 +14,7 @@ from dicomnode.store.blobs import Blobs
 from dicomnode.store.commitments import begin_commitment
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, record, shortened, to_delivery, to_optional_time, to_text, to_time
+from dicomnode.store.tallies import tally_attempt
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ UPDATE delivery SET state = 'waiting', next_attempt_at = :now, last_error = :cau
 WHERE delivery_id = :delivery_id AND state = 'sending'
 """
 
-WAITING_SINCE = "SELECT waiting_since FROM delivery WHERE delivery_id = ? AND state = 'sending'"
+# What is sending changed last when it was claimed.
+WAITING_SINCE = "SELECT waiting_since, changed_at FROM delivery WHERE delivery_id = ? AND state = 'sending'"
 
 NEXT_DUE = "SELECT MIN(next_attempt_at) FROM delivery WHERE destination = ? AND next_attempt_at IS NOT NULL"
 
@@ -119,6 +121,7 @@ class Outbox:
             if row is None:
                 log.warning("outcome-too-late", extra={"delivery": delivery.delivery_id})
                 return DeliveryState.DROPPED
+            tally_attempt(connection, delivery, outcome, to_time(row["changed_at"]), now)
             if isinstance(outcome, Accepted):
                 self._delivered(connection, delivery, outcome, sent_as, now)
                 if commit_within_s is not None:
