@@ -21,6 +21,7 @@ from dicomnode.store.outbox import Outbox
 from dicomnode.store.places import BLOBS, DATABASE, LOCK, UNCLAIMED
 from dicomnode.store.retention import Retention
 from dicomnode.store.statistics import Statistics
+from dicomnode.store.watching import Watching
 
 _NAMED = """
 SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL
@@ -41,6 +42,7 @@ class Store:
     ledger: Ledger
     audit: AuditOutbox
     statistics: Statistics
+    watching: Watching
     blobs: Blobs
     _database: Database
     _lock: StoreLock | None
@@ -88,6 +90,7 @@ class Store:
                 ledger=Ledger(database),
                 audit=AuditOutbox(database),
                 statistics=Statistics(database, settings.path),
+                watching=Watching(database),
                 blobs=blobs,
                 _database=database,
                 _lock=lock,
