@@ -5,7 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.store import actions, answers, assembly, commitments, composition, inbox, ledger, outbox
+from dicomnode.store import (
+    actions,
+    answers,
+    assembly,
+    commitments,
+    composition,
+    inbox,
+    ledger,
+    outbox,
+    tallies,
+    watching,
+)
 from tests.stores import open_store
 
 ON_THE_PATH = {
@@ -18,7 +29,7 @@ ON_THE_PATH = {
     "inbox.PREDECESSORS": inbox.PREDECESSORS,
     "inbox.PUT_BACK": inbox.PUT_BACK,
     "inbox.CLOSE": inbox.CLOSE,
-    "inbox.CLOSE_ANSWERED": inbox.CLOSE_ANSWERED,
+    "answers.CLOSE_ANSWERED": answers.CLOSE_ANSWERED,
     "inbox.IN_WORK": inbox.IN_WORK,
     "inbox.NEXT_DUE": inbox.NEXT_DUE,
     "assembly.OPEN_JOB": assembly.OPEN_JOB,
@@ -53,11 +64,18 @@ ON_THE_PATH = {
     "actions.DEAD_JOBS": actions.DEAD_JOBS,
     "actions.DELIVERIES_OF_STUDY": actions.DELIVERIES_OF_STUDY,
     "actions.DEAD_DELIVERIES": actions.DEAD_DELIVERIES,
+    "tallies.MARK": tallies.MARK,
+    "tallies.KNOWN_CALLER": tallies.KNOWN_CALLER,
+    "tallies.CALLERS": tallies.CALLERS,
+    "tallies.TIMES": tallies.TIMES,
+    "watching.WAITING_JOBS": watching.WAITING_JOBS,
+    "watching.WAITING_DELIVERIES": watching.WAITING_DELIVERIES,
+    "watching.OVERDUE": watching.OVERDUE,
     "composition.NAMED": composition._NAMED,
 }
 NAMES = ("now", "study", "version", "job_id", "sop_instance", "blob", "received_at", "fate", "state", "cause", "due_at")
 NAMES += ("association_id", "summary", "heir", "former", "destination", "limit", "after", "low", "high")
-NAMES += ("transaction_uid", "again_at", "given_up_before")
+NAMES += ("transaction_uid", "again_at", "given_up_before", "week", "calling_ae")
 
 
 def plan(connection: sqlite3.Connection, statement: str) -> list[str]:
