@@ -25,6 +25,9 @@ from dicomnode.pipeline import Pipeline
 from dicomnode.results.fallback import fallback
 from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
+from dicomnode.web.app import create_app
+from dicomnode.web.parts import Parts
+from dicomnode.web.server import WebServer
 from dicomnode.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -70,12 +73,13 @@ class Node:
         deliveries: Deliveries,
         retention: Loop,
         audit: AuditTrail | None,
+        web: WebServer | None,
         clock: Callable[[], datetime],
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
         self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
-        self._retention, self._audit = retention, audit
+        self._retention, self._audit, self._web = retention, audit, web
 
     @classmethod
     def build(
@@ -144,11 +148,14 @@ class Node:
                 about={"of": "retention"},
             ),
             audit=audit,
+            web=_web_page(settings, store, bundle, clock),
             clock=clock,
         )
 
     def start(self) -> None:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
+        if self._web is not None:
+            self._web.open()
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         CODECS.start()
         if self._audit is not None:
@@ -157,6 +164,8 @@ class Node:
         self._retention.start()
         self._worker.start()
         self._scp.start()
+        if self._web is not None:
+            self._web.start()
         log.info(
             "node-started",
             extra={
@@ -167,12 +176,15 @@ class Node:
                 "bundle_path": str(self._bundle.path),
                 "destinations": [entry.label for entry in self._settings.delivery.destinations],
                 "store": str(Path(self._settings.store.path).resolve()),
+                "page": self._web.url if self._web is not None else "off",
             },
         )
         self._warn()
 
     def stop(self) -> None:
         """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""
+        if self._web is not None:
+            self._web.stop()
         self._scp.stop()
         self._worker.stop()
         CODECS.stop()
@@ -195,6 +207,13 @@ class Node:
                 log.warning("secret-unprotected", extra=about)
             elif isinstance(entry, DimseDestination) and entry.commitment and not _admits(admitted, entry.ae_title):
                 log.warning("commitment-reports-not-admitted", extra=about)
+
+
+def _web_page(settings: Settings, store: Store, bundle: Bundle, clock: Callable[[], datetime]) -> WebServer | None:
+    """Return the server of the web page, if there is to be one."""
+    if not settings.http.enabled:
+        return None
+    return WebServer(create_app(Parts(settings=settings, store=store, bundle=bundle, clock=clock)), settings.http)
 
 
 def _audit_trail(

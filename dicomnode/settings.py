@@ -22,7 +22,9 @@ from dicomnode.domain.coding import as_text, from_text
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
+from dicomnode.http_settings import HttpSettings
 
+_HTTP_ADDRESS = re.compile(r"((?P<host>\[[^\]]+\]|[^@:]+):)?(?P<port>[0-9]{1,5})")
 _DESTINATION = re.compile(r"(?P<ae>[^@]+)@(?P<host>\[[^\]]+\]|[^@:]+):(?P<port>[0-9]{1,5})")
 
 
@@ -269,6 +271,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     results: ResultSettings = ResultSettings()
     delivery: DeliverySettings = DeliverySettings()
+    http: HttpSettings = HttpSettings()
     audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
 
@@ -315,6 +318,20 @@ def parse_destination(text: str, **more: Any) -> DimseDestination:
         return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]), **more)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, None)) from error
+
+
+def parse_http(text: str) -> dict[str, Any]:
+    """Read `HOST:PORT`, `PORT` or `off`, the web page's address on a command line, into settings of its section.
+
+    Raises: ConfigurationError.
+    """
+    if text == "off":
+        return {"enabled": False}
+    match = _HTTP_ADDRESS.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is neither HOST:PORT nor off")
+    address: dict[str, Any] = {"enabled": True, "port": int(match["port"])}
+    return address | ({"bind": match["host"].strip("[]")} if match["host"] else {})
 
 
 def default_bundle() -> Path:

@@ -77,13 +77,20 @@ class NodeProcess:
     """`cxrnode serve` as a user would run it, on its own port and store."""
 
     def __init__(
-        self, folder: Path, *, port: int, bundle: Path | None = None, send_to: Sequence[str] = (), config: str = ""
+        self,
+        folder: Path,
+        *,
+        port: int,
+        bundle: Path | None = None,
+        send_to: Sequence[str] = (),
+        config: str = "",
+        http: str = "off",
     ) -> None:
         self.folder, self.port, self.store = folder, port, folder / "store"
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "node.toml"
         self.config.write_text(config)
-        self._options = ["--config", str(self.config), "--port", str(port), "--store", str(self.store)]
+        self._options = ["--config", str(self.config), "--port", str(port), "--store", str(self.store), "--http", http]
         if bundle is not None:
             self._options += ["--bundle", str(bundle)]
         for destination in send_to:
@@ -139,7 +146,8 @@ class NodeProcess:
 
 
 def run_cxrnode(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200"}
+    # Nodes that run side by side would want the same port for their page.
+    environment = {"CXRNODE_HTTP__ENABLED": "false", **os.environ, "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "dicomnode", *words],
         capture_output=True,

@@ -22,13 +22,23 @@ def serve(
         typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go; may be given several times."),
     ] = None,
     bundle: BundleOption = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT|off", help="The web page [127.0.0.1:8080].")
+    ] = None,
     log_format: Annotated[
         str | None, typer.Option("--log-format", metavar="auto|json|text", help="Format of the log on standard error.")
     ] = None,
 ) -> None:
     """Receive studies, analyse them, send the results; SIGTERM or Ctrl-C finishes the work at hand and exits 0."""
     settings = settings_from(
-        config, store=store, bundle=bundle, port=port, ae_title=ae_title, send_to=send_to, log_format=log_format
+        config,
+        store=store,
+        bundle=bundle,
+        port=port,
+        ae_title=ae_title,
+        send_to=send_to,
+        log_format=log_format,
+        http=http,
     )
     keep_to_oneself()
     start_logging(settings.log)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dicomnode.settings import Settings, parse_destination, read_settings
+from dicomnode.settings import Settings, parse_destination, parse_http, read_settings
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,6 +36,7 @@ def settings_from(
     ae_title: str | None = None,
     send_to: list[str] | None = None,
     log_format: str | None = None,
+    http: str | None = None,
 ) -> Settings:
     """Read the configuration with these options over it.
 
@@ -54,6 +55,8 @@ def settings_from(
             options.setdefault(section, {})[key] = value
     if send_to:
         options["delivery"] = {"destinations": [parse_destination(text).model_dump() for text in send_to]}
+    if http is not None:
+        options["http"] = parse_http(http)
     if config is None and DEFAULT_CONFIG.is_file():
         config = DEFAULT_CONFIG
     return read_settings(config, options)

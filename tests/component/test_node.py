@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,8 +44,12 @@ def archive() -> Iterator[Archive]:
 def start_node(tmp_path: Path, bundle: Path) -> Iterator[StartNode]:
     nodes: list[NodeProcess] = []
 
-    def start(*, send_to: tuple[str, ...] = (), config: str = CONFIG, folder: str = "node") -> NodeProcess:
-        nodes.append(NodeProcess(tmp_path / folder, port=free_port(), bundle=bundle, send_to=send_to, config=config))
+    def start(
+        *, send_to: tuple[str, ...] = (), config: str = CONFIG, folder: str = "node", http: str = "off"
+    ) -> NodeProcess:
+        nodes.append(
+            NodeProcess(tmp_path / folder, port=free_port(), bundle=bundle, send_to=send_to, config=config, http=http)
+        )
         return nodes[-1].start()
 
     yield start
@@ -288,3 +293,22 @@ def test_a_study_without_a_route_waits_for_a_rule_and_an_operator(
     assert node.command("queue", "retry", "--all-dead").returncode == 0
     wait_until(lambda: len(archive.sent) == 2, WITHIN_S, "the delivery")
     assert set(archive.of_study(uid(source))) == {"SR", "OT"}
+
+
+def test_the_page_is_served_and_ends_with_the_node(start_node: StartNode) -> None:
+    node = start_node(http="127.0.0.1:0")
+    (started,) = node.events("node-started")
+    with urllib.request.urlopen(started["page"], timeout=60) as answer:
+        assert b"Overview" in answer.read()
+    assert node.terminate() == 0
+
+
+def test_a_port_of_the_page_in_use_is_said_with_what_to_do(start_node: StartNode, bundle: Path, tmp_path: Path) -> None:
+    node = start_node(http="127.0.0.1:0")
+    taken = node.events("node-started")[0]["page"].removeprefix("http://").rstrip("/")
+    other = run_cxrnode(
+        "serve", "--port", str(free_port()), "--store", str(tmp_path / "b"), "--bundle", str(bundle), "--http", taken
+    )
+    assert other.returncode == 2
+    assert taken in other.stderr
+    assert "--http off" in other.stderr

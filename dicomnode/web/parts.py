@@ -1,0 +1,56 @@
+"""What views read, and where they find it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from starlette.requests import Request
+
+from dicomnode.bundle.reader import Bundle
+from dicomnode.settings import Settings
+from dicomnode.store import Store
+from dicomnode.web.access import Access, Session, Sessions, Visitor
+from dicomnode.web.pages import Pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the node gives to its page. `clock` is the node's."""
+
+    settings: Settings
+    store: Store
+    bundle: Bundle
+    clock: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Everything a view needs besides its request."""
+
+    parts: Parts
+    pages: Pages
+    access: Access
+    sessions: Sessions
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the page is served over TLS by the node itself."""
+        return self.parts.settings.http.certificate is not None
+
+
+def site_of(request: Request) -> Site:
+    """Return what the view of this request needs."""
+    site: Site = request.app.state.site
+    return site
+
+
+def visitor_of(request: Request) -> Visitor:
+    """Return who asks."""
+    visitor: Visitor = request.state.visitor
+    return visitor
+
+
+def session_of(request: Request) -> Session:
+    """Return the session of who asks."""
+    session: Session = request.state.session
+    return session

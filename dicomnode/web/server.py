@@ -1,0 +1,100 @@
+"""The HTTP server, on a thread of its own beside the node's other loops."""
+
+import logging
+import socket
+import ssl
+import threading
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.http_settings import HttpSettings
+
+log = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 64
+_STOP_S = 5
+
+
+class WebServer:
+    """Serves an application at the configured address from `start` to `stop`."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+        """Take an application; nothing is opened yet."""
+        self._settings = settings
+        self._config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # addresses would be in it, and what was searched for
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=_STOP_S,
+            h11_max_incomplete_event_size=32_768,
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.key,
+        )
+        self._server = uvicorn.Server(self._config)
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is, once it is served."""
+        host = f"[{self._settings.bind}]" if ":" in self._settings.bind else self._settings.bind
+        port = self._settings.port if self._socket is None else self._socket.getsockname()[1]
+        return f"{'https' if self._settings.certificate else 'http'}://{host}:{port}/"
+
+    def open(self) -> None:
+        """Take the port, and read the certificate.
+
+        Raises: ConfigurationError, if either cannot be had.
+        """
+        # Its messages are of its own life cycle, which the node reports itself.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        try:
+            self._config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"http.certificate or http.key cannot be used: {error.strerror}") from error
+        self._socket = _listening(self._settings.bind, self._settings.port)
+
+    def start(self) -> None:
+        """Begin to serve what was opened."""
+        self._thread = threading.Thread(target=self._run, name="web", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is being asked, then end."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(2 * _STOP_S)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket] if self._socket is not None else [])
+
+
+def _listening(bind: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        opened = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigurationError(f"http.bind = {bind!r} is no address of this machine: {error.strerror}") from error
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(128)
+    except OSError as error:
+        opened.close()
+        raise ConfigurationError(
+            f"the web page cannot have {bind}:{port}: {error.strerror}. Give it another address (--http HOST:PORT, or "
+            "http.bind and http.port), or switch it off (--http off, or http.enabled = false)"
+        ) from error
+    return opened
