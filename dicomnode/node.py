@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from dicomnode.ahead import WorkAhead
 from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
@@ -114,10 +115,12 @@ class Node:
                 fallback=fallback,
             ),
         )
+        ahead = WorkAhead(pipeline)
         worker = Worker(
             inbox=store.inbox,
             read=store.blobs.read_instance,
-            answer=pipeline.answer,
+            answer=ahead.answer,
+            prepare=ahead.prepare,
             routing=settings.delivery.routing(),
             settings=settings.work,
             # Results carry the hospital's wall clock, unless the source states a zone of its own.

@@ -10,7 +10,7 @@ from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.finding import Assessment, ModelIdentity
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import digest_of
-from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import (
     Job,
     Rejection,
@@ -34,8 +34,21 @@ from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSetting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """An image the model has read: where it came from, the frame that was read, and what the model gave.
+
+    It says nothing of its study and of the time, so it may be made before the study is complete.
+    """
+
+    instance: StoredInstance
+    context: SourceContext
+    frame: Frame
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assessed:
-    """An image the model has read: where it came from, the frame that was read, and what the model said."""
+    """An image the model has read, with what that means at the operating point."""
 
     instance: StoredInstance
     context: SourceContext
@@ -50,6 +63,9 @@ class NotAssessed:
     instance: StoredInstance
     context: SourceContext | None
     rejection: Rejection
+
+
+Examination = Examined | NotAssessed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +93,15 @@ class Pipeline:
 
         What is wrong with an object is a rejection, not an error. Raises: whatever `bytes_of` raises.
         """
-        outcomes = [self._assess(instance, bytes_of(instance), now) for instance in job.instances]
-        assessed = [outcome for outcome in outcomes if isinstance(outcome, Assessed)]
-        rejected = [outcome for outcome in outcomes if isinstance(outcome, NotAssessed)]
+        examined = [self.examine(instance, bytes_of(instance)) for instance in job.instances]
+        return self.conclude(job, examined, now, wanted)
+
+    def conclude(
+        self, job: Job, examinations: Sequence[Examination], now: datetime, wanted: Sequence[Wanted]
+    ) -> StudyAnswer:
+        """Answer one version of a study from the examinations of its instances, in their order."""
+        assessed = [self._assess(one, now) for one in examinations if isinstance(one, Examined)]
+        rejected = [one for one in examinations if isinstance(one, NotAssessed)]
         return StudyAnswer(
             results=tuple(
                 replace(result, prefix=want.series_description_prefix)
@@ -91,7 +113,7 @@ class Pipeline:
             analysed=tuple(one.instance.ref.sop_instance for one in assessed),
         )
 
-    def _assess(self, instance: StoredInstance, part10: bytes, now: datetime) -> Assessed | NotAssessed:
+    def examine(self, instance: StoredInstance, part10: bytes) -> Examination:
         """Take one instance through both gates: tags, then pixels."""
         context = None
         try:
@@ -108,9 +130,7 @@ class Pipeline:
         frame, reading, seen = self._look(frame)
         if not isinstance(seen, Typical):
             return _rejected(instance, context, *_why_not(seen))
-        return Assessed(
-            instance=instance, context=context, frame=frame, assessment=self._interpret(instance.ref, reading, now)
-        )
+        return Examined(instance=instance, context=context, frame=frame, reading=reading)
 
     def _look(self, frame: Frame) -> tuple[Frame, Reading, GateVerdict]:
         """Run the model and the pixel gate; an image that is certainly turned or inverted is righted once."""
@@ -122,16 +142,17 @@ class Pipeline:
             verdict = judge_pixels(reading, self.manifest.gate)
         return frame, reading, verdict
 
-    def _interpret(self, ref: InstanceRef, reading: Reading, now: datetime) -> Assessment:
-        abnormality, *findings = findings_of(reading.scores, self.manifest, self.operating_point)
-        return Assessment(
-            source=ref,
+    def _assess(self, one: Examined, now: datetime) -> Assessed:
+        abnormality, *findings = findings_of(one.reading.scores, self.manifest, self.operating_point)
+        assessment = Assessment(
+            source=one.instance.ref,
             model=self.identity,
             abnormality=abnormality,
             findings=tuple(findings),
-            saliency=reading.saliency,
+            saliency=one.reading.saliency,
             assessed_at=now,
         )
+        return Assessed(instance=one.instance, context=one.context, frame=one.frame, assessment=assessment)
 
     def _write(
         self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime, want: Wanted

@@ -1,4 +1,8 @@
-"""The loop from inbox to outbox: claim a study, answer it, finish it in one transaction."""
+"""The loop from inbox to outbox: claim a study, answer it, finish it in one transaction.
+
+While no study is complete, images of incomplete ones are prepared, one at a time, so that a study that becomes
+complete waits for one image at most.
+"""
 
 import logging
 import threading
@@ -15,7 +19,8 @@ from dicomnode.settings import WorkSettings
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-"""Longest wait before the inbox is asked again; the quiet time, not this, decides when a study is due."""
+"""Longest wait before the inbox is asked again for images to prepare; a study is asked for when it is due."""
+_LEAST_POLL_S = 0.02
 
 
 class Inbox(Protocol):
@@ -24,6 +29,12 @@ class Inbox(Protocol):
     def claim(self, now: datetime) -> Job | None:
         """Return a job that is due, now in work."""
 
+    def next_due(self) -> datetime | None:
+        """Return when the next study is due, if one is expected."""
+
+    def expected(self, since: datetime) -> Sequence[StoredInstance]:
+        """Return images of incomplete studies that came `since` then, those of the study that is due first first."""
+
     def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
         """Make the answer durable and close the job; without a route it is a dead letter."""
 
@@ -31,7 +42,9 @@ class Inbox(Protocol):
         """Put the job back until `retry_at`, or close it as a dead letter."""
 
 
-Answer = Callable[[Job, Callable[[StoredInstance], bytes], datetime, Sequence[Wanted]], StudyAnswer]
+Read = Callable[[StoredInstance], bytes]
+Answer = Callable[[Job, Read, datetime, Sequence[Wanted]], StudyAnswer]
+Prepare = Callable[[Sequence[StoredInstance], Read], bool]
 
 
 class Worker:
@@ -41,17 +54,23 @@ class Worker:
         self,
         *,
         inbox: Inbox,
-        read: Callable[[StoredInstance], bytes],
+        read: Read,
         answer: Answer,
+        prepare: Prepare,
         routing: Routing,
         settings: WorkSettings,
         clock: Callable[[], datetime],
         answered: Callable[[], None],
     ) -> None:
-        """`read` gives an instance's Part 10 bytes; `answered` is called when deliveries may be due."""
-        self._inbox, self._read, self._answer = inbox, read, answer
+        """`read` gives an instance's Part 10 bytes; `answered` is called when deliveries may be due.
+
+        `prepare` works on one of the images it is given, if any is left to do, and tells whether there was one.
+        """
+        self._inbox, self._read, self._answer, self._prepare = inbox, read, answer, prepare
         self._routing, self._settings = routing, settings
         self._clock, self._answered = clock, answered
+        # What is there at the start may have ended the last run: it waits for its claim, which counts attempts.
+        self._started_at = clock()
         # A failure that could not be written down: the store was in trouble too.
         self._unrecorded: tuple[Job, str, datetime | None] | None = None
         self._stopping = threading.Event()
@@ -89,15 +108,34 @@ class Worker:
             self._report(job, answer, route)
         return True
 
+    def prepare_once(self) -> bool:
+        """Prepare one image of an incomplete study, if there is one to prepare; tell whether there was.
+
+        Raises: StoreUnavailable, when the store cannot say which.
+        """
+        expected = self._inbox.expected(self._started_at)
+        try:
+            return self._prepare(expected, self._read)
+        except Exception as error:  # the claim will meet it again, and deal with it
+            log.warning("preparation-failed", exc_info=error)
+            return True
+
     def _run(self) -> None:
         while not self._stopping.is_set():
+            pause_s = _POLL_S
             try:
-                found = self.work_once()
+                if self.work_once() or self.prepare_once():
+                    continue
+                pause_s = self._until_due_s()
             except CxrNodeError as error:  # the store itself is in trouble; nothing is lost while it is
                 log.exception("store-failed", extra={"cause": _cause(error)})
-                found = False
-            if not found:
-                self._stopping.wait(_POLL_S)
+            self._stopping.wait(pause_s)
+
+    def _until_due_s(self) -> float:
+        due = self._inbox.next_due()
+        if due is None:
+            return _POLL_S
+        return min(max((due - self._clock()).total_seconds(), _LEAST_POLL_S), _POLL_S)
 
     def _try_later(self, job: Job, error: Exception) -> None:
         # A full disk says nothing against the study: only what may be its own fault is ever given up.

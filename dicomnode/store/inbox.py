@@ -21,7 +21,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from dicomnode.domain.errors import UidMismatch
-from dicomnode.domain.instance import AssociationInfo, InstanceRef, StudySender
+from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance, StudySender
 from dicomnode.domain.job import Job, JobState, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
@@ -29,6 +29,7 @@ from dicomnode.store.answers import close_answered, write_answer
 from dicomnode.store.assembly import (
     OPEN_JOB,
     OpenVersion,
+    expected,
     hand_over,
     join_open_version,
     note_arrival,
@@ -285,6 +286,14 @@ class Inbox:
         """Return when the next study is due, if one is expected."""
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE).fetchone()[0])
+
+    def expected(self, since: datetime) -> tuple[StoredInstance, ...]:
+        """Return images of studies that are not complete, received `since` then; see `assembly.expected`.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            return expected(connection, since)
 
     def _known(self, ref: InstanceRef, association: AssociationInfo, now: datetime) -> Receipt | None:
         """Deal with an instance that needs no bytes written: this node's own result, or one of another study."""

@@ -517,3 +517,40 @@ def test_recovering_a_tidy_store_changes_nothing(tmp_path: Path) -> None:
     before = store.ledger.explain("1.1")
     with restarted(store, tmp_path / "store", 60) as again:
         assert again.ledger.explain("1.1") == before
+
+
+# Expected
+
+
+def expected(store: Store, since: float = 0.0) -> list[str]:
+    return uids(store.inbox.expected(at(since)))
+
+
+def test_images_of_incomplete_studies_are_expected_in_the_order_of_their_claims(store: Store) -> None:
+    accept(store, "1.2", 1, seconds=1)
+    accept(store, "1.1", 1, seconds=0)
+    accept(store, "1.1", 2, seconds=0.5)
+    assert expected(store) == ["1.1.2.1", "1.1.2.2", "1.2.2.1"]
+
+
+def test_an_image_of_a_study_in_work_or_answered_is_not_expected_until_the_study_is_open_again(store: Store) -> None:
+    accept(store)
+    job = claim(store, QUIET_S)
+    assert expected(store) == []
+    store.inbox.finish(job, answer(job), to(), at(QUIET_S))
+    assert expected(store) == []
+    accept(store, number=2, seconds=10)
+    assert expected(store) == ["1.1.2.1", "1.1.2.2"]
+
+
+def test_only_the_newest_content_of_an_image_is_expected(store: Store) -> None:
+    accept(store, content=b"old")
+    accept(store, content=b"new", seconds=1)
+    (found,) = store.inbox.expected(at(0))
+    assert store.blobs.read_instance(found) == part10(image(), b"new")
+
+
+def test_an_image_that_came_before_is_not_expected(store: Store) -> None:
+    accept(store, number=1, seconds=0)
+    accept(store, number=2, seconds=1)
+    assert expected(store, since=0.5) == ["1.1.2.2"]

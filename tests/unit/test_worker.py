@@ -1,5 +1,6 @@
 """The loop between inbox and outbox: every claimed study is finished, put back, or closed as a dead letter."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,15 @@ class FakeInbox:
         self.finished: list[tuple[Job, StudyAnswer, Route]] = []
         self.failed: list[tuple[Job, str, datetime | None]] = []
         self.out_of_order = False
+        self.images: tuple[StoredInstance, ...] = ()
+        self.asked_since: list[datetime] = []
+
+    def next_due(self) -> datetime | None:
+        return None
+
+    def expected(self, since: datetime) -> tuple[StoredInstance, ...]:
+        self.asked_since.append(since)
+        return self.images
 
     def claim(self, now: datetime) -> Job | None:
         return self.jobs.pop(0) if self.jobs else None
@@ -48,11 +58,13 @@ def worker(
     answer: Callable[..., StudyAnswer],
     woken: list[bool] | None = None,
     routing: Routing = ROUTING,
+    prepare: Callable[..., bool] = lambda *_: False,
 ) -> Worker:
     return Worker(
         inbox=inbox,
         read=lambda instance: b"",
         answer=answer,
+        prepare=prepare,
         routing=routing,
         settings=WorkSettings(maximum_attempts=3, retry_delay_s=10),
         clock=lambda: NOW,
@@ -150,3 +162,53 @@ def test_a_failure_that_cannot_be_recorded_is_recorded_when_the_store_is_back() 
     inbox.out_of_order = False
     loop.work_once()
     assert [(entry[0], entry[1]) for entry in inbox.failed] == [(job(), "StoreUnavailable: disk gone")]
+
+
+def image() -> StoredInstance:
+    ref = InstanceRef(study="1.2.3", series="1", sop_class="1", sop_instance="1")
+    return StoredInstance(
+        ref=ref, transfer_syntax="1", blob="", sha256="", size_bytes=0, calling_ae="CT", received_at=NOW
+    )
+
+
+def test_images_of_incomplete_studies_that_came_since_the_start_are_prepared() -> None:
+    inbox, given = FakeInbox(), []
+    inbox.images = (image(),)
+
+    def prepare(expected: Sequence[StoredInstance], read: Callable[[StoredInstance], bytes]) -> bool:
+        given.append((expected, read(expected[0])))
+        return True
+
+    assert worker(inbox, lambda *_: ANSWER, prepare=prepare).prepare_once()
+    assert given == [((image(),), b"")]
+    assert inbox.asked_since == [NOW]
+
+
+def test_a_failing_preparation_is_told_and_costs_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def prepare(*_: object) -> bool:
+        raise ValueError("CANARY^NAME")
+
+    assert worker(FakeInbox(), lambda *_: ANSWER, prepare=prepare).prepare_once()
+    assert [record.message for record in caplog.records] == ["preparation-failed"]
+
+
+def test_a_complete_study_comes_before_the_next_image_to_prepare() -> None:
+    inbox, order, done = FakeInbox(job()), [], threading.Event()
+
+    def answer(*_: object) -> StudyAnswer:
+        order.append("answer")
+        return ANSWER
+
+    def prepare(*_: object) -> bool:
+        order.append("prepare")
+        if order.count("prepare") == 1:
+            inbox.jobs.append(job())
+        if order.count("prepare") == 2:
+            done.set()
+        return order.count("prepare") < 2
+
+    loop = worker(inbox, answer, prepare=prepare)
+    loop.start()
+    assert done.wait(60)
+    loop.stop()
+    assert order[:4] == ["answer", "prepare", "answer", "prepare"]
