@@ -19,7 +19,7 @@ from dicomnode.domain.routing import Recipient, Route
 from dicomnode.settings import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.blobs import SystemCalls
-from dicomnode.store.inbox import Receipt
+from dicomnode.store.reception import Receipt
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"

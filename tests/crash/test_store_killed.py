@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
+from dicomnode.store.reception import ReceiptKind
 from tests.conftest import ROOT
 from tests.stores import accept, answer, at, claim, image, open_store, part10, to
 

@@ -19,8 +19,8 @@ from dicomnode.domain.job import (
     StudyAnswer,
 )
 from dicomnode.store import Store
-from dicomnode.store.inbox import Receipt, ReceiptKind
 from dicomnode.store.ledger import Balance
+from dicomnode.store.reception import Receipt, ReceiptKind
 from dicomnode.store.rows import EventKind
 from tests.stores import (
     EXPLICIT_LE,

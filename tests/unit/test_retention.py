@@ -11,8 +11,8 @@ from dicomnode.domain.job import Accepted, Refused, RetryPolicy
 from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.actions import OfStudy
-from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
+from dicomnode.store.reception import ReceiptKind
 from dicomnode.store.retention import Purged
 from dicomnode.store.rows import EventKind
 from tests.stores import QUIET_S, accept, answer, at, claim, rejection_of_all, to

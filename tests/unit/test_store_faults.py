@@ -14,8 +14,8 @@ from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
 from dicomnode.store.blobs import SystemCalls
-from dicomnode.store.inbox import ReceiptKind
 from dicomnode.store.ledger import Balance
+from dicomnode.store.reception import ReceiptKind
 from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 

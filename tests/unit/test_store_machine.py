@@ -26,7 +26,7 @@ from dicomnode.domain.job import (
 from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.blobs import SystemCalls
-from dicomnode.store.inbox import ReceiptKind
+from dicomnode.store.reception import ReceiptKind
 from dicomnode.store.rows import EventKind
 from tests.stores import accept, answer, at, image, open_store, part10, result, to
 
