@@ -124,11 +124,24 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Whom and which order a study is of: a patient's number and an accession number, empty where it states none."""
+
+    patient_id: str = ""
+    accession_number: str = ""
+
+    def items(self) -> tuple[tuple[str, str], ...]:
+        """Return what is stated, each with its kind."""
+        stated = (("patient", self.patient_id), ("accession", self.accession_number))
+        return tuple((kind, value) for kind, value in stated if value.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyAnswer:
     """What the pipeline made of a study's instances: results, rejections, or both.
 
     `analysed` are the SOP Instance UIDs of the images that were read, whatever results were wanted of them. `seconds`
-    is how long stages took, which is no part of what the answer says.
+    is how long stages took, which is no part of what the answer says; nor are `subjects`, by which people find it.
     """
 
     results: tuple[ResultInstance, ...]
@@ -136,6 +149,7 @@ class StudyAnswer:
     summary: dict[str, object]
     analysed: tuple[str, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
+    subjects: frozenset[Subject] = field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

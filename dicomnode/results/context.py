@@ -14,7 +14,7 @@ from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.finding import ModelIdentity
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultKind
+from dicomnode.domain.job import ResultKind, Subject
 from dicomnode.results import wild
 from dicomnode.results.greyscale import Greyscale, greyscale_of
 from dicomnode.settings import ResultSettings
@@ -61,6 +61,14 @@ class SourceContext:
     lossy: LossyHistory | None
     spacing: PixelSpacing | None
     greyscale: Greyscale
+
+    @property
+    def subject(self) -> Subject:
+        """Whom and which order the source is of, as results state them."""
+        return Subject(
+            patient_id=str(self.identity.get("PatientID") or ""),
+            accession_number=str(self.identity.get("AccessionNumber") or ""),
+        )
 
     @classmethod
     def of(cls, ds: Dataset) -> Self:

@@ -18,9 +18,11 @@ from dicomnode.store.inbox import Inbox
 from dicomnode.store.ledger import Ledger
 from dicomnode.store.lock import StoreLock
 from dicomnode.store.outbox import Outbox
-from dicomnode.store.places import BLOBS, DATABASE, LOCK, UNCLAIMED
+from dicomnode.store.places import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
 from dicomnode.store.retention import Retention
+from dicomnode.store.search import SearchIndex
 from dicomnode.store.statistics import Statistics
+from dicomnode.store.studies import Studies
 from dicomnode.store.watching import Watching
 
 _NAMED = """
@@ -42,6 +44,7 @@ class Store:
     ledger: Ledger
     audit: AuditOutbox
     statistics: Statistics
+    studies: Studies
     watching: Watching
     blobs: Blobs
     _database: Database
@@ -78,12 +81,14 @@ class Store:
                 minimum_free_bytes=settings.minimum_free_bytes,
                 calls=calls,
             )
+            search = SearchIndex.of(settings.path / SEARCH_KEY, create=exclusive)
             if exclusive:
                 _tidy(database, blobs, settings.path)
             else:
                 _bring_up_to_date(database, settings.path)
             store = cls(
-                inbox=Inbox(database, blobs, assembly),
+                inbox=Inbox(database, blobs, assembly, search),
+                studies=Studies(database, search),
                 outbox=Outbox(database, blobs),
                 commitments=Commitments(database),
                 retention=Retention(database, blobs, retention or RetentionSettings(), audited=audited),

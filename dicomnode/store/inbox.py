@@ -34,6 +34,7 @@ from dicomnode.store.rows import (
     to_stored_instance,
     to_text,
 )
+from dicomnode.store.search import SearchIndex
 from dicomnode.store.tallies import tally_end
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,11 @@ NEXT_DUE = "SELECT MIN(due_at) FROM job WHERE due_at IS NOT NULL"
 class Inbox:
     """Received studies, from their first image to their answer."""
 
-    def __init__(self, database: Database, blobs: Blobs, settings: AssemblySettings) -> None:
-        self._database, self._blobs, self._settings = database, blobs, settings
+    def __init__(
+        self, database: Database, blobs: Blobs, settings: AssemblySettings, search: SearchIndex | None = None
+    ) -> None:
+        """`search`: where people find answered studies."""
+        self._database, self._blobs, self._settings, self._search = database, blobs, settings, search
         self._reception = Reception(database, blobs, settings)
         self._clock = ClockWatch()
 
@@ -162,6 +166,8 @@ class Inbox:
                 log.warning("answer-too-late", extra={"study": job.study, "version": job.version})
                 return
             write_answer(connection, job, answer, blobs, route, now)
+            if self._search is not None:
+                self._search.note(connection, job.study, answer.subjects)
             for name, result in zip(blobs, answer.results, strict=True):
                 self._blobs.ensure(name, result.part10)
 

@@ -2,6 +2,8 @@
 
 DATABASE = "store.db"
 LOCK = "node.lock"
+SEARCH_KEY = "search.key"
+"""Under which numbers of patients and orders are kept as digests."""
 BLOBS = "blobs"
 UNCLAIMED = "unclaimed"
 """Blobs without a row: never promised, or the last copies if the database was replaced."""

@@ -21,6 +21,7 @@ from dicomnode.store.audit import TRANSFERS
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, record, to_text
+from dicomnode.store.search import forget
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,8 @@ class Retention:
             for row in connection.execute(part.due, facts).fetchall():
                 gone = connection.execute(part.purge, {"study": row["study"], "now": to_text(now)}).fetchall()
                 names += [found["blob"] for found in gone]
+                if part is IMAGES:
+                    forget(connection, row["study"])
                 size_bytes = sum(found["size_bytes"] for found in gone)
                 purged += Purged(studies=1, files=len(gone), size_bytes=size_bytes)
                 record(connection, now, row["study"], None, EventKind.PURGED, _told(part, days, len(gone), row))

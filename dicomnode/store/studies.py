@@ -1,0 +1,226 @@
+"""Studies as people look for them: a page of a list, and what there is of one."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.job import JobState, RejectionReason, ResultKind, Subject
+from dicomnode.store.database import Database
+from dicomnode.store.rows import EventKind, to_ref, to_stored_instance, to_text, to_time
+from dicomnode.store.search import SearchIndex
+
+_EVENTS_LOOKED_AT = 50_000
+
+# Of each study the newest version; the primary key is the order of arrival, so a page is one walk of an index.
+_STUDIES = """
+SELECT job.*, (SELECT COUNT(*) FROM instance WHERE instance.study = job.study AND current = 1) AS images,
+    (SELECT json_group_array(DISTINCT calling_ae) FROM study_sender WHERE study_sender.study = job.study) AS senders,
+    (SELECT json_group_array(DISTINCT reason) FROM rejection WHERE rejection.job_id = job.job_id) AS reasons
+FROM job
+WHERE {conditions} AND NOT EXISTS (
+    SELECT 1 FROM job AS newer WHERE newer.study = job.study AND newer.version > job.version
+)
+ORDER BY job_id DESC LIMIT :limit
+"""
+
+IMAGES = """
+SELECT instance.*, association.calling_ae FROM instance JOIN association USING (association_id)
+WHERE instance.study = ? AND instance.current = 1 ORDER BY instance.instance_id
+"""
+
+RESULTS = """
+SELECT result.*, (
+    SELECT MAX(version) FROM job_result JOIN job USING (job_id) WHERE job_result.result_id = result.result_id
+) AS version FROM result WHERE study = ? ORDER BY result_id
+"""
+
+SUMMARY = "SELECT summary FROM job WHERE study = ? AND summary IS NOT NULL ORDER BY version DESC LIMIT 1"
+
+LATEST_EVENTS = "SELECT at, kind FROM event ORDER BY event_id DESC LIMIT ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is looked for; what is absent or empty does not matter. Times are from, inclusive, and until, exclusive."""
+
+    study: str = ""
+    subject: Subject = field(default_factory=Subject)
+    states: tuple[JobState, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyEntry:
+    """A study in a list: its newest version. `number` orders the list, and is where the next page goes on."""
+
+    number: int
+    study: str
+    version: int
+    state: JobState
+    images: int
+    senders: tuple[str, ...]
+    reasons: tuple[RejectionReason, ...]
+    received_at: datetime
+    changed_at: datetime
+    last_error: str | None
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEntry:
+    """A received image; `fate`: answered, rejected or unmentioned, or None while it is owed."""
+
+    instance: StoredInstance
+    fate: str | None
+    is_purged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultEntry:
+    """A result of a study, of the newest version that it belongs to."""
+
+    ref: InstanceRef
+    kind: ResultKind
+    prefix: str
+    version: int
+    blob: str
+    size_bytes: int
+    derived_from: tuple[str, ...]
+    created_at: datetime
+    is_purged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """What happened since a time: events by kind, and answers by the minute, the oldest first."""
+
+    events: Mapping[EventKind, int]
+    answers_by_minute: tuple[int, ...]
+
+
+class Studies:
+    """Reads the studies of one store."""
+
+    def __init__(self, database: Database, search: SearchIndex | None) -> None:
+        self._database, self._search = database, search
+
+    def page(self, wanted: Wanted, *, limit: int, before: int | None = None) -> tuple[StudyEntry, ...]:
+        """Return a page of studies, the newest first; `before` is the number of the last one of the page before.
+
+        Raises: StoreUnavailable.
+        """
+        conditions, facts = self._conditions(wanted)
+        if before is not None:
+            conditions.append("job.job_id < :before")
+            facts["before"] = before
+        statement = _STUDIES.format(conditions=" AND ".join(conditions or ["1"]))
+        with self._database.reading() as connection:
+            rows = connection.execute(statement, facts | {"limit": limit}).fetchall()
+        return tuple(map(_to_study, rows))
+
+    def images_of(self, study: str) -> tuple[ImageEntry, ...]:
+        """Return the current images of a study, in the order of their arrival.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(IMAGES, (study,)).fetchall()
+        return tuple(
+            ImageEntry(instance=to_stored_instance(row), fate=row["fate"], is_purged=row["purged_at"] is not None)
+            for row in rows
+        )
+
+    def results_of(self, study: str) -> tuple[ResultEntry, ...]:
+        """Return the results of a study, the oldest first.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            return tuple(map(_to_result, connection.execute(RESULTS, (study,)).fetchall()))
+
+    def summary_of(self, study: str) -> Mapping[str, Any]:
+        """Return what the newest answered version said; empty if there is none.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(SUMMARY, (study,)).fetchone()
+        return _summary(row["summary"]) if row is not None else {}
+
+    def recent(self, now: datetime, *, minutes: int = 60) -> Recent:
+        """Return what happened in the last minutes; of very many events, the newest.
+
+        Raises: StoreUnavailable.
+        """
+        since = to_text(now - timedelta(minutes=minutes))
+        counts: Counter[EventKind] = Counter()
+        answers = [0] * minutes
+        with self._database.reading() as connection:
+            for row in connection.execute(LATEST_EVENTS, (_EVENTS_LOOKED_AT,)):
+                if row["at"] < since:
+                    break
+                kind = EventKind(row["kind"])
+                counts[kind] += 1
+                if kind in (EventKind.ANSWERED, EventKind.REJECTED):
+                    age = int((now - to_time(row["at"])).total_seconds() // 60)
+                    answers[minutes - 1 - min(max(age, 0), minutes - 1)] += 1
+        return Recent(events=counts, answers_by_minute=tuple(answers))
+
+    def _conditions(self, wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
+        conditions: list[str] = []
+        facts: dict[str, Any] = {}
+        if wanted.study:
+            conditions.append("job.study = :study")
+            facts["study"] = wanted.study
+        for kind, value in wanted.subject.items():
+            conditions.append(f"job.study IN (SELECT study FROM study_key WHERE kind = '{kind}' AND digest = :{kind})")
+            facts[kind] = self._search.digest(kind, value) if self._search is not None else ""
+        if wanted.states:
+            names = [f"state_{number}" for number in range(len(wanted.states))]
+            conditions.append(f"job.state IN ({', '.join(f':{name}' for name in names)})")
+            facts |= dict(zip(names, wanted.states, strict=True))
+        for name, sign, moment in (("since", ">=", wanted.since), ("until", "<", wanted.until)):
+            if moment is not None:
+                conditions.append(f"job.first_instance_at {sign} :{name}")
+                facts[name] = to_text(moment)
+        return conditions, facts
+
+
+def _to_study(row: sqlite3.Row) -> StudyEntry:
+    return StudyEntry(
+        number=row["job_id"],
+        study=row["study"],
+        version=row["version"],
+        state=JobState(row["state"]),
+        images=row["images"],
+        senders=tuple(json.loads(row["senders"])),
+        reasons=tuple(map(RejectionReason, json.loads(row["reasons"]))),
+        received_at=to_time(row["first_instance_at"]),
+        changed_at=to_time(row["changed_at"]),
+        last_error=row["last_error"],
+        summary=_summary(row["summary"]),
+    )
+
+
+def _to_result(row: sqlite3.Row) -> ResultEntry:
+    return ResultEntry(
+        ref=to_ref(row),
+        kind=ResultKind(row["kind"]),
+        prefix=row["prefix"],
+        version=row["version"],
+        blob=row["blob"],
+        size_bytes=row["size_bytes"],
+        derived_from=tuple(json.loads(row["derived_from"])),
+        created_at=to_time(row["created_at"]),
+        is_purged=row["purged_at"] is not None,
+    )
+
+
+def _summary(text: str | None) -> Mapping[str, Any]:
+    return dict(json.loads(text)) if text else {}
