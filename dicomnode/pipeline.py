@@ -111,7 +111,7 @@ class Pipeline:
             rejections=tuple(outcome.rejection for outcome in rejected),
             summary=summarise(job.study, [one.assessment for one in assessed], [one.rejection for one in rejected]),
             analysed=tuple(one.instance.ref.sop_instance for one in assessed),
-            subjects=frozenset(one.context.subject for one in outcomes if one.context is not None),
+            subjects=frozenset(one.context.subject for one in examinations if one.context is not None),
         )
 
     def examine(self, instance: StoredInstance, part10: bytes) -> Examination:

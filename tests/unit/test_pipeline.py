@@ -15,13 +15,13 @@ from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer, Subject, Wanted
 from dicomnode.imaging.reader import read
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import Pipeline
 from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
 from tests.bundles import ORIENTATIONS, make_bundle
-from tests.make import build, encode, ref_of
+from tests.make import CANARY_ACCESSION, CANARY_ID, build, encode, ref_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STUDY = "1.2.826.7"
@@ -204,3 +204,10 @@ def test_a_prefix_makes_a_set_of_results_of_its_own(tmp_path: Path) -> None:
         assert dcmread(BytesIO(result.part10)).SeriesDescription == f"AI: {described}"[:64].strip()
     again = answer(to, [image()], wanted=[Wanted(series_description_prefix="AI: ")])
     assert list(again.results) == own
+
+
+def test_the_answer_says_by_whose_numbers_it_is_found_and_shows_them_nowhere(tmp_path: Path) -> None:
+    made = answer(pipeline(tmp_path), [image()])
+    assert made.subjects == {Subject(patient_id=CANARY_ID, accession_number=CANARY_ACCESSION)}
+    assert CANARY_ID not in repr(made.summary)
+    assert "subjects" not in repr(made)
