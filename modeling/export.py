@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dicomnode.bundle.manifest import CodeEntry, GateSpec, LabelEntry, Manifest, Provenance
+from dicomnode.bundle.manifest import CodeEntry, GateSpec, LabelEntry, Manifest, Provenance, ScoreReference
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
+from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.domain.finding import Code
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
@@ -96,7 +97,8 @@ def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArra
     everywhere = float(np.nanmean(run.labels[:, index]))
     fitted = fit_calibration(truth, logits[known])
     calibration = with_frequency(fitted, fitted=float(truth.mean()), wanted=everywhere)
-    points = operating_points(truth, probabilities(calibration, logits[known]), frequency=everywhere)
+    calibrated = probabilities(calibration, logits[known])
+    points = operating_points(truth, calibrated, frequency=everywhere)
     points[DEFAULT_OPERATING_POINT] = points["ppv_10" if name in NIH_TERMS else "youden"]
     term, measured = NIH_TERMS.get(name), report.groups[0].aucs[index]
     return LabelEntry(
@@ -108,6 +110,7 @@ def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArra
         auc=measured.value if measured else None,
         auc_interval=(measured.low, measured.high) if measured else None,
         positives=int(truth.sum()),
+        scores=ScoreReference(bounds=SCORE_BOUNDS, counts=score_counts(calibrated.tolist())),
     )
 
 

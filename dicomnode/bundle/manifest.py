@@ -56,8 +56,25 @@ class OperatingPointEntry(_Strict):
     chosen_by: str = Field(min_length=1)
 
 
+class ScoreReference(_Strict):
+    """How the probabilities were distributed out of fold: counts in bins, each with its upper bound."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if len(self.bounds) != len(self.counts) or any(count < 0 for count in self.counts):
+            raise ValueError("scores hold one count, not negative, for each bound")
+        if list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError("the bounds of scores grow")
+        return self
+
+
 class LabelEntry(_Strict):
     """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
+
+    `scores`: the probabilities that drift is measured against; absent from bundles made before there were any.
 
     `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
     """
@@ -70,6 +87,7 @@ class LabelEntry(_Strict):
     auc: float | None = Field(default=None, ge=0, le=1)
     auc_interval: tuple[float, float] | None = None
     positives: int = Field(ge=0)
+    scores: ScoreReference | None = None
 
 
 class GateSpec(_Strict):

@@ -1,0 +1,1 @@
+"""How the node and its results fare: health, metrics, drift. Reads the store, and changes nothing."""
