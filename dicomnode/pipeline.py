@@ -1,7 +1,8 @@
 """The answer to a study: instances in, result instances and rejections out. Pure: no network, no store, no clock."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from dicomnode import __version__
@@ -17,6 +18,7 @@ from dicomnode.domain.job import (
     RejectionReason,
     ResultInstance,
     ResultKind,
+    Stage,
     StudyAnswer,
     Wanted,
 )
@@ -37,13 +39,15 @@ from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSetting
 class Examined:
     """An image the model has read: where it came from, the frame that was read, and what the model gave.
 
-    It says nothing of its study and of the time, so it may be made before the study is complete.
+    It says nothing of its study and of the time, so it may be made before the study is complete. `seconds`: how long
+    that took.
     """
 
     instance: StoredInstance
     context: SourceContext
     frame: Frame
     reading: Reading
+    seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class NotAssessed:
     instance: StoredInstance
     context: SourceContext | None
     rejection: Rejection
+    seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
 
 Examination = Examined | NotAssessed
@@ -70,7 +75,7 @@ Examination = Examined | NotAssessed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Everything an answer depends on besides the study itself."""
+    """Everything an answer depends on besides the study itself; `timer` tells how long stages take, and no answer."""
 
     predictor: Predictor
     manifest: Manifest
@@ -79,6 +84,7 @@ class Pipeline:
     eligibility: EligibilitySettings
     pixels: PixelSettings
     results: ResultSettings
+    timer: Callable[[], float] = time.perf_counter
 
     def answer(
         self,
@@ -102,20 +108,37 @@ class Pipeline:
         """Answer one version of a study from the examinations of its instances, in their order."""
         assessed = [self._assess(one, now) for one in examinations if isinstance(one, Examined)]
         rejected = [one for one in examinations if isinstance(one, NotAssessed)]
+        begun = self.timer()
+        results = tuple(
+            replace(result, prefix=want.series_description_prefix)
+            for want in wanted
+            for result in self._write(job, assessed, rejected, now, want)
+        )
         return StudyAnswer(
-            results=tuple(
-                replace(result, prefix=want.series_description_prefix)
-                for want in wanted
-                for result in self._write(job, assessed, rejected, now, want)
-            ),
+            results=results,
             rejections=tuple(outcome.rejection for outcome in rejected),
             summary=summarise(job.study, [one.assessment for one in assessed], [one.rejection for one in rejected]),
             analysed=tuple(one.instance.ref.sop_instance for one in assessed),
             subjects=frozenset(one.context.subject for one in examinations if one.context is not None),
+            seconds=_together(examinations) | {Stage.ENCODE: self.timer() - begun},
         )
 
     def examine(self, instance: StoredInstance, part10: bytes) -> Examination:
         """Take one instance through both gates: tags, then pixels."""
+        begun = self.timer()
+        looked = self._read(instance, part10)
+        decoded = self.timer()
+        if isinstance(looked, NotAssessed):
+            return replace(looked, seconds={Stage.DECODE: decoded - begun})
+        context, frame = looked
+        frame, reading, seen = self._look(frame)
+        seconds = {Stage.DECODE: decoded - begun, Stage.INFER: self.timer() - decoded}
+        if not isinstance(seen, Typical):
+            return replace(_rejected(instance, context, *_why_not(seen)), seconds=seconds)
+        return Examined(instance=instance, context=context, frame=frame, reading=reading, seconds=seconds)
+
+    def _read(self, instance: StoredInstance, part10: bytes) -> tuple[SourceContext, Frame] | NotAssessed:
+        """Judge an instance by its tags and return its frame."""
         context = None
         try:
             dataset = read(part10)
@@ -128,10 +151,7 @@ class Pipeline:
             return _rejected(instance, context, RejectionReason.UNREADABLE, str(error))
         except UndecodablePixels as error:
             return _rejected(instance, context, RejectionReason.CORRUPT_PIXELS, str(error))
-        frame, reading, seen = self._look(frame)
-        if not isinstance(seen, Typical):
-            return _rejected(instance, context, *_why_not(seen))
-        return Examined(instance=instance, context=context, frame=frame, reading=reading)
+        return context, frame
 
     def _look(self, frame: Frame) -> tuple[Frame, Reading, GateVerdict]:
         """Run the model and the pixel gate; an image that is certainly turned or inverted is righted once."""
@@ -226,6 +246,15 @@ class Pipeline:
             settings_digest=equipment.settings_digest(self.operating_point, self.pixels.model_dump_json()),
         )
         return equipment, identity
+
+
+def _together(examinations: Sequence[Examination]) -> dict[Stage, float]:
+    """Return how long each stage took of all images together."""
+    spent: dict[Stage, float] = {}
+    for examination in examinations:
+        for stage, taken_s in examination.seconds.items():
+            spent[stage] = spent.get(stage, 0.0) + taken_s
+    return spent
 
 
 def _rejected(

@@ -80,6 +80,11 @@ class Worker:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Finish the study at hand, then end."""
         self._stopping.set()

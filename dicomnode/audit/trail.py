@@ -78,6 +78,11 @@ class AuditTrail:
         self._outbox.note(AuditKind.APPLICATION_START, None, self._clock())
         self._loop.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether its loop is alive."""
+        return self._loop.running
+
     def stop(self) -> None:
         """Record that the node ends, and try once more to tell everything; what cannot be told waits in the store."""
         self._loop.stop()

@@ -39,6 +39,11 @@ class Loop:
         self._thread: threading.Thread | None = None
 
     @property
+    def name(self) -> str:
+        """What its thread is called."""
+        return self._name
+
+    @property
     def running(self) -> bool:
         """Whether the loop is alive."""
         return self._thread is not None and self._thread.is_alive()

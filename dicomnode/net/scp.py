@@ -85,6 +85,7 @@ class StorageScp:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
+        self._accepted = 0
         self._ended: set[str] = set()
         self._servers: list[BoundedServer] = []
 
@@ -93,6 +94,12 @@ class StorageScp:
         """How many associations stand at present."""
         with self._lock:
             return len(self._open)
+
+    @property
+    def accepted(self) -> int:
+        """How many associations were accepted since the node was built."""
+        with self._lock:
+            return self._accepted
 
     @property
     def refused(self) -> Mapping[tuple[str, str], int]:
@@ -195,6 +202,7 @@ class StorageScp:
         )
         with self._lock:
             self._open[event.assoc] = info
+            self._accepted += 1
         log.info("association-opened", extra=_about(info))
         try:
             self._inbox.association_opened(info.association_id, self._clock())

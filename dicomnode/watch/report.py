@@ -201,8 +201,8 @@ def _above(scores: Sequence[WeeklyScores]) -> Rate:
 
 
 def _counts(scores: Sequence[WeeklyScores]) -> tuple[int, ...]:
-    return tuple(map(sum, zip(*(entry.counts for entry in scores), strict=True))) if scores else (0,) * len(
-        SCORE_BOUNDS
+    return (
+        tuple(map(sum, zip(*(entry.counts for entry in scores), strict=True))) if scores else (0,) * len(SCORE_BOUNDS)
     )
 
 

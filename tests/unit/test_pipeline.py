@@ -15,7 +15,7 @@ from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, RejectionReason, ResultKind, StudyAnswer, Subject, Wanted
+from dicomnode.domain.job import Job, RejectionReason, ResultKind, Stage, StudyAnswer, Subject, Wanted
 from dicomnode.imaging.reader import read
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import Pipeline
@@ -211,3 +211,17 @@ def test_the_answer_says_by_whose_numbers_it_is_found_and_shows_them_nowhere(tmp
     assert made.subjects == {Subject(patient_id=CANARY_ID, accession_number=CANARY_ACCESSION)}
     assert CANARY_ID not in repr(made.summary)
     assert "subjects" not in repr(made)
+
+
+def test_an_answer_tells_how_long_its_stages_took_and_is_the_same_however_long(tmp_path: Path) -> None:
+    ticks = iter(range(100))
+    timed = replace(pipeline(tmp_path), timer=lambda: float(next(ticks)))
+    two = [image(1), image(2)]
+    told = answer(timed, two)
+    assert told.seconds == {Stage.DECODE: 2.0, Stage.INFER: 2.0, Stage.ENCODE: 1.0}
+    assert told == answer(replace(timed, timer=lambda: 0.0), two)
+
+
+def test_an_image_that_is_rejected_by_its_tags_takes_no_inference(tmp_path: Path) -> None:
+    told = answer(pipeline(tmp_path), [image(view="LL")])
+    assert set(told.seconds) == {Stage.DECODE, Stage.ENCODE}
