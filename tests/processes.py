@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,18 @@ class NodeProcess:
     def events(self, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
+
+    def count(self, table: str, where: str = "1") -> int:
+        """Count rows as a look beside the running node sees them; none as long as there is no table."""
+        try:
+            with closing(sqlite3.connect(f"file:{self.store / 'store.db'}?mode=ro", uri=True)) as connection:
+                return int(connection.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
+
+    def blobs(self) -> set[str]:
+        """Return the names of the files in the store."""
+        return {entry.name for entry in (self.store / "blobs").rglob("*") if entry.is_file()}
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run another `cxrnode` command on this node's store."""

@@ -1,17 +1,20 @@
 """SIGKILL at each step from reception to delivery: what was promised is answered, once, after the restart."""
 
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.archives import Archive
+from dicomnode.delivery_settings import DeliverySettings
+from dicomnode.domain.job import Accepted, Destination
+from dicomnode.net.outgoing import Outgoing
+from dicomnode.net.part10 import read_file_head
+from dicomnode.net.scu import send
+from tests.archives import Archive, CommittingArchive
 from tests.bundles import make_bundle
 from tests.make import build, encode
 from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
@@ -45,14 +48,6 @@ class Link:
     def send(self, files: Path) -> int:
         return run_cxrnode("send", f"CXRNODE@127.0.0.1:{self.node.port}", str(files)).returncode
 
-    def blobs(self) -> Iterator[Path]:
-        return (self.node.store / "blobs").rglob("*")
-
-    def count(self, table: str, where: str = "1") -> int:
-        """Count rows as a look beside the running node sees them."""
-        with closing(sqlite3.connect(f"file:{self.node.store / 'store.db'}?mode=ro", uri=True)) as connection:
-            return int(connection.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
-
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[Link]:
@@ -84,17 +79,17 @@ def test_killed_after_an_event_it_answers_every_study_once(event: str, count: in
 
 
 STEPS: dict[str, Callable[["Link"], object]] = {
-    "accept: the first bytes are written": lambda link: any(entry.is_file() for entry in link.blobs()),
-    "accept: the first row is committed": lambda link: link.count("instance"),
-    "assemble: a study waits for its quiet time": lambda link: link.count("job"),
-    "infer: a study is in work": lambda link: link.count("job", "state <> 'collecting'"),
+    "accept: the first bytes are written": lambda link: link.node.blobs(),
+    "accept: the first row is committed": lambda link: link.node.count("instance"),
+    "assemble: a study waits for its quiet time": lambda link: link.node.count("job"),
+    "infer: a study is in work": lambda link: link.node.count("job", "state <> 'collecting'"),
     "encode: a result's bytes are written": lambda link: (
-        sum(entry.is_file() for entry in link.blobs()) > STUDIES and link.count("instance") == STUDIES
+        len(link.node.blobs()) > STUDIES and link.node.count("instance") == STUDIES
     ),
-    "finish: the results are committed": lambda link: link.count("result"),
-    "send: a delivery is claimed": lambda link: link.count("delivery", "state <> 'waiting'"),
+    "finish: the results are committed": lambda link: link.node.count("result"),
+    "send: a delivery is claimed": lambda link: link.node.count("delivery", "state <> 'waiting'"),
     "send: the archive has an object": lambda link: link.archive.sent,
-    "send: the delivery is committed": lambda link: link.count("delivery", "state = 'delivered'"),
+    "send: the delivery is committed": lambda link: link.node.count("delivery", "state = 'delivered'"),
 }
 """The steps of a study, each as what can be seen, from then on, in the store or in the archive."""
 
@@ -114,6 +109,67 @@ def test_killed_at_a_step_it_answers_every_study_once(step: str, link: Link, tmp
     # A sender that was not told of success sends again; one that was told may do so too.
     assert link.send(files) == 0
     require_one_answer_each(link)
+
+
+COMMITTING = """
+[[delivery.destinations]]
+name = "archive"
+ae_title = "{archive.ae_title}"
+host = "127.0.0.1"
+port = {archive.port}
+commitment = true
+commitment_timeout_s = 2.0
+commitment_linger_s = 0
+"""
+COMMITTED = "state = 'committed'"
+COMMITMENT_STEPS: dict[str, Callable[[NodeProcess, CommittingArchive], int]] = {
+    "the request is written down": lambda node, archive: node.count("commitment_request"),
+    "the archive is asked, and does not answer": lambda node, archive: len(archive.asked),
+    "the archive has answered, and reports later": lambda node, archive: len(node.events("commitment-requested")),
+    "the archive has an association to report over": lambda node, archive: archive.knocks,
+    "the report is written down": lambda node, archive: node.count("commitment", COMMITTED),
+}
+"""The steps between request and report, each as a number that grows with it."""
+
+
+def test_killed_between_a_request_for_commitment_and_its_report_everything_is_committed_once(tmp_path: Path) -> None:
+    port, bundle = free_port(), make_bundle(tmp_path / "bundle")
+    with CommittingArchive(port) as archive:
+        config = CONFIG + COMMITTING.format(archive=archive)
+        node = NodeProcess(tmp_path / "node", port=port, bundle=bundle, config=config).start()
+        link = Link(node, archive)
+        try:
+            for number, (name, step) in enumerate(COMMITMENT_STEPS.items(), start=1):
+                before = step(node, archive)
+                (archive.respond.clear if "does not answer" in name else archive.respond.set)()
+                (archive.report.clear if "report" in name else archive.report.set)()
+                send_at_once(node, encode(build("dx", seed=number)))
+                if name == "the report is written down":
+                    archive.report.set()
+                wait_until(lambda step=step, before=before: step(node, archive) > before, STEP_WITHIN_S, name)
+                node.kill()
+                archive.respond.set()
+                archive.report.set()
+                node.start()
+                wait_until(
+                    lambda number=number: node.count("commitment", COMMITTED) == 2 * number,
+                    STEP_WITHIN_S,
+                    f"the commitment after: {name}",
+                )
+            # No report was about a transaction that the node had forgotten.
+            wait_until(lambda: sorted(archive.heard) == sorted(archive.asked), STEP_WITHIN_S, "an end to the reports")
+            require_one_answer_each(link, len(COMMITMENT_STEPS))
+        finally:
+            node.close()
+    assert node.count("commitment") == 2 * len(COMMITMENT_STEPS)
+
+
+def send_at_once(node: NodeProcess, part10: bytes) -> None:
+    """Send a study from within this process, which starts nothing."""
+    to = Destination(name="node", ae_title="CXRNODE", host="127.0.0.1", port=node.port)
+    head = read_file_head(part10)
+    item = Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=lambda: part10)
+    assert send(to, [item], calling_ae="MODALITY", settings=DeliverySettings()) == [Accepted()]
 
 
 def test_killed_while_receiving_it_answers_what_it_promised(link: Link, tmp_path: Path) -> None:
@@ -138,14 +194,14 @@ def written_studies(folder: Path) -> Path:
     return folder
 
 
-def require_one_answer_each(link: Link) -> None:
-    wait_until(lambda: len(link.archive.datasets) >= 2 * STUDIES, WITHIN_S, "an answer to every study")
+def require_one_answer_each(link: Link, expected: int = STUDIES) -> None:
+    wait_until(lambda: len(link.archive.datasets) >= 2 * expected, WITHIN_S, "an answer to every study")
     settled = re.compile(r"\b0 analyses and 0 deliveries unfinished")
     wait_until(lambda: settled.search(link.node.command("queue", "list").stdout), WITHIN_S, "an empty queue")
     assert link.node.terminate() == 0
     check = link.node.command("store", "check")
     assert check.returncode == 0, check.stdout + check.stderr
     studies = {str(dataset.StudyInstanceUID) for dataset in link.archive.datasets.values()}
-    assert len(studies) == STUDIES
+    assert len(studies) == expected
     for study in studies:
         assert {kind: len(found) for kind, found in link.archive.of_study(study).items()} == {"SR": 1, "OT": 1}
