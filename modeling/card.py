@@ -155,14 +155,15 @@ def _comparison(comparison: Comparison | None) -> str:
         f" {comparison.patients} patients that it did not train on, with one network each. Differences are from the"
         " first row, paired by patient. The last column is what was published, on other images, other splits (random"
         " ones put one patient on both sides) and with ImageNet's weights: it cannot be compared with the rest.\n\n"
-        "| recipe | backbone | epochs | images seen | minutes | abnormality AUC | difference | mean AUC of findings |"
-        " difference | published |\n|---|---|---|---|---|---|---|---|---|---|\n" + rows
+        "| recipe | backbone | first weights | batch | epochs | images seen | minutes | abnormality AUC | difference |"
+        " mean AUC of findings | difference | published |\n" + "|---" * 12 + "|\n" + rows
     )
 
 
 def _compared(row: Row) -> str:
     cells = (
-        row.config.bundle.name, row.config.model.backbone, row.epochs, row.images_seen, f"{row.minutes:.0f}",
+        row.config.bundle.name, row.config.model.backbone, "pretrained" if row.warm else "random",
+        row.config.train.batch_size, row.epochs, row.images_seen, f"{row.minutes:.0f}",
         _shown(row.abnormality), _gap(row.abnormality_difference), _shown(row.findings),
         _gap(row.findings_difference), row.config.bundle.published or "-",
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.config import TrainingConfig
+from modeling.config import ApplicationModel, ModelSection, TrainingConfig
 from modeling.metrics import Estimate, bootstrap_aucs, estimate, label_aucs, mean_auc
 from modeling.run import OUT_OF_FOLD, Run, described, fold_records, read_arrays
 from modeling.tracking.history import EpochRecord
@@ -19,9 +19,13 @@ ROUNDS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """One run's held-out predictions: logits (N, outputs) of `names`, NaN where the image's fold was not trained."""
+    """One run's held-out predictions: logits (N, outputs) of `names`, NaN where the image's fold was not trained.
+
+    `warm`: whether it began with other weights than random ones.
+    """
 
     config: TrainingConfig
+    warm: bool
     names: npt.NDArray[np.str_]
     logits: FloatArray
     records: tuple[EpochRecord, ...]
@@ -32,6 +36,7 @@ class Row:
     """One recipe on the images that all of them were judged on; differences are from the first recipe's."""
 
     config: TrainingConfig
+    warm: bool
     epochs: int
     images_seen: int
     minutes: float
@@ -55,11 +60,19 @@ def read_held_out(folder: Path) -> HeldOut:
 
     Raises: ConfigurationError when the folder holds no run, or it has predicted nothing yet.
     """
-    config, _ = described(folder)
+    config, sources = described(folder)
     held = read_arrays(folder / OUT_OF_FOLD, only=("names", "logits"))
     return HeldOut(
-        config=config, names=held["names"], logits=held["logits"], records=fold_records(folder, config.train.folds)
+        config=config,
+        warm=sources.warm_start is not None or _is_pretrained(config.model),
+        names=held["names"],
+        logits=held["logits"],
+        records=fold_records(folder, config.train.folds),
     )
+
+
+def _is_pretrained(model: ModelSection) -> bool:
+    return isinstance(model, ApplicationModel) and model.weights != "random"
 
 
 def compared(run: Run, judged: FloatArray, others: Sequence[HeldOut]) -> Comparison | None:
@@ -94,6 +107,7 @@ def _row(other: HeldOut, values: list[npt.NDArray[np.float64]], draws: list[npt.
     gaps = [estimate(float(values[at][c] - values[0][c]), draws[at][:, c] - draws[0][:, c]) for c in range(2)]
     return Row(
         config=other.config,
+        warm=other.warm,
         epochs=max((record.epoch for record in other.records), default=0),
         images_seen=round(sum(record.images_per_s * record.seconds for record in other.records)),
         minutes=sum(record.seconds for record in other.records) / 60,

@@ -48,9 +48,8 @@ def guess(run: Run, skill: float, *, known: np.ndarray | None = None, outputs: i
     logits = (skill * run.labels + random.normal(size=run.labels.shape)).astype(np.float32)
     if known is not None:
         logits[~known] = np.nan
-    return HeldOut(
-        config=CONFIG, names=np.array(run.radiographs.names), logits=logits[:, :outputs], records=(record(0, 1),)
-    )
+    names = np.array(run.radiographs.names)
+    return HeldOut(config=CONFIG, warm=False, names=names, logits=logits[:, :outputs], records=(record(0, 1),))
 
 
 def test_the_better_recipe_stands_out_by_a_paired_difference(run: Run) -> None:
@@ -84,7 +83,7 @@ def test_only_images_that_every_run_predicted_count(run: Run) -> None:
 
 def test_runs_are_joined_by_the_names_of_images_not_by_their_order(run: Run) -> None:
     turned = guess(run, 2.0)
-    turned = HeldOut(config=CONFIG, names=turned.names[::-1], logits=turned.logits[::-1], records=turned.records)
+    turned = replace(turned, names=turned.names[::-1], logits=turned.logits[::-1])
     found = compared(run, run.labels, [guess(run, 2.0), turned])
     assert found is not None
     assert found.rows[0].findings == found.rows[1].findings
@@ -117,7 +116,17 @@ def test_a_folder_is_read_back_and_one_without_predictions_is_named(run: Run) ->
     held = read_held_out(run.folder)
     assert np.array_equal(held.logits, logits)
     assert [entry.epoch for entry in held.records] == [1, 2]
+    assert not held.warm
     assert held.config == TrainingConfig.model_validate(CONFIG.model_dump())
+
+
+def test_a_run_that_began_with_trained_weights_is_told_from_one_that_did_not(run: Run) -> None:
+    warm = replace(run, sources=replace(run.sources, warm_start=run.folder / "weights.npz"))
+    (run.folder / "weights.npz").write_bytes(b"weights")
+    warm.claim_folder()
+    names, logits = np.array(run.radiographs.names), guess(run, 1.0).logits
+    write_arrays(run.folder / OUT_OF_FOLD, {"names": names, "logits": logits})
+    assert read_held_out(run.folder).warm
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.recipes import FROM_NOTHING, OURS, comparable, warms
 from dicomnode.domain.errors import ConfigurationError
 from modeling.config import ApplicationModel, Lite0Model, TrainingConfig, read_config
 from modeling.devices import alone
@@ -109,3 +110,9 @@ def test_a_recipe_with_an_unknown_key_or_one_of_another_kind_is_refused(tmp_path
         path.write_text(wrong)
         with pytest.raises(ConfigurationError, match=r"wrong\.toml: .*(drop_out|gamma)"):
             read_config(path)
+
+
+def test_what_is_measured_without_a_warm_start_begins_with_none() -> None:
+    config = comparable(OURS)
+    assert warms(OURS, config)
+    assert not warms(OURS + FROM_NOTHING, comparable(OURS + FROM_NOTHING))
