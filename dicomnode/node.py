@@ -46,7 +46,7 @@ def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
     """
     bundle = open_bundle(settings.inference.bundle or default_bundle())
     operating_point = choose_operating_point(bundle.manifest, settings.inference.operating_point)
-    predictor = Predictor(bundle, threads=settings.inference.threads)
+    predictor = Predictor(bundle, threads=settings.inference.threads, providers=settings.inference.providers)
     predictor.replay_golden()
     pipeline = Pipeline(
         predictor=predictor,

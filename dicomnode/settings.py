@@ -167,10 +167,14 @@ class PixelSettings(Section):
 
 
 class InferenceSettings(Section):
-    """The model bundle (None: the shipped reference), ONNX Runtime threads (0: one per core), operating point."""
+    """The model bundle (None: the shipped reference), ONNX Runtime threads (0: one per core), operating point.
+
+    `providers`: what the graph runs on; a node of it that the first cannot run goes to the next, and in the end to cpu.
+    """
 
     bundle: Path | None = None
     threads: int = Field(default=0, ge=0, le=256)
+    providers: tuple[Literal["cpu", "cuda", "openvino"], ...] = Field(default=("cpu",), min_length=1)
     operating_point: str | None = None
 
 

@@ -79,7 +79,9 @@ def _print_line(name: str, detail: str, *, good: bool) -> None:
 def _check_bundle(settings: Settings) -> str:
     bundle = open_bundle(settings.inference.bundle or default_bundle())
     point = choose_operating_point(bundle.manifest, settings.inference.operating_point)
-    difference = Predictor(bundle, threads=settings.inference.threads).replay_golden()
+    difference = Predictor(
+        bundle, threads=settings.inference.threads, providers=settings.inference.providers
+    ).replay_golden()
     return (
         f"{bundle.identity.name} {bundle.identity.version}, {bundle.identity.bundle_hash[:12]}, hashes agree, "
         f"golden vectors agree to {difference:.1g}, operating point {point}"

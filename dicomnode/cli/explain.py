@@ -83,7 +83,7 @@ def explain(
     asked = _asked(finding or (), opened)
     explainer = _Explainer(
         bundle=opened,
-        predictor=Predictor(opened, threads=settings.inference.threads),
+        predictor=Predictor(opened, threads=settings.inference.threads, providers=settings.inference.providers),
         equipment=Equipment(settings=settings.results, model=opened.identity, software_version=__version__),
         operating_point=choose_operating_point(opened.manifest, settings.inference.operating_point),
         pixels=settings.pixels,

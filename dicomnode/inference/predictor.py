@@ -5,27 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import GOLDEN_TOLERANCE, Bundle
 from dicomnode.domain.errors import BundleInvalid
 from dicomnode.domain.finding import SaliencyMap, Score
 from dicomnode.domain.frame import FloatArray, Frame
+from dicomnode.inference.session import open_session
 
 LOGITS, MAPS, TYPICALITY, ORIENTATION = "logits", "maps", "typicality", "orientation"
 _OUTPUTS = (LOGITS, MAPS, TYPICALITY, ORIENTATION)
-# The runtime's exceptions share no base class of their own.
-_REFUSALS = (
-    runtime_errors.Fail,
-    runtime_errors.InvalidArgument,
-    runtime_errors.InvalidGraph,
-    runtime_errors.InvalidProtobuf,
-    runtime_errors.NoSuchFile,
-    runtime_errors.NotImplemented,
-    runtime_errors.RuntimeException,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +34,14 @@ class Reading:
 class Predictor:
     """A loaded bundle, ready to read frames. Safe to call from several threads."""
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
-        """Load the graph with `threads` threads (0: one per core).
+    def __init__(self, bundle: Bundle, *, threads: int, providers: Sequence[str] = ("cpu",)) -> None:
+        """Load the graph; see `open_session`.
 
-        Raises: BundleInvalid, if the runtime refuses the graph or its outputs are not the contract's.
+        Raises: BundleInvalid, if the runtime refuses the graph or its outputs are not the contract's;
+        ConfigurationError, if a provider is not to be had here.
         """
         self._bundle = bundle
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(bundle.model_path), options, providers=["CPUExecutionProvider"]
-            )
-        except _REFUSALS as error:
-            raise BundleInvalid(f"{bundle.model_path} is not a graph that ONNX Runtime loads") from error
+        self._session = open_session(bundle.model_path, threads=threads, providers=providers)
         missing = set(_OUTPUTS) - {output.name for output in self._session.get_outputs()}
         if missing:
             raise BundleInvalid(f"{bundle.model_path} lacks the outputs {', '.join(sorted(missing))}")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from dicomnode.bundle.reader import file_sha256, open_bundle
@@ -168,3 +169,42 @@ def test_a_graph_of_other_members_or_labels_than_the_manifest_is_refused_though_
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleInvalid, match=r"'logits' has the shape \(2, \d, 15\), not \(2, \d, 15\)"):
         Predictor(open_bundle(folder), threads=1).replay_golden()
+
+
+@pytest.mark.parametrize(("name", "package"), [("cuda", "onnxruntime-gpu"), ("openvino", "onnxruntime-openvino")])
+def test_a_provider_that_the_runtime_lacks_is_named_with_the_package_that_has_it(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    bundle = open_bundle(make_bundle(tmp_path))
+    with pytest.raises(ConfigurationError, match=f"no {name}, only cpu; install {package} in its place"):
+        Predictor(bundle, threads=1, providers=(name,))
+
+
+@pytest.mark.parametrize("name", ["cuda", "openvino"])
+def test_a_provider_that_the_runtime_has_gives_the_golden_vectors_or_says_that_it_cannot_start(
+    name: str, tmp_path: Path
+) -> None:
+    full = {"cuda": "CUDAExecutionProvider", "openvino": "OpenVINOExecutionProvider"}[name]
+    if full not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {name}")
+    try:
+        predictor = Predictor(open_bundle(make_bundle(tmp_path)), threads=1, providers=(name, "cpu"))
+    except ConfigurationError as error:
+        assert "cannot be started" in str(error)  # noqa: PT017 where the machine has no such device
+    else:
+        assert predictor.replay_golden() < 1e-3
+
+
+def test_a_provider_that_the_runtime_leaves_out_silently_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, bundle = onnxruntime.InferenceSession, open_bundle(make_bundle(tmp_path))
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: real(*args, providers=["CPUExecutionProvider"])
+    )
+    with pytest.raises(ConfigurationError, match="cuda cannot be started"):
+        Predictor(bundle, threads=1, providers=("cuda", "cpu"))
