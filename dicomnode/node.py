@@ -26,7 +26,9 @@ from dicomnode.pipeline import Pipeline
 from dicomnode.results.fallback import fallback
 from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
-from dicomnode.web.app import create_app
+from dicomnode.watch.health import Running
+from dicomnode.watch.views import Watched, watch_pages
+from dicomnode.web.app import Extra, create_app
 from dicomnode.web.parts import Parts
 from dicomnode.web.server import WebServer
 from dicomnode.worker import Worker
@@ -136,6 +138,21 @@ class Node:
             reports=to_destinations.desk.receive,
             alert=audit.alert if audit is not None else None,
         )
+        retention = Loop(
+            "retention",
+            lambda: store.retention.step(clock()),
+            store.retention.next_due,
+            clock=clock,
+            about={"of": "retention"},
+        )
+        watched = Watched(
+            settings=settings,
+            store=store,
+            bundle=bundle,
+            operating_point=pipeline.operating_point,
+            running=_running(scp, worker, (*to_destinations.loops, retention), audit),
+            clock=clock,
+        )
         return cls(
             settings=settings,
             bundle=bundle,
@@ -143,15 +160,9 @@ class Node:
             scp=scp,
             worker=worker,
             deliveries=to_destinations,
-            retention=Loop(
-                "retention",
-                lambda: store.retention.step(clock()),
-                store.retention.next_due,
-                clock=clock,
-                about={"of": "retention"},
-            ),
+            retention=retention,
             audit=audit,
-            web=_web_page(settings, store, bundle, clock),
+            web=_web_page(settings, store, bundle, clock, watch_pages(watched)),
             clock=clock,
         )
 
@@ -212,11 +223,30 @@ class Node:
                 log.warning("commitment-reports-not-admitted", extra=about)
 
 
-def _web_page(settings: Settings, store: Store, bundle: Bundle, clock: Callable[[], datetime]) -> WebServer | None:
+def _running(scp: StorageScp, worker: Worker, loops: Sequence[Loop], audit: AuditTrail | None) -> Running:
+    """Return what the node says of itself while it runs."""
+
+    def threads() -> dict[str, bool]:
+        told = {"audit": audit.running} if audit is not None else {}
+        return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
+
+    return Running(
+        threads=threads,
+        listening=lambda: scp.listening,
+        associations=lambda: scp.associations,
+        accepted=lambda: scp.accepted,
+        refused=lambda: scp.refused,
+    )
+
+
+def _web_page(
+    settings: Settings, store: Store, bundle: Bundle, clock: Callable[[], datetime], pages: Sequence[Extra]
+) -> WebServer | None:
     """Return the server of the web page, if there is to be one."""
     if not settings.http.enabled:
         return None
-    return WebServer(create_app(Parts(settings=settings, store=store, bundle=bundle, clock=clock)), settings.http)
+    parts = Parts(settings=settings, store=store, bundle=bundle, clock=clock)
+    return WebServer(create_app(parts, extra=pages), settings.http)
 
 
 def _audit_trail(

@@ -82,18 +82,22 @@ def wilson(hits: float, images: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def compare_rates(later: Rate, former: Rate, *, comparisons: int = 1) -> RateComparison:
-    """Compare two rates by Newcombe's interval of their difference, at 95 % shared by so many comparisons.
+    """Compare two rates by the interval of their difference, at 95 % shared by so many comparisons."""
+    if later.value is None or former.value is None or min(later.images, former.images) < FEWEST:
+        return RateComparison(difference=None, interval=None, change=Change.FEW)
+    low, high = newcombe(later, former, 1 - 0.05 / comparisons)
+    difference = later.value - former.value
+    return RateComparison(difference=difference, interval=(low, high), change=_rate_change(difference, low, high))
+
+
+def newcombe(later: Rate, former: Rate, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a difference of rates.
 
     Source: Newcombe, Stat. Med. 17 (1998) 873, method 10.
     """
-    if later.value is None or former.value is None or min(later.images, former.images) < FEWEST:
-        return RateComparison(difference=None, interval=None, change=Change.FEW)
-    confidence = 1 - 0.05 / comparisons
-    (later_low, later_high), (former_low, former_high) = later.interval(confidence), former.interval(confidence)
-    difference = later.value - former.value
-    low = difference - math.hypot(later.value - later_low, former_high - former.value)
-    high = difference + math.hypot(later_high - later.value, former.value - former_low)
-    return RateComparison(difference=difference, interval=(low, high), change=_rate_change(difference, low, high))
+    a, b = later.value or 0.0, former.value or 0.0
+    (a_low, a_high), (b_low, b_high) = later.interval(confidence), former.interval(confidence)
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
 def shift(observed: Sequence[int], reference: Sequence[int], *, comparisons: int = 1) -> Shift:
