@@ -24,6 +24,7 @@ from dicomnode.domain.errors import CxrNodeError, PeerUnavailable, UnreadableObj
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import RetryPolicy
 from dicomnode.net.association import open_association
+from dicomnode.net.circuit import Breaker
 from dicomnode.net.contexts import STORAGE_COMMITMENT, commitment_proposal
 from dicomnode.net.loop import Loop
 from dicomnode.net.status import EventStatus, commitment_failure, describe, is_success
@@ -66,6 +67,9 @@ class Commitments(Protocol):
 
     def next_due(self, destination: str) -> datetime | None:
         """Return when there is something to ask, or something becomes overdue."""
+
+    def urged(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has asked for another try since then."""
 
 
 class ReportDesk:
@@ -146,10 +150,11 @@ class Committer:
         self._settings, self._policy = settings, settings.retry.policy()
         self._calling_ae, self._clock, self._randomness = calling_ae, clock, randomness
         self._identifiers = identifiers
+        self.breaker = Breaker(destination.label, "commitment", self._policy, clock=clock, randomness=randomness)
         self.loop = Loop(
             f"committer-{destination.label}",
             self.ask_due,
-            lambda: commitments.next_due(destination.label),
+            self._next_due,
             clock=clock,
             about={"destination": destination.label},
         )
@@ -163,10 +168,13 @@ class Committer:
         for item in self._commitments.expire(name, self._clock()):
             about = {"destination": name, "study": item.study, "instance": item.sop_instance}
             log.warning("commitment-overdue", extra={**about, "within_s": self._destination.commitment_timeout_s})
+        allowed = self.breaker.allows(self._settings.batch, lambda since: self._commitments.urged(name, since))
+        if not allowed:
+            return 0
         transaction = self._identifiers()
         items = self._commitments.claim(
             name,
-            self._settings.batch,
+            allowed,
             transaction,
             self._destination.commitment_timeout_s,
             self._clock(),
@@ -176,6 +184,11 @@ class Committer:
             self._ask_or_record(transaction, items)
         return len(items)
 
+    def _next_due(self) -> datetime | None:
+        """Return when there is something to ask, at the earliest when the destination may be tried again."""
+        due, retry_at = self._commitments.next_due(self._destination.label), self.breaker.circuit.retry_at
+        return due if due is None or retry_at is None else max(due, retry_at)
+
     def _ask_or_record(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
         about = {"destination": self._destination.label, "transaction": transaction, "instances": len(items)}
         try:
@@ -184,7 +197,9 @@ class Committer:
             log.warning("commitment-not-requested", extra={**about, "cause": str(error)})
             now, randomness = self._clock(), self._randomness()
             self._commitments.not_requested(transaction, str(error), now, self._policy, randomness)
+            self.breaker.failed(str(error))
         else:
+            self.breaker.answered()
             log.info("commitment-requested", extra=about)
 
     def _ask(self, transaction: str, items: Sequence[CommitmentItem]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -15,9 +15,11 @@ from dicomnode.domain.job import (
     Delivery,
     DeliveryState,
     NoAnswer,
+    Refused,
     RetryPolicy,
     StoreOutcome,
 )
+from dicomnode.net.circuit import Breaker
 from dicomnode.net.loop import Loop
 from dicomnode.net.outgoing import Outgoing, Transfer
 
@@ -42,6 +44,9 @@ class Outbox(Protocol):
 
     def next_due(self, destination: str) -> datetime | None:
         """Return when the next delivery is due. Raises: StoreUnavailable."""
+
+    def urged(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has asked for another try since then. Raises: StoreUnavailable."""
 
     def record(
         self,
@@ -83,10 +88,11 @@ class Sender:
         self._clock, self._randomness = clock, randomness
         self._commit_within_s, self._delivered = commit_within_s, delivered
         self._kept: deque[_Result] = deque()
+        self.breaker = Breaker(name, "store", self._policy, clock=clock, randomness=randomness)
         self.loop = Loop(
             f"sender-{name}",
             self.deliver_due,
-            lambda: outbox.next_due(name),
+            self._next_due,
             clock=clock,
             about={"destination": name},
         )
@@ -99,28 +105,45 @@ class Sender:
     def deliver_due(self) -> int:
         """Deliver one batch of what is due and return how many deliveries were tried.
 
+        To a destination that has failed in a row nothing is tried for a while, then one delivery.
         Raises: StoreUnavailable.
         """
         self._record_kept()
-        deliveries = self._outbox.claim(self._name, self._batch, self._clock())
+        allowed = self.breaker.allows(self._batch, lambda since: self._outbox.urged(self._name, since))
+        deliveries = self._outbox.claim(self._name, allowed, self._clock()) if allowed else ()
         if not deliveries:
             return 0
-        reported: set[int] = set()
+        reported: dict[int, StoreOutcome] = {}
 
         def report(position: int, outcome: StoreOutcome, sent_as: InstanceRef | None) -> None:
-            reported.add(position)
+            reported[position] = outcome
             self._record(_Result(delivery=deliveries[position], outcome=outcome, sent_as=sent_as))
 
         try:
             self._transfer([self._outgoing(delivery) for delivery in deliveries], report=report)
         finally:
             # After an unknown failure nothing may stay claimed for ever: what has no outcome is tried again.
-            for position, delivery in enumerate(deliveries):
+            for position in range(len(deliveries)):
                 if position not in reported:
-                    self._record(_Result(delivery=delivery, outcome=NoAnswer(cause="internal error while sending")))
+                    report(position, NoAnswer(cause="internal error while sending"), None)
+            self._judge(tuple(reported.values()))
             if self._delivered is not None:
                 self._delivered()
         return len(deliveries)
+
+    def _next_due(self) -> datetime | None:
+        """Return when there is something to deliver, at the earliest when the destination may be tried again."""
+        due, retry_at = self._outbox.next_due(self._name), self.breaker.circuit.retry_at
+        return due if due is None or retry_at is None else max(due, retry_at)
+
+    def _judge(self, outcomes: Sequence[StoreOutcome]) -> None:
+        """Tell from the outcomes of a batch whether the destination does its work: a refusal for good is work too."""
+        failures = [outcome for outcome in outcomes if not (isinstance(outcome, Accepted) or outcome.permanent)]
+        if len(failures) < len(outcomes):
+            self.breaker.answered()
+            return
+        asked_s = (outcome.retry_after_s or 0.0 for outcome in failures if isinstance(outcome, Refused))
+        self.breaker.failed(failures[0].cause, max(asked_s, default=0.0))
 
     def _outgoing(self, delivery: Delivery) -> Outgoing:
         return Outgoing(

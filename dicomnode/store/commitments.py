@@ -99,6 +99,12 @@ SELECT MIN(at) FROM (
 )
 """
 
+# Only an operator's retry makes an overdue one due at the very time from which its age counts.
+URGED = """
+SELECT 1 FROM commitment WHERE destination = :destination AND state = 'overdue' AND next_at = begun_at
+    AND begun_at > :since LIMIT 1
+"""
+
 RETRY = """
 UPDATE commitment SET next_at = :now, begun_at = :now, changed_at = :now WHERE delivery_id = :delivery_id
     AND state = 'overdue'
@@ -214,6 +220,15 @@ class Commitments:
         """
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE, {"destination": destination}).fetchone()[0])
+
+    def urged(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has asked since then for a destination to be asked again.
+
+        Raises: StoreUnavailable.
+        """
+        asked = {"destination": destination, "since": to_text(since)}
+        with self._database.reading() as connection:
+            return connection.execute(URGED, asked).fetchone() is not None
 
     def _kept(self, connection: sqlite3.Connection, row: sqlite3.Row, now: datetime) -> bool:
         facts = {"delivery_id": row["delivery_id"], "now": to_text(now)}

@@ -74,6 +74,12 @@ WHERE delivery_id = :delivery_id AND state = 'sending'
 # What is sending changed last when it was claimed.
 WAITING_SINCE = "SELECT waiting_since, changed_at FROM delivery WHERE delivery_id = ? AND state = 'sending'"
 
+# Only an operator's retry sets the age of a delivery anew.
+URGED = """
+SELECT 1 FROM delivery WHERE destination = :destination AND next_attempt_at = waiting_since
+    AND waiting_since > :since AND waiting_since > created_at LIMIT 1
+"""
+
 NEXT_DUE = "SELECT MIN(next_attempt_at) FROM delivery WHERE destination = ? AND next_attempt_at IS NOT NULL"
 
 
@@ -137,6 +143,15 @@ class Outbox:
         """
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE, (destination,)).fetchone()[0])
+
+    def urged(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has asked since then for another try of what waits for a destination.
+
+        Raises: StoreUnavailable.
+        """
+        asked = {"destination": destination, "since": to_text(since)}
+        with self._database.reading() as connection:
+            return connection.execute(URGED, asked).fetchone() is not None
 
     def _delivered(
         self,

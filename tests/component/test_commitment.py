@@ -92,6 +92,7 @@ class Archive:
     asked: list[list[str]] = field(default_factory=list)
     transactions: list[str] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    reporting: list[threading.Thread] = field(default_factory=list)
     peer: Peer | None = None
 
     @contextmanager
@@ -112,8 +113,15 @@ class Archive:
             if self.overtakes:
                 self._report(event.assoc, told)
             else:
-                threading.Thread(target=self._later, args=(event.assoc, told), daemon=True).start()
+                reporting = threading.Thread(target=self._later, args=(event.assoc, told), daemon=True)
+                self.reporting.append(reporting)
+                reporting.start()
         return self.status, None
+
+    def settle(self) -> None:
+        """Wait until every report was made, while there is still a listener."""
+        for reporting in self.reporting:
+            reporting.join(WITHIN_S)
 
     def _later(self, association: Any, told: Dataset) -> None:
         time.sleep(0.1)
@@ -275,6 +283,8 @@ def test_silence_is_an_alert_and_is_asked_again_with_another_transaction(
         silent[0] = False
         archive.over = "another"
         wait_until(lambda: found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the commitment")
+        assert found.committer.loop.stop(WITHIN_S)
+        archive.settle()
     assert len(archive.transactions) == len(set(archive.transactions)) >= 2
     assert {entry.state for entry in found_deliveries(tmp_path)} == {DeliveryState.DELIVERED}
 
@@ -293,6 +303,29 @@ def test_a_destination_that_refuses_is_asked_again_later(tmp_path: Path, caplog:
         assert record.cause == "the destination refused to commit itself: 0124"
         archive.status = 0x0000
         wait_until(found.committer.ask_due, WITHIN_S, "the second request")
+        wait_until(lambda: found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the commitment")
+
+
+def test_a_destination_that_cannot_be_asked_is_left_alone_after_two_requests(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Archive(status=0x0110).running() as archive, bench(tmp_path, archive) as found:
+        found.deliver()
+        wait_until(found.committer.ask_due, WITHIN_S, "the first request")
+        wait_until(found.committer.ask_due, WITHIN_S, "the second request")
+        assert found.committer.breaker.circuit.is_open
+        assert found.committer.ask_due() == 0
+        assert len(archive.asked) == 2
+        (told,) = [record for record in caplog.records if record.message == "destination-unavailable"]
+        assert (told.destination, told.service) == ("pacs", "commitment")
+        archive.status = 0x0000
+        wait_until(
+            lambda: found.committer.ask_due() or not found.committer.breaker.circuit.is_open, WITHIN_S, "a trial"
+        )
+        assert len(archive.asked[2]) == 1
+        wait_until(
+            lambda: found.committer.ask_due() or found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the second trial"
+        )
         wait_until(lambda: found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the commitment")
 
 

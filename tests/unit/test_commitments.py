@@ -234,8 +234,12 @@ def test_asking_ends_with_the_retry_policy_and_an_operator_may_ask_again(store: 
     assert now == pytest.approx(4 + 3600, abs=WITHIN_S)
     assert states(store) == {CommitmentState.OVERDUE}
     (first, *_) = entries(store)
+    assert not store.commitments.urged("PACS", at(0))
     assert store.ledger.retry(OneDelivery(delivery_id=first.delivery_id), at(9000)).deliveries == 1
+    assert store.commitments.urged("PACS", at(8999))
+    assert not store.commitments.urged("PACS", at(9001))
     assert [item.delivery_id for item in ask(store, 9000, "1.9.9999")] == [first.delivery_id]
+    assert not store.commitments.urged("PACS", at(8999))
 
 
 def test_a_request_that_was_written_down_survives_a_restart(store: Store, tmp_path: Path) -> None:

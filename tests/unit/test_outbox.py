@@ -9,6 +9,7 @@ from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.store import Store
+from dicomnode.store.actions import OfStudy
 from dicomnode.store.ledger import Balance, DeliveryEntry
 from dicomnode.store.rows import EventKind
 from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
@@ -185,3 +186,17 @@ def test_nothing_is_due_at_a_destination_that_has_everything(store: Store) -> No
         store.outbox.record(delivery, Accepted(), at(4), POLICY, MIDDLE)
     assert store.outbox.next_due("PACS") is None
     assert store.outbox.next_due("never configured") is None
+
+
+def test_an_operator_who_asks_for_another_try_is_heard_until_it_is_made(store: Store) -> None:
+    assert not store.outbox.urged("PACS", at(0))
+    for delivery in store.outbox.claim("PACS", 1, at(5)):
+        store.outbox.record(delivery, NoAnswer(cause="refused"), at(5), POLICY, 0.5)
+    assert not store.outbox.urged("PACS", at(0))
+    store.ledger.retry(OfStudy(study="1.1"), at(8))
+    assert store.outbox.urged("PACS", at(7))
+    assert not store.outbox.urged("PACS", at(9))
+    assert not store.outbox.urged("OTHER", at(7))
+    for delivery in store.outbox.claim("PACS", 10, at(10)):
+        store.outbox.record(delivery, NoAnswer(cause="refused"), at(10), POLICY, 0.5)
+    assert not store.outbox.urged("PACS", at(7))

@@ -1,0 +1,78 @@
+"""When a destination is left alone, for how long, and what is tried then."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dicomnode.domain.job import RetryPolicy
+from dicomnode.net.circuit import Breaker, Circuit
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=100, jitter=0.1)
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def failed(*seconds: float, asked_s: float = 0.0) -> Circuit:
+    circuit = Circuit()
+    for moment in seconds:
+        circuit = circuit.failed(at(moment), POLICY, 0.5, asked_s)
+    return circuit
+
+
+def test_one_failure_changes_nothing_and_two_in_a_row_open() -> None:
+    assert failed(0).allows(at(1), 50) == 50
+    assert not failed(0).is_open
+    assert failed(0, 1).is_open
+    assert failed(0, 1).allows(at(1), 50) == 0
+
+
+def test_after_the_pause_one_thing_is_tried_if_there_is_one() -> None:
+    circuit = failed(0, 0)
+    assert circuit.allows(at(29.9), 50) == 0
+    assert circuit.allows(at(30), 50) == 1
+    assert circuit.allows(at(30), 0) == 0
+
+
+def test_every_trial_that_fails_lengthens_the_pause_up_to_a_limit() -> None:
+    ends = [failed(*[0] * failures).retry_at for failures in (2, 3, 4, 5, 60)]
+    assert ends == [at(30), at(60), at(100), at(100), at(100)]
+
+
+@pytest.mark.parametrize(("asked_s", "waits_s"), [(5.0, 30.0), (120.0, 120.0), (999_999.0, 3600.0)])
+def test_a_destinations_wish_to_be_left_alone_is_heeded_within_reason(asked_s: float, waits_s: float) -> None:
+    assert failed(0, 0, asked_s=asked_s).retry_at == at(waits_s)
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_the_pause() -> None:
+    assert failed(0, 0).allows(at(-3600), 50) == 1
+
+
+def test_an_answer_closes_and_failures_count_anew(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    breaker = Breaker("pacs", "store", POLICY, clock=lambda: at(0), randomness=lambda: 0.5)
+    breaker.failed("refused")
+    breaker.answered()
+    breaker.failed("refused")
+    assert breaker.allows(50, lambda since: False) == 50
+    assert caplog.messages == []
+    breaker.failed("refused")
+    breaker.failed("refused")
+    assert breaker.allows(50, lambda since: False) == 0
+    breaker.answered()
+    assert breaker.allows(50, lambda since: False) == 50
+    assert caplog.messages == ["destination-unavailable", "destination-available"]
+
+
+def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
+    now = [0.0]
+    breaker = Breaker("pacs", "store", POLICY, clock=lambda: at(now[0]), randomness=lambda: 0.5)
+    breaker.failed("refused")
+    now[0] = 7.0
+    breaker.failed("refused")
+    asked: list[datetime] = []
+    assert breaker.allows(50, lambda since: bool(asked.append(since))) == 0
+    assert asked == [at(7)]
+    assert breaker.allows(50, lambda since: True) == 1
