@@ -1,12 +1,11 @@
 """What a configured destination comes to: a sender, a committer where it is asked to commit itself, and one check."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from dicomnode.delivery_settings import DeliverySettings, DestinationSettings, DimseDestination
-from dicomnode.net.circuit import Breaker, Circuit
 from dicomnode.net.commitment import Commitments, Committer, ReportDesk
 from dicomnode.net.loop import Loop
 from dicomnode.net.outgoing import Fallback, Form, Transfer
@@ -31,18 +30,10 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deliveries:
-    """The loops of all destinations, none of which waits for another, and the desk where their reports come in.
-
-    `breakers` know by name which destinations are left alone for now.
-    """
+    """The loops of all destinations, none of which waits for another, and the desk where their reports come in."""
 
     loops: tuple[Loop, ...]
     desk: ReportDesk
-    breakers: Mapping[str, Breaker]
-
-    def circuits(self) -> dict[str, Circuit]:
-        """Return what is known of each destination now."""
-        return {name: breaker.circuit for name, breaker in self.breakers.items()}
 
     def start(self) -> None:
         """Begin to deliver and to ask."""
@@ -63,7 +54,6 @@ class Deliveries:
 def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings) -> Deliveries:
     """Wire the loops of these destinations."""
     loops: list[Loop] = []
-    breakers: dict[str, Breaker] = {}
 
     def wake_all() -> None:
         for loop in loops:
@@ -88,9 +78,8 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
             commit_within_s=entry.commitment_timeout_s if isinstance(entry, DimseDestination) and committer else None,
             delivered=committer.loop.wake if committer else None,
         )
-        breakers[entry.label] = sender.breaker
         loops.extend([sender.loop, committer.loop] if committer else [sender.loop])
-    return Deliveries(loops=tuple(loops), desk=desk, breakers=breakers)
+    return Deliveries(loops=tuple(loops), desk=desk)
 
 
 def transfer_to(entry: DestinationSettings, shared: Surroundings) -> Transfer:
