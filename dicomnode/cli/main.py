@@ -8,6 +8,7 @@ from dicomnode.cli.analyze import analyze
 from dicomnode.cli.check import check
 from dicomnode.cli.conformance import conformance
 from dicomnode.cli.data import data
+from dicomnode.cli.demo import demo
 from dicomnode.cli.evaluate import compare, evaluate
 from dicomnode.cli.explain import explain
 from dicomnode.cli.link import echo, send
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-for command in (serve, check, analyze, echo, send, why, conformance, train, export, evaluate, compare, explain):
+for command in (demo, serve, check, analyze, echo, send, why, conformance, train, export, evaluate, compare, explain):
     app.command()(command)
 app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")

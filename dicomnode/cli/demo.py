@@ -1,0 +1,160 @@
+"""`cxrnode demo`: what the node does, on this machine, with studies that belong to nobody."""
+
+import signal
+import sys
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.terminal import BundleOption, err, escape, out
+from dicomnode.demo.chest import write_studies
+from dicomnode.demo.reading import Reported
+from dicomnode.demo.stage import SENDER, Outcome, Stage, staged
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.net.files import SentFile
+from dicomnode.node import utc_now
+from dicomnode.settings import LogSettings
+from dicomnode.telemetry import start_logging, tell_uncaught
+
+_STRONGEST = 3
+_MARKS = {"Present": "*", "Undetermined": "?"}
+_BINARY = "Abnormal"
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+
+
+def demo(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="DICOM files and folders instead of drawn chests.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Keep what was sent and what came back here.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when the results are back.")] = False,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the node's page.")] = True,
+    bundle: BundleOption = None,
+) -> None:
+    """Run node and archive on this machine, send studies through, and show what came back; Ctrl-C ends it."""
+    for path in paths or ():
+        if not path.exists():
+            raise ConfigurationError(f"there is no file or folder {path}: name DICOM files, or none for drawn chests")
+    keep_to_oneself()
+    start_logging(LogSettings(level="WARNING", format="text"))
+    tell_uncaught()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with _folders(output) as (store, kept):
+        _say("1", "Loading the model: hashes and golden vectors are checked before anything is received.")
+        with staged(store, kept / "archive", bundle=bundle) as stage:
+            complete = _show(stage, paths or _draw(kept / "sent"), ended)
+            _stay(stage, kept, output is not None, once, browser, ended)
+    sys.exit(0 if complete else 1)
+
+
+@contextmanager
+def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Give the store's folder, which is removed at the end, and the one for objects, which stays if it was asked for."""
+    with tempfile.TemporaryDirectory(prefix="cxrnode-demo-") as temporary:
+        kept = output or Path(temporary) / "out"
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{kept} cannot be written to: {error.strerror}; choose another --out") from error
+        yield Path(temporary) / "store", kept
+
+
+def _draw(folder: Path) -> list[Path]:
+    studies = write_studies(folder, utc_now())
+    _say("2", f"Drawing {len(studies)} studies of nobody: three frontal chests, and a lateral, which the node refuses.")
+    return studies
+
+
+def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> bool:
+    """Send, wait, and print what came back; return whether every study has its answer."""
+    _say("3", f"Node {stage.node} and archive {stage.archive.peer} are listening.")
+    with Progress(*_COLUMNS, console=err, transient=True) as progress:
+        task = progress.add_task("sending", total=None)
+        report = stage.send(paths, lambda _, done, total: progress.update(task, completed=done, total=total))
+        sent = [entry for entry in report if entry.delivered]
+        _say("4", f"{SENDER} sent {len(sent)} of {len(report)} files by C-STORE; the node has them on disk.")
+        _complain(report)
+        progress.update(task, description="analysing", completed=0, total=None)
+        outcomes = stage.settle(ended, lambda done, total: progress.update(task, completed=done, total=total))
+    objects = sum(len(outcome.archived) for outcome in outcomes)
+    _say("5", f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
+    out.print(_table(outcomes))
+    for outcome in outcomes:
+        _tell_files(outcome)
+    return bool(sent) and len(sent) == len(report) and not ended.is_set()
+
+
+def _complain(report: Sequence[SentFile]) -> None:
+    for entry in report:
+        if not entry.delivered:
+            cause = entry.skipped or getattr(entry.outcome, "cause", "")
+            out.print(f"   {escape(entry.path.name)} was not sent: {escape(cause)}")
+    if not report:
+        out.print("   There is no file among what was given.")
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table(caption="* present, ? undetermined at its operating point", caption_justify="left")
+    table.add_column("study", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("abnormal", no_wrap=True)
+    table.add_column("strongest findings, or why there are none")
+    table.add_column("sent back", no_wrap=True)
+    for number, outcome in enumerate(outcomes, start=1):
+        findings = [finding for finding in outcome.findings if finding.label != _BINARY]
+        ranked = sorted(findings, key=lambda finding: -finding.probability)[:_STRONGEST]
+        said = ", ".join(f"{finding.label} {_marked(finding)}" for finding in ranked) or _why_none(outcome)
+        abnormal = ", ".join(_marked(finding) for finding in outcome.findings if finding.label == _BINARY)
+        cells = (str(number), outcome.state.value, abnormal, said, f"{len(outcome.archived)} objects")
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _marked(finding: Reported) -> str:
+    return f"{finding.probability:.2f}{_MARKS.get(finding.presence, '')}"
+
+
+def _why_none(outcome: Outcome) -> str:
+    return "; ".join(f"{entry.reason.value}: {entry.detail}" for entry in outcome.rejections) or outcome.reason
+
+
+def _tell_files(outcome: Outcome) -> None:
+    for entry in outcome.archived:
+        picture = entry.file.with_suffix(".png")
+        out.print(f"   {'SC' if picture in outcome.pictures else 'SR'}  {escape(str(entry.file))}")
+        if picture in outcome.pictures:
+            out.print(f"   PNG {escape(str(picture))}")
+
+
+def _stay(stage: Stage, kept: Path, is_kept: bool, once: bool, browser: bool, ended: threading.Event) -> None:
+    """Say where things are, open the page, and wait until somebody has seen enough."""
+    if is_kept:
+        out.print(f"   Everything is kept in {escape(str(kept))}.")
+    else:
+        out.print("   All of it is removed at the end; --out DIR keeps it.")
+    out.print("   Probabilities of drawn chests mean nothing. Research use only, not for diagnosis.")
+    if once or ended.is_set():
+        return
+    if stage.page is not None:
+        _say("6", f"The node's page is at {stage.page}")
+        if browser:
+            webbrowser.open(stage.page)
+    out.print(f"   Send it more: cxrnode send {stage.node} PATH...   Ctrl-C ends the demo.")
+    ended.wait()
+
+
+def _say(step: str, text: str) -> None:
+    out.print(f"[bold]{step}[/]  {escape(text)}")
