@@ -54,7 +54,7 @@ def demo(
         signal.signal(number, lambda *_: ended.set())
     with _folders(output) as (store, kept):
         _say("1", "Loading the model: hashes and golden vectors are checked before anything is received.")
-        with staged(store, kept / "archive", bundle=bundle) as stage:
+        with staged(store, kept / "archive", bundle=bundle, show_patients=not paths) as stage:
             complete = _show(stage, paths or _draw(kept / "sent"), ended)
             _stay(stage, kept, output is not None, once, browser, ended)
     sys.exit(0 if complete else 1)
@@ -62,7 +62,7 @@ def demo(
 
 @contextmanager
 def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Give the store's folder, which is removed at the end, and the one for objects, which stays if it was asked for."""
+    """Give the store's folder, which is removed at the end, and the one for objects, which stays if asked for."""
     with tempfile.TemporaryDirectory(prefix="cxrnode-demo-") as temporary:
         kept = output or Path(temporary) / "out"
         try:
@@ -92,8 +92,8 @@ def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> bool:
     objects = sum(len(outcome.archived) for outcome in outcomes)
     _say("5", f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
     out.print(_table(outcomes))
-    for outcome in outcomes:
-        _tell_files(outcome)
+    for number, outcome in enumerate(outcomes, start=1):
+        _tell_files(number, outcome)
     return bool(sent) and len(sent) == len(report) and not ended.is_set()
 
 
@@ -131,12 +131,11 @@ def _why_none(outcome: Outcome) -> str:
     return "; ".join(f"{entry.reason.value}: {entry.detail}" for entry in outcome.rejections) or outcome.reason
 
 
-def _tell_files(outcome: Outcome) -> None:
+def _tell_files(number: int, outcome: Outcome) -> None:
     for entry in outcome.archived:
-        picture = entry.file.with_suffix(".png")
-        out.print(f"   {'SC' if picture in outcome.pictures else 'SR'}  {escape(str(entry.file))}")
-        if picture in outcome.pictures:
-            out.print(f"   PNG {escape(str(picture))}")
+        out.print(f"   study {number}, {entry.kind}: {escape(str(entry.file))}")
+    for picture in outcome.pictures:
+        out.print(f"   study {number}, heatmap to look at: {escape(str(picture))}")
 
 
 def _stay(stage: Stage, kept: Path, is_kept: bool, once: bool, browser: bool, ended: threading.Event) -> None:
@@ -145,7 +144,7 @@ def _stay(stage: Stage, kept: Path, is_kept: bool, once: bool, browser: bool, en
         out.print(f"   Everything is kept in {escape(str(kept))}.")
     else:
         out.print("   All of it is removed at the end; --out DIR keeps it.")
-    out.print("   Probabilities of drawn chests mean nothing. Research use only, not for diagnosis.")
+    out.print("   What a model finds in a drawn chest means nothing. Research use only, not for diagnosis.")
     if once or ended.is_set():
         return
     if stage.page is not None:

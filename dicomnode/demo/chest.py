@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, FileMetaDataset, dcmwrite
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
 from dicomnode.domain.frame import FloatArray
+from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
 
 _BITS = 12
 _VIEWS = ("PA", "PA", "AP", "LL")
@@ -98,7 +98,7 @@ def _write(folder: Path, number: int, view: str, now: datetime) -> Path:
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)
     file = folder / f"chest-{number}.dcm"
@@ -110,10 +110,16 @@ def _described(number: int, view: str, now: datetime) -> Dataset:
     """Return everything of a CR image but its pixels. Source: PS3.3 A.2."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = f"Drawn^Chest {number}", f"DRAWN-{number}", "", "O"
-    ds.StudyInstanceUID = derive_uid("demo", "study", str(number), now.isoformat())
-    ds.SeriesInstanceUID = derive_uid("demo", "series", ds.StudyInstanceUID)
-    ds.SOPInstanceUID = derive_uid("demo", "instance", ds.StudyInstanceUID)
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = (
+        f"Drawn^Chest {number}",
+        f"DRAWN-{number}",
+        "",
+        "O",
+    )
+    names = (str(number), now.isoformat())
+    ds.StudyInstanceUID = derive_uid("demo", "study", *names)
+    ds.SeriesInstanceUID = derive_uid("demo", "series", *names)
+    ds.SOPInstanceUID = derive_uid("demo", "instance", *names)
     ds.SOPClassUID = ComputedRadiographyImageStorage
     ds.StudyDate = ds.SeriesDate = ds.ContentDate = f"{now:%Y%m%d}"
     ds.StudyTime = ds.SeriesTime = ds.ContentTime = f"{now:%H%M%S}"

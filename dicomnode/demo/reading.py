@@ -1,4 +1,4 @@
-"""What an archive has got, read as any receiver would read it: findings out of the report, a picture out of the heatmap."""
+"""What an archive has got, read as any receiver would read it: findings of the report, a picture of the heatmap."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -62,9 +62,7 @@ class Stage:
     def send(self, paths: Sequence[Path], progress: Callable[[SentFile, int, int], None]) -> list[SentFile]:
         """Send files and folders to the node, as a modality would."""
         destination = parse_destination(self.node).destination()
-        return send_files(
-            destination, paths, calling_ae=SENDER, settings=self.settings.delivery, progress=progress
-        )
+        return send_files(destination, paths, calling_ae=SENDER, settings=self.settings.delivery, progress=progress)
 
     def settle(self, given_up: threading.Event, progress: Callable[[int, int], None]) -> tuple[Outcome, ...]:
         """Wait until every study has its answer in the archive, or none to come; `given_up` ends the waiting."""
@@ -101,13 +99,15 @@ class Stage:
 
 
 @contextmanager
-def staged(store: Path, kept: Path, *, bundle: Path | None = None) -> Iterator[Stage]:
+def staged(store: Path, kept: Path, *, bundle: Path | None = None, show_patients: bool = False) -> Iterator[Stage]:
     """Run an archive that writes to `kept`, and a node that delivers to it and has its store at `store`.
+
+    `show_patients`: the page, which everybody on this machine can open, names them.
 
     Raises: ConfigurationError.
     """
     with Archive(kept) as archive:
-        settings = _settings(store, archive.peer, bundle)
+        settings = _settings(store, archive.peer, bundle, show_patients=show_patients)
         node = Node.build(settings)
         try:
             node.start()
@@ -117,7 +117,7 @@ def staged(store: Path, kept: Path, *, bundle: Path | None = None) -> Iterator[S
             node.stop()
 
 
-def _settings(store: Path, archive: str, bundle: Path | None) -> Settings:
+def _settings(store: Path, archive: str, bundle: Path | None, *, show_patients: bool) -> Settings:
     """Return a configuration for this machine alone; neither file nor environment has a say in what it names."""
     options: dict[str, Any] = {
         "scp": {"ae_title": "CXRNODE", "bind": _LOOPBACK, "port": free_port(), "tls": {"certificate": None}},
@@ -125,7 +125,7 @@ def _settings(store: Path, archive: str, bundle: Path | None) -> Settings:
         "assembly": {"quiet_s": 1.0},
         "delivery": {"destinations": [parse_destination(archive).model_dump()], "default_destinations": None},
         "audit": {"to": "off"},
-        "http": {"bind": _LOOPBACK, "port": free_port(), "local_patients": True},
+        "http": {"bind": _LOOPBACK, "port": free_port(), "local_patients": show_patients},
     }
     if bundle is not None:
         options["inference"] = {"bundle": bundle}

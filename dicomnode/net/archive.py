@@ -11,7 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 from pynetdicom import AE, evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import Verification
@@ -26,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
 _NAME_CHARACTERS = 12
+_REPORTS = frozenset({Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,11 @@ class Archived:
 
     ref: InstanceRef
     file: Path
+
+    @property
+    def kind(self) -> str:
+        """Return what it is: SR, SC, or an object of another class."""
+        return _kind(self.ref.sop_class)
 
 
 class Archive:
@@ -93,12 +106,10 @@ class Archive:
         data_set, syntax = event.request.DataSet.getvalue(), str(event.context.transfer_syntax)
         try:
             ref = read_ref(data_set, syntax)
-            file = self._folder / folder_name(ref.study) / f"{_name(ref.sop_instance)}.dcm"
+            file = self._folder / folder_name(ref.study) / f"{_kind(ref.sop_class)}-{_name(ref.sop_instance)}.dcm"
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(
-                part10_bytes(
-                    data_set, sop_class=ref.sop_class, sop_instance=ref.sop_instance, transfer_syntax=syntax
-                )
+                part10_bytes(data_set, sop_class=ref.sop_class, sop_instance=ref.sop_instance, transfer_syntax=syntax)
             )
         except UnreadableObject:
             return StoreStatus.CANNOT_UNDERSTAND
@@ -113,6 +124,12 @@ class Archive:
 def folder_name(study: str) -> str:
     """Return the name of a study's folder. A UID is somebody else's string: only its digest becomes a name."""
     return _name(study)
+
+
+def _kind(sop_class: str) -> str:
+    if sop_class in _REPORTS:
+        return "SR"
+    return "SC" if sop_class == SecondaryCaptureImageStorage else "object"
 
 
 def _name(uid: str) -> str:
