@@ -8,6 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY dicomnode dicomnode
 COPY modeling modeling
 COPY models models
+COPY conf conf
 RUN python -m venv /opt/cxrnode \
     && /opt/cxrnode/bin/pip install --no-cache-dir --constraint constraints.txt .
 

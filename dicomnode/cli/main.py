@@ -11,6 +11,7 @@ from dicomnode.cli.data import data
 from dicomnode.cli.demo import demo
 from dicomnode.cli.evaluate import compare, evaluate
 from dicomnode.cli.explain import explain
+from dicomnode.cli.init import init
 from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
@@ -26,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-for command in (demo, serve, check, analyze, echo, send, why, conformance, train, export, evaluate, compare, explain):
+_NODE = (demo, init, serve, check, analyze, echo, send, why, conformance)
+for command in (*_NODE, train, export, evaluate, compare, explain):
     app.command()(command)
 app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")

@@ -1,0 +1,139 @@
+"""`cxrnode init`: five questions, and a commented configuration made of the answers."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from dicomnode.cli.configured import Answers, configuration
+from dicomnode.cli.terminal import err, escape, out
+from dicomnode.delivery_settings import DeliverySettings, DimseDestination
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.net import scu
+from dicomnode.net.tls import listener_context
+from dicomnode.settings import ScpSettings, StoreSettings, TlsSettings, parse_destination
+
+T = TypeVar("T")
+
+_DEFAULTS = ScpSettings()
+_NOTHING = "none"
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The configuration to write.")] = Path("node.toml"),
+    ae_title: Annotated[str | None, typer.Option("--ae-title", help="AE title of the node.")] = None,
+    port: Annotated[str | None, typer.Option("--port", "-p", help="Port of the Storage SCP.")] = None,
+    pacs: Annotated[
+        str | None, typer.Option("--pacs", metavar="AET@HOST:PORT", help='Where results go; or "none".')
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="DIR", help="Folder of the durable store.")] = None,
+    certificate: Annotated[
+        str | None, typer.Option("--certificate", metavar="FILE", help='The node\'s certificate for TLS; or "none".')
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Its key, unless the same file holds it.")
+    ] = None,
+    echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Try a C-ECHO to the PACS.")] = True,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing; what no option says keeps its default.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Ask five questions (AE title, port, PACS, store, TLS) and write a commented configuration."""
+    if file.exists() and not force:
+        raise ConfigurationError(f"{file} is there already: name another file, or overwrite it with --force")
+    asks = not yes
+    title = _answer("AE title of the node", ae_title, _DEFAULTS.ae_title, _ae_title, asks)
+    number = _answer("Port that it listens on", port, str(_DEFAULTS.port), _port, asks)
+    destination = _answer("PACS that gets the results (AET@HOST:PORT, or none)", pacs, _NOTHING, _pacs, asks)
+    folder = _answer("Folder of the store", store, str(StoreSettings().path), _store, asks)
+    question = "Certificate for TLS (a PEM file, or none)"
+    tls = _answer(question, certificate, _NOTHING, lambda text: _certificate(text, key), asks)
+    answers = Answers(
+        ae_title=title, port=number, pacs=destination, store=folder, certificate=tls, key=key if tls else None
+    )
+    _write(file, configuration(answers))
+    if destination is not None and echo:
+        _try(destination, title)
+    _tell_next(file)
+
+
+def _answer(question: str, given: str | None, default: str, checked: Callable[[str], T], asks: bool) -> T:
+    """Return an option's value, or ask until an answer is right; without a person the default is the answer."""
+    if given is not None or not asks:
+        return checked(default if given is None else given)
+    while True:
+        try:
+            return checked(str(typer.prompt(question, default=default)).strip())
+        except ConfigurationError as error:
+            err.print(f"  {escape(str(error))}")
+
+
+def _ae_title(text: str) -> str:
+    return _scp(ae_title=text).ae_title
+
+
+def _port(text: str) -> int:
+    return _scp(port=text).port
+
+
+def _scp(**fields: str) -> ScpSettings:
+    try:
+        return ScpSettings.model_validate(fields)
+    except ValidationError as error:
+        said = "; ".join(entry["msg"].removeprefix("Value error, ") for entry in error.errors())
+        named = ", ".join(fields).replace("_", " ")
+        raise ConfigurationError(f"this is no {named}: {said}") from error
+
+
+def _pacs(text: str) -> DimseDestination | None:
+    return None if text.lower() in ("", _NOTHING) else parse_destination(text)
+
+
+def _store(text: str) -> Path:
+    """Check a folder without making it: the file may be for another machine."""
+    if not text or not text.isprintable():
+        raise ConfigurationError("a folder is wanted here, such as /var/lib/cxrnode/store")
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"{path} is a file; the store is a folder of its own")
+    return path
+
+
+def _certificate(text: str, key: Path | None) -> Path | None:
+    """Check that certificate and key can be read and belong together."""
+    if text.lower() in ("", _NOTHING):
+        if key is not None:
+            raise ConfigurationError("--key is the key of a certificate: name that with --certificate")
+        return None
+    listener_context(TlsSettings(certificate=Path(text), key=key))
+    return Path(text)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be written: {error.strerror}; name another file") from error
+    out.print(f"{escape(str(file))} is written; every setting is in it, with what it means")
+
+
+def _try(destination: DimseDestination, calling_ae: str) -> None:
+    """Say whether the PACS answers; that it does not is no reason to have no configuration."""
+    result = scu.echo(destination.destination(), calling_ae=calling_ae, settings=DeliverySettings())
+    if result.succeeded:
+        out.print(f"{escape(destination.label)} answers C-ECHO in {result.round_trip_ms:.0f} ms")
+        return
+    out.print(
+        f"{escape(destination.label)} does not answer yet: {escape(result.cause)}. "
+        f"Does it know {escape(calling_ae)} and this machine's address? Does a firewall stand between?"
+    )
+
+
+def _tell_next(file: Path) -> None:
+    named = shlex.quote(str(file))
+    out.print(f"Next: cxrnode check --config {escape(named)}, then cxrnode serve --config {escape(named)}")
