@@ -150,7 +150,7 @@ def _add_pixels(ds: Dataset, overlay: Overlay) -> None:
     ds.HighBit = 7
     ds.PixelRepresentation = 0
     pixels = overlay.pixels.tobytes()
-    ds.PixelData = pixels + b"\x00" * (len(pixels) % 2)
+    ds.PixelData = pixels + b"\x00" if len(pixels) % 2 else pixels
     ds["PixelData"].VR = "OB"
 
 
