@@ -21,7 +21,8 @@ _SAMPLE_S = 0.002
 _PLACES = {
     ("transport.py", "receive"): "reading the socket",
     ("blobs.py", ""): "blobs: SHA-256, write, fsync",
-    ("commits.py", "_wait"): "",
+    ("arriving.py", ""): "blobs: SHA-256, write, fsync",
+    ("commits.py", ""): "",
     ("database.py", ""): "SQLite, with its fsync",
     ("inbox.py", ""): "SQLite, with its fsync",
 }
@@ -35,6 +36,7 @@ def main() -> None:
             store.inbox,
             clock=lambda: datetime.now(UTC),
             identifiers=lambda: uuid.uuid4().hex,
+            arriving=None if "--whole" in sys.argv else store.inbox.arriving,
         )
         scp.start()
         seen: Counter[str] = Counter()

@@ -67,8 +67,6 @@ class Sender:
         self._wire.close()
 
     def _receive(self) -> tuple[int, bytes]:
-        # Else a receiver that writes its response in two pieces would wait 40 ms for the first to be acknowledged.
-        self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         header = self._exactly(6)
         return header[0], self._exactly(int.from_bytes(header[2:], "big"))
 

@@ -137,6 +137,7 @@ class Node:
             identifiers=lambda: uuid.uuid4().hex,
             reports=to_destinations.desk.receive,
             alert=audit.alert if audit is not None else None,
+            arriving=store.inbox.arriving,
         )
         retention = Loop(
             "retention",

@@ -18,6 +18,7 @@ from pynetdicom import evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicomnode.net.admission import Admission, Visit
+from dicomnode.net.diversion import Arriving, Diversion
 from dicomnode.net.held import HeldBytes
 from dicomnode.net.pdus import (
     HEADER_BYTES,
@@ -41,12 +42,16 @@ _END_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What all listeners of a node share; `between_polls` is called several times a second."""
+    """What all listeners of a node share; `between_polls` is called several times a second.
+
+    `arriving` begins an object that is stored while it comes; without it every object is received whole.
+    """
 
     admission: Admission
     refusals: Refusals
     held: HeldBytes
     between_polls: Callable[[], None]
+    arriving: Callable[[], Arriving] | None = None
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
@@ -123,6 +128,8 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.gate.refusals)
         bounded.prepare()
         bounded.preloaded, bounded.held = asked, self.server.gate.held
+        if self.server.gate.arriving is not None:
+            bounded.diversion = Diversion(self.server.gate.arriving)
         association.dul.socket = bounded
         association.visit = visit
         bounded.count_unanswered(association)

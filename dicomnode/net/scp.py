@@ -22,6 +22,7 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.net.admission import Admission, Refusal, Rejection
 from dicomnode.net.contexts import accepted_contexts, listening_contexts
+from dicomnode.net.diversion import Arriving, Tail, diverted_bytes
 from dicomnode.net.held import HeldBytes
 from dicomnode.net.listener import BoundedHandler, BoundedServer, Gate
 from dicomnode.net.part10 import part10_bytes, read_ref
@@ -45,9 +46,12 @@ class Inbox(Protocol):
     """Where received instances become durable."""
 
     def accept(
-        self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
+        self, ref: InstanceRef, transfer_syntax: str, part10: Any, association: AssociationInfo, now: datetime
     ) -> object:
-        """Make an instance durable before returning. Raises: DiskFull, StoreUnavailable, UidMismatch."""
+        """Make an instance durable before returning. Raises: DiskFull, StoreUnavailable, UidMismatch.
+
+        `part10`: its bytes, or what `arriving` began and is whole by now.
+        """
 
     def association_opened(self, association_id: str, now: datetime) -> None:
         """Note that instances may follow over an association."""
@@ -68,8 +72,11 @@ class StorageScp:
         identifiers: Callable[[], str],
         reports: Callable[[Any], tuple[int, None]] | None = None,
         alert: Callable[[str, str, str], None] | None = None,
+        arriving: Callable[[], Arriving] | None = None,
     ) -> None:
         """Take the parts; `reports` serves what destinations report by Storage Commitment.
+
+        `arriving` begins an object of the inbox's that is stored while it comes, as large ones then are.
 
         `alert` is told of every peer turned away: its address, its calling AE title if known, and why.
         """
@@ -78,6 +85,7 @@ class StorageScp:
         self._clock = clock
         self._identifiers = identifiers
         self._reports = reports or _refuse_operation
+        self._arriving = arriving
         self._admission = Admission(settings)
         self._refusals = Refusals(alert=alert)
         per_s = settings.maximum_objects_per_s
@@ -127,6 +135,7 @@ class StorageScp:
             refusals=self._refusals,
             held=HeldBytes(settings.maximum_pending_bytes, settings.maximum_associations),
             between_polls=self._sweep,
+            arriving=self._arriving,
         )
         for port, encrypted in settings.ports():
             self._listen(entity, port, gate, tls if encrypted else None)
@@ -243,7 +252,8 @@ class StorageScp:
 
     def _on_store(self, event: Any) -> Dataset:
         info = self._open.get(event.assoc)
-        size_bytes = event.request.DataSet.getbuffer().nbytes if event.request.DataSet else 0
+        data_set = event.request.DataSet
+        size_bytes = data_set.getbuffer().nbytes + diverted_bytes(data_set) if data_set else 0
         about = {"association": info.association_id if info else None, "size_bytes": size_bytes}
         if self._object_rates is not None and info is not None:
             self._stopping.wait(self._object_rates.wait_s(info.peer_address))
@@ -265,6 +275,8 @@ class StorageScp:
         if info is None or request.DataSet is None:
             raise UnreadableObject("a C-STORE request without association or data set")
         transfer_syntax = str(context.transfer_syntax)
+        if isinstance(request.DataSet, Tail):
+            return self._receive_rest(event, info, request.DataSet)
         data_set = request.DataSet.getvalue()
         ref = read_ref(data_set, transfer_syntax)
         _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
@@ -273,6 +285,21 @@ class StorageScp:
         )
         self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
         return ref
+
+    def _receive_rest(self, event: Any, info: AssociationInfo, tail: Tail) -> InstanceRef:
+        """Receive an object of which all but the end is written down already."""
+        try:
+            _check_command(
+                tail.ref,
+                str(event.request.AffectedSOPClassUID),
+                str(event.request.AffectedSOPInstanceUID),
+                event.context,
+            )
+            tail.arriving.write(tail.getvalue())
+            self._inbox.accept(tail.ref, str(event.context.transfer_syntax), tail.arriving, info, self._clock())
+        finally:
+            tail.arriving.discard()
+        return tail.ref
 
 
 def _refuse_operation(_: Any) -> tuple[int, None]:

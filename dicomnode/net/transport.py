@@ -17,6 +17,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
+from dicomnode.net.diversion import Diversion, diverted_bytes
 from dicomnode.net.held import HeldBytes
 from dicomnode.net.pdus import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
 from dicomnode.net.refusals import Refusals
@@ -62,6 +63,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     read_error: OSError | None
     preloaded: bytearray
     held: HeldBytes | None
+    diversion: Diversion | None
 
     @classmethod
     def adopting(cls, plain: Any, limits: Limits, refusals: Refusals | None = None) -> "BoundedSocket":
@@ -72,14 +74,16 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         bounded.refusals = refusals or Refusals()
         bounded.connect_error = bounded.read_error = None
         bounded.preloaded = bytearray()
-        bounded.held = None
+        bounded.held = bounded.diversion = None
         bounded._body_of = None
+        bounded._is_over = False
         bounded._pdu_deadline = 0.0
         bounded._message_began = None
         bounded._unanswered = deque()
         return bounded
 
     _body_of: int | None
+    _is_over: bool
     _pdu_deadline: float
     _message_began: float | None
     _unanswered: deque[int]
@@ -126,6 +130,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         self.cut()
         if self.socket is not None:
             self.socket.close()
+        if self.diversion is not None:
+            self.diversion.end()
         held, self.held = self.held, None
         if held is not None:
             held.release(self)
@@ -136,7 +142,31 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         waiting = max(self.assoc.dimse.msg_queue.qsize(), len(self._unanswered))
         if waiting >= _UNANSWERED_REQUESTS:
             return False
-        return bool(self.preloaded) or bool(super().ready)
+        if self.preloaded:
+            return True
+        # What is diverted is no event for the library; it is told of the first PDU that is not.
+        while super().ready:
+            if self.diversion is None or not self._divert(self.diversion):
+                return True
+        return False
+
+    def _divert(self, diversion: Diversion) -> bool:
+        """Take the next PDU past the library, if it is a fragment amid a large object; if not, it is read next."""
+        if not diversion.wants(self.assoc):
+            return False
+        header = self.recv(HEADER_BYTES)
+        if len(header) < HEADER_BYTES:
+            self._is_over = True
+        elif header[0] == Pdu.P_DATA:
+            length = read_header(header)[1]
+            body = self.recv(length)
+            self._is_over = len(body) < length
+            if not self._is_over and diversion.take(self.assoc.dimse.message, body):
+                self.assoc.dul._idle_timer.restart()  # noqa: SLF001 the library does so for what it reads itself
+                return True
+            header += body
+        self.preloaded = header
+        return False
 
     def count_unanswered(self, association: Any) -> None:
         """Have the requests of an association that a peer opened counted, until each has been served."""
@@ -163,6 +193,9 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
 
         The library takes the fewer for a lost connection, and ends the association.
         """
+        if self._is_over:
+            # What is left in the socket's buffer follows a PDU that was refused: it is no header.
+            return bytearray()
         if self.preloaded:
             taken, self.preloaded = self.preloaded[:nr_bytes], self.preloaded[nr_bytes:]
             return taken
@@ -240,7 +273,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         message = self.assoc.dimse.message
         if message is None or message.data_set is None:
             return 0
-        return int(message.data_set.tell()) + int(message.encoded_command_set.tell())
+        diverted = diverted_bytes(message.data_set)
+        return diverted + int(message.data_set.tell()) + int(message.encoded_command_set.tell())
 
 
 def receive(wire: socket.socket, count: int, deadline: float) -> bytearray:
@@ -257,7 +291,7 @@ def receive(wire: socket.socket, count: int, deadline: float) -> bytearray:
             if got == 0:
                 break
             position += got
-    return buffer[:position]
+    return buffer if position == count else buffer[:position]
 
 
 class BoundedEntity(ApplicationEntity):  # type: ignore[misc]

@@ -20,6 +20,7 @@ from typing import Self
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import StoredInstance
+from dicomnode.store.arriving import Arriving
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +110,38 @@ class Blobs:
             self._sync_folder(folder)
         return name
 
-    def ensure(self, name: str, data: bytes) -> None:
+    def arriving(self) -> Arriving:
+        """Begin a blob whose bytes come piece by piece; `adopt` gives it its name, `discard` removes it."""
+        return Arriving(
+            self._root / f"{os.getpid()}-{next(self._serial)}{_PARTIAL}",
+            write=self._calls.write,
+            fsync=self._calls.fsync,
+            require_space=self._require_space,
+            translated=_translated,
+        )
+
+    def adopt(self, arrived: Arriving) -> str:
+        """Make what has arrived durable and return its name.
+
+        Raises: DiskFull, StoreUnavailable. After an error nothing is promised.
+        """
+        name = arrived.seal()
+        with _translated():
+            folder = self._durable_folder(name[:2])
+            self._calls.replace(arrived.path, folder / name)
+            self._sync_folder(folder)
+        return name
+
+    def ensure(self, name: str, data: bytes | None) -> None:
         """Write the bytes of that name again if they were removed since; a write transaction keeps them from going.
 
-        Raises: DiskFull, StoreUnavailable.
+        Raises: DiskFull, StoreUnavailable; also where the bytes are not at hand (None), whose sender is to try again.
         """
-        if not self._path(name).exists():
-            self.write(data)
+        if self._path(name).exists():
+            return
+        if data is None:
+            raise StoreUnavailable("the same image was removed while it came again")
+        self.write(data)
 
     def remove(self, name: str) -> None:
         """Remove the bytes of that name, if they are there.

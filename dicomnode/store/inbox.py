@@ -13,6 +13,7 @@ from dicomnode.domain.job import Job, JobState, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
 from dicomnode.store.answers import close_answered, write_answer
+from dicomnode.store.arriving import Arriving
 from dicomnode.store.assembly import (
     OPEN_JOB,
     OpenVersion,
@@ -115,10 +116,21 @@ class Inbox:
         """
         self._reception.association_released(association_id, now)
 
+    def arriving(self) -> Arriving:
+        """Begin an instance whose bytes come piece by piece, for `accept`."""
+        return self._blobs.arriving()
+
     def accept(
-        self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
+        self,
+        ref: InstanceRef,
+        transfer_syntax: str,
+        part10: bytes | Arriving,
+        association: AssociationInfo,
+        now: datetime,
     ) -> Receipt:
         """Make an instance durable and add it to its study; success may be answered once this returns.
+
+        What is `arriving` is whole by now, and stays the caller's to discard.
 
         Raises: UidMismatch (the SOP instance is held under another study), DiskFull, StoreUnavailable.
         """

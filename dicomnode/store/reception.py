@@ -19,6 +19,7 @@ from enum import StrEnum
 from dicomnode.domain.errors import UidMismatch
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.settings import AssemblySettings
+from dicomnode.store.arriving import Arriving
 from dicomnode.store.assembly import join_open_version, note_arrival, note_sender, reschedule
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.commits import GroupCommit
@@ -99,15 +100,23 @@ class Reception:
                 reschedule(connection, row["job_id"], self._settings, self.opened_at)
 
     def accept(
-        self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
+        self,
+        ref: InstanceRef,
+        transfer_syntax: str,
+        part10: bytes | Arriving,
+        association: AssociationInfo,
+        now: datetime,
     ) -> Receipt:
         """Make an instance durable and add it to its study; success may be answered once this returns.
+
+        What is `arriving` is whole by now, and stays the caller's to discard.
 
         Raises: UidMismatch (the SOP instance is held under another study), DiskFull, StoreUnavailable.
         """
         if (known := self._known(ref, association, now)) is not None:
             return known
-        blob = self._blobs.write(part10)
+        data = part10 if isinstance(part10, bytes) else None
+        blob = self._blobs.adopt(part10) if isinstance(part10, Arriving) else self._blobs.write(part10)
         facts = {
             "study": ref.study,
             "series": ref.series,
@@ -115,7 +124,7 @@ class Reception:
             "sop_instance": ref.sop_instance,
             "transfer_syntax": transfer_syntax,
             "blob": blob,
-            "size_bytes": len(part10),
+            "size_bytes": part10.size_bytes if isinstance(part10, Arriving) else len(part10),
             "association_id": association.association_id,
             "received_at": to_text(now),
         }
@@ -123,7 +132,7 @@ class Reception:
         def add(connection: sqlite3.Connection) -> Receipt:
             receipt = self._add(connection, ref, facts, association, now)
             # The same bytes may have been removed from a study that was settled, since they were written above.
-            self._blobs.ensure(blob, part10)
+            self._blobs.ensure(blob, data)
             return receipt
 
         return self._commits.commit(add)

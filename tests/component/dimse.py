@@ -77,7 +77,8 @@ def running_scp(inbox: Any, reports: Any = None, **settings: Any) -> Iterator[tu
         with lock:
             return f"association-{next(numbers)}"
 
-    scp = StorageScp(chosen, inbox, clock=lambda: NOW, identifiers=identifier, reports=reports)
+    arriving = getattr(inbox, "arriving", None)
+    scp = StorageScp(chosen, inbox, clock=lambda: NOW, identifiers=identifier, reports=reports, arriving=arriving)
     scp.start()
     try:
         yield scp, Destination(name="node", ae_title=chosen.ae_title, host="127.0.0.1", port=chosen.port)
