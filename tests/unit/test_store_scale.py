@@ -14,16 +14,17 @@ from dicomnode.store import (
     inbox,
     ledger,
     outbox,
+    reception,
     tallies,
     watching,
 )
 from tests.stores import open_store
 
 ON_THE_PATH = {
-    "inbox.HELD": inbox.HELD,
-    "inbox.OWN_RESULT": inbox.OWN_RESULT,
-    "inbox.RELEASE": inbox.RELEASE,
-    "inbox.HELD_BY": inbox.HELD_BY,
+    "reception.HELD": reception.HELD,
+    "reception.OWN_RESULT": reception.OWN_RESULT,
+    "reception.RELEASE": reception.RELEASE,
+    "reception.HELD_BY": reception.HELD_BY,
     "inbox.CLAIM": inbox.CLAIM,
     "inbox.CONTENTS": inbox.CONTENTS,
     "inbox.PREDECESSORS": inbox.PREDECESSORS,
