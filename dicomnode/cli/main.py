@@ -15,10 +15,12 @@ from dicomnode.cli.init import init
 from dicomnode.cli.link import echo, send
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
+from dicomnode.cli.status import status
 from dicomnode.cli.store import store
 from dicomnode.cli.support import support_bundle
 from dicomnode.cli.terminal import out, stop_with
 from dicomnode.cli.train import export, train
+from dicomnode.cli.watch import watch
 from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
@@ -27,12 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
-_NODE = (demo, init, serve, check, analyze, echo, send, why, conformance)
+_NODE = (demo, init, serve, status, check, analyze, echo, send, why, conformance)
 for command in (*_NODE, train, export, evaluate, compare, explain):
     app.command()(command)
 app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")
 app.add_typer(store, name="store")
+app.add_typer(watch, name="watch")
 app.add_typer(data, name="data")
 
 

@@ -1,0 +1,114 @@
+"""`cxrnode status`: how the node fares, in the terminal; once, or again and again."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dicomnode.cli.queue import open_beside_node
+from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.node import utc_now
+from dicomnode.store.watching import DestinationFigures, Waiting
+from dicomnode.watch.status import Status, look
+
+_STATES = {
+    "collecting": "still arriving",
+    "waiting": "waiting to be tried again",
+    "working": "in work",
+    "dead": "dead letters",
+}
+
+
+def status(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often, with --watch.")] = 2,
+) -> None:
+    """Say how the node fares, whether it runs or not; exit 0 when it runs and all is well, 1 when not."""
+    settings = settings_from(config, store=store)
+    with open_beside_node(config, store) as opened:
+        if watch and not as_json:
+            with Live(console=out, auto_refresh=False, screen=False) as live:
+                for _ in _ticks(every_s):
+                    live.update(shown(look(opened, settings, utc_now())), refresh=True)
+            return
+        found = look(opened, settings, utc_now())
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_json(), indent=2) + "\n")
+    else:
+        out.print(shown(found))
+    sys.exit(0 if found.passed else 1)
+
+
+def shown(found: Status) -> RenderableType:
+    """Return a status for people."""
+    return Group(
+        Text.from_markup(_headline(found)),
+        *(Text.from_markup(_check(check.name, check.passed, check.reason)) for check in found.checks),
+        "",
+        _studies(found),
+        _destinations(found.destinations, found.at),
+    )
+
+
+def _ticks(every_s: float) -> Iterator[None]:
+    """Yield until Ctrl-C."""
+    try:
+        while True:
+            yield
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _headline(found: Status) -> str:
+    colour = "green" if found.passed else "yellow" if found.running else "red"
+    return f"[bold {colour}]{escape(found.said)}[/]  {found.at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _check(name: str, passed: bool, reason: str) -> str:
+    mark = "[green]ok[/]  " if passed else "[red]no[/]  "
+    return f"{mark}{escape(name)}: {escape(reason)}"
+
+
+def _studies(found: Status) -> Table:
+    table = Table("studies", "", "oldest", box=None, pad_edge=False)
+    for state, meaning in _STATES.items():
+        waiting = next((entry for job, entry in found.operations.jobs.items() if job.value == state), Waiting())
+        table.add_row(meaning, str(waiting.count), _age(waiting.since, found.at))
+    for outcome, count in sorted(found.operations.outcomes.items()):
+        table.add_row(f"{outcome} so far", str(count), "")
+    return table
+
+
+def _destinations(destinations: tuple[DestinationFigures, ...], now: datetime) -> RenderableType:
+    if not destinations:
+        return Text("no destination is configured: results stay in the store")
+    table = Table("destination", "state", "waiting", "oldest", "dead", "delivered", "failed", box=None, pad_edge=False)
+    for entry in destinations:
+        state = {True: "[green]up[/]", False: "[red]down[/]", None: "not tried"}[entry.is_up]
+        if entry.overdue_commitments:
+            state += f", {entry.overdue_commitments} not committed in time"
+        numbers = (str(entry.dead), str(entry.delivered), str(entry.failed))
+        table.add_row(escape(entry.name), state, str(entry.waiting.count), _age(entry.waiting.since, now), *numbers)
+    return table
+
+
+def _age(since: datetime | None, now: datetime) -> str:
+    if since is None:
+        return ""
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
