@@ -67,7 +67,9 @@ class MemoryInbox:
 
 
 @contextmanager
-def running_scp(inbox: Any, reports: Any = None, **settings: Any) -> Iterator[tuple[StorageScp, Destination]]:
+def running_scp(
+    inbox: Any, reports: Any = None, alert: Any = None, **settings: Any
+) -> Iterator[tuple[StorageScp, Destination]]:
     """Run the node's SCP on a free port of the loopback."""
     chosen = ScpSettings(**{"bind": "127.0.0.1", "port": free_port(), "network_timeout_s": 5, **settings})
     numbers = iter(range(1_000_000))
@@ -78,7 +80,15 @@ def running_scp(inbox: Any, reports: Any = None, **settings: Any) -> Iterator[tu
             return f"association-{next(numbers)}"
 
     arriving = getattr(inbox, "arriving", None)
-    scp = StorageScp(chosen, inbox, clock=lambda: NOW, identifiers=identifier, reports=reports, arriving=arriving)
+    scp = StorageScp(
+        chosen,
+        inbox,
+        clock=lambda: NOW,
+        identifiers=identifier,
+        reports=reports,
+        alert=alert,
+        arriving=arriving,
+    )
     scp.start()
     try:
         yield scp, Destination(name="node", ae_title=chosen.ae_title, host="127.0.0.1", port=chosen.port)

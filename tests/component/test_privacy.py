@@ -7,11 +7,12 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pynetdicom.presentation import build_context
 from typer.testing import CliRunner
 
@@ -19,11 +20,12 @@ from dicomnode.cli.main import app
 from dicomnode.domain.job import Destination
 from dicomnode.imaging.reader import read
 from dicomnode.imaging.tags import text
-from tests.archives import Archive
+from dicomnode.net.part10 import read_file_head
+from tests.archives import CommittingArchive
 from tests.bundles import make_bundle
 from tests.component.dicomweb import JSON, Answer, Dicomweb
 from tests.component.dimse import Peer, requested, send_raw, store_request
-from tests.make import CANARIES, CANARY_NAME, SOP_CLASSES, build, code, encode
+from tests.make import CANARIES, CANARY_ID, CANARY_NAME, SOP_CLASSES, build, code, encode
 from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 60.0
@@ -48,6 +50,9 @@ name = "archive"
 ae_title = "ARCHIVE"
 host = "127.0.0.1"
 port = {archive}
+commitment = true
+commitment_timeout_s = 5.0
+commitment_linger_s = 0
 [[delivery.destinations]]
 name = "refusing"
 ae_title = "PEER"
@@ -71,6 +76,28 @@ def quoting_refusal(_: Any) -> Dataset:
     answer.Status = 0xC001
     answer.ErrorComment = CANARY
     return answer
+
+
+class QuotingArchive(CommittingArchive):
+    """Quotes the patient in its first response to a request for commitment, a refusal, and in every report."""
+
+    def _on_action(self, event: Any) -> tuple[int | Dataset, None]:
+        if not self.asked:
+            self.asked.append("refused")
+            refusal = Dataset()
+            refusal.Status = 0x0110
+            refusal.ErrorComment = CANARY
+            return refusal, None
+        return super()._on_action(event)
+
+    def _tell(self, told: Dataset) -> bool:
+        told.PatientName, told.RetrieveAETitle = CANARY_NAME, "CANARY"
+        told.PatientComments = CANARY
+        unknown = Dataset()
+        unknown.ReferencedSOPClassUID = unknown.ReferencedSOPInstanceUID = "1.2.3"
+        unknown.PatientID = CANARY_ID
+        told.ReferencedSOPSequence.append(unknown)
+        return super()._tell(told)
 
 
 class QuotingService:
@@ -110,6 +137,19 @@ def marked(ds: Dataset) -> Dataset:
     return ds
 
 
+def in_its_file(part10: bytes) -> bytes:
+    """Add file meta information that carries the canary, where it may carry a text."""
+    ds = dcmread(BytesIO(part10))
+    ds.file_meta.SourceApplicationEntityTitle = ds.file_meta.SendingApplicationEntityTitle = "CANARY"
+    ds.file_meta.ImplementationVersionName = "CANARY META"
+    ds.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    ds.file_meta.PrivateInformation = b"CANARY^META "
+    ds.preamble = b"CANARY^PREAMBLE ".ljust(128, b".")
+    buffer = BytesIO()
+    ds.save_as(buffer)
+    return buffer.getvalue()
+
+
 def objects() -> dict[str, bytes]:
     """Return an object for each thing that the node may make of one."""
     odd = {"ViewCodeSequence": [code("CANARY", "99CANARY", "CANARY view")], "BodyPartExamined": "CANARY CHEST"}
@@ -117,7 +157,7 @@ def objects() -> dict[str, bytes]:
     broken = encode(marked(build("cr", seed=4, tags=everywhere())), "1.2.840.10008.1.2.4.90")
     start = broken.rindex(b"\xff\x4f\xff\x51")
     return {
-        "good": encode(marked(build("dx", seed=1, tags=everywhere()))),
+        "good": in_its_file(encode(marked(build("dx", seed=1, tags=everywhere())))),
         "rejected": encode(marked(build("cr", seed=2, body_part="CANARY HAND", tags=everywhere()))),
         "damaged": encode(damaged),
         "broken frame": broken[: start + 60] + CANARY.encode() * 20 + broken[start + 60 + 20 * len(CANARY) :],
@@ -173,13 +213,16 @@ class Life:
         self.said: dict[str, str] = {}
         self.cloud = QuotingService()
         self.archived: set[str] = set()
+        self.committed: list[str] = []
+        self.requests: list[str] = []
         self.objects = objects()
         self.node = NodeProcess(folder / "node", port=free_port(), bundle=make_bundle(folder / "bundle"))
         self.destination = Destination(name="node", ae_title="CXRNODE", host="127.0.0.1", port=self.node.port)
 
     def live(self) -> None:
         taken = {SR: [EXPLICIT], SC: [EXPLICIT]}
-        with Archive() as archive, Peer(taken, on_store=quoting_refusal) as refusing, Dicomweb(self.cloud) as service:
+        quoting = QuotingArchive(self.node.port)
+        with quoting as archive, Peer(taken, on_store=quoting_refusal) as refusing, Dicomweb(self.cloud) as service:
             ports = {"archive": archive.port, "refusing": refusing.destination.port, "nowhere": free_port()}
             self.node.config.write_text(CONFIG.format(**ports, cloud=service.url))
             self.node.start()
@@ -193,6 +236,9 @@ class Life:
             self.node.start()
             wait_until(lambda: self._dead("refusing") and self._dead("cloud"), WITHIN_S, "the dead letters")
             wait_until(lambda: archive.sent, WITHIN_S, "a delivery")
+            wait_until(lambda: self.node.events("instances-committed"), WITHIN_S, "a commitment")
+            self.committed = list(archive.heard)
+            self.requests = [f"{request.method} {request.path} {request.headers}" for request in service.requests]
             self.archived = {text(ds, "PatientName") for ds in list(archive.datasets.values())}
         self._ask()
         assert self.node.terminate() == 0
@@ -242,19 +288,33 @@ class Life:
 
 def test_the_canary_went_every_way_there_is(life: Life) -> None:
     assert CANARY_NAME in life.archived
+    assert life.committed
     assert any(b"CANARY" in path.read_bytes() for path in (life.node.store / "blobs").rglob("*") if path.is_file())
     logged = {
         name for name in ("instance-refused", "association-aborted", "delivery-deferred") if life.node.events(name)
     }
     assert logged == {"instance-refused", "association-aborted", "delivery-deferred"}
     ways = {"received", "answered", "image-rejected", "delivered", "delivery-dead", "delivery-deferred",
-            "delivery-interrupted", "queued", "retried"}  # fmt: skip
+            "delivery-interrupted", "queued", "retried", "commitment-requested", "commitment-deferred",
+            "committed"}  # fmt: skip
     assert ways <= life.events_of_the_ledger()
     assert {"corrupt-pixels", "body-part", "modality"} <= _rejections(life)
 
 
 def test_no_log_record_quotes_a_patient(life: Life) -> None:
     assert not [line for line in life.node.log().splitlines() for canary in CANARIES if canary in line]
+
+
+def test_no_header_of_a_request_to_a_dicomweb_service_quotes_a_patient(life: Life) -> None:
+    assert life.requests
+    assert not [request for request in life.requests for canary in CANARIES if canary in request]
+
+
+def test_no_file_meta_information_of_a_sender_is_kept_or_passed_on(life: Life) -> None:
+    blobs = [path.read_bytes() for path in (life.node.store / "blobs").rglob("*") if path.is_file()]
+    heads = [blob[: read_file_head(blob).offset] for blob in blobs]
+    assert len(heads) > len(life.objects)
+    assert not [head for head in heads for canary in CANARIES if canary.encode() in head]
 
 
 def test_no_command_quotes_a_patient(life: Life) -> None:

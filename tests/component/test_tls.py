@@ -26,7 +26,7 @@ from tests.component.dimse import MemoryInbox, outgoing, running_scp
 from tests.make import build, encode
 from tests.processes import free_port, wait_until
 
-HOST = "127.0.0.1"
+HOST, WITHIN_S = "127.0.0.1", 60.0
 CALM = DeliverySettings(connect_timeout_s=10, response_timeout_s=10)
 
 
@@ -150,7 +150,49 @@ def test_peers_show_a_certificate_where_it_is_required(
         assert "certificate required" in tried(over_tls(destination, authority))
         assert "unknown ca" in tried(over_tls(destination, authority, client_certificate=unknown))
         assert "certificate expired" in tried(over_tls(destination, authority, client_certificate=expired))
-        assert scp.refused == {("connection-refused", "tls"): 3}
+        wait_until(lambda: scp.refused == {("connection-refused", "tls"): 3}, WITHIN_S, "three refusals")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "cause"),
+    [
+        ("no certificate", "no TLS session: peer did not return a certificate"),
+        ("another authority", "its certificate is not accepted: unable to get local issuer certificate"),
+        ("expired", "its certificate is not accepted: certificate has expired"),
+        ("plain", "it does not speak TLS"),
+        ("does not trust the node", "no TLS session: tlsv1 alert unknown ca"),
+    ],
+)
+def test_every_failure_of_tls_is_a_log_line_with_its_cause_and_a_security_alert(
+    attempt: str,
+    cause: str,
+    authority: Authority,
+    stranger: Authority,
+    certificate: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alerts: list[tuple[str, str, str]] = []
+    required = {"certificate": certificate, "client_certificates": "required", "client_ca_file": authority.file}
+    own = {
+        "another authority": stranger.issue(HOST, tmp_path / "b.pem"),
+        "expired": authority.issue(HOST, tmp_path / "c.pem", expired=True),
+    }
+    with running_scp(MemoryInbox(), tls=required, acse_timeout_s=20, alert=lambda *told: alerts.append(told)) as (
+        scp,
+        destination,
+    ):
+        known = stranger if attempt == "does not trust the node" else authority
+        peer = over_tls(destination, known, client_certificate=own.get(attempt))
+        assert tried(destination if attempt == "plain" else peer)
+        wait_until(lambda: scp.refused, WITHIN_S, "the refusal")
+        wait_until(lambda: alerts, WITHIN_S, "the alert")
+        known_too = authority.issue(HOST, tmp_path / "a.pem")
+        assert tried(over_tls(destination, authority, client_certificate=known_too)) == ""
+    assert scp.refused == {("connection-refused", "tls"): 1}
+    (record,) = [record for record in caplog.records if record.message == "connection-refused"]
+    assert (record.levelname, record.reason, record.peer, record.cause) == ("WARNING", "tls", HOST, cause)
+    assert alerts == [(HOST, "", "connection-refused: tls")]
 
 
 def test_peers_may_show_a_certificate_where_it_is_optional(
@@ -168,7 +210,7 @@ def test_plain_dicom_gets_nowhere_on_the_port_of_tls(
 ) -> None:
     with listening(certificate) as (scp, destination):
         assert tried(destination)
-        assert scp.refused == {("connection-refused", "tls"): 1}
+        wait_until(lambda: scp.refused == {("connection-refused", "tls"): 1}, WITHIN_S, "the refusal")
         assert tried(over_tls(destination, authority)) == ""
     (record,) = [record for record in caplog.records if record.message == "connection-refused"]
     assert record.cause == "it does not speak TLS"
