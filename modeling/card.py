@@ -154,8 +154,9 @@ def _comparison(comparison: Comparison | None) -> str:
         f"Each recipe was trained here on the same images and judged on the same {comparison.images} of"
         f" {comparison.patients} patients that it did not train on, with one network each. Differences are from the"
         " first row, paired by patient. A run that began with pretrained weights has that advantage over one that began"
-        " with random ones, whatever its recipe; minutes are of the clock. The last column is what was published, on other"
-        " images, other splits (random ones put one patient on both sides) and with ImageNet's weights: it cannot be compared with the rest.\n\n"
+        " with random ones, whatever its recipe; minutes are of the clock. The last column is what was published, on"
+        " other images, other splits (random ones put one patient on both sides) and with ImageNet's weights: it cannot"
+        " be compared with the rest.\n\n"
         "| recipe | backbone | first weights | batch | epochs | images seen | minutes | abnormality AUC | difference |"
         " mean AUC of findings | difference | published |\n" + "|---" * 12 + "|\n" + rows
     )
