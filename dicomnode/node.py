@@ -29,6 +29,7 @@ from dicomnode.store import Store
 from dicomnode.watch.health import Running
 from dicomnode.watch.views import Watched, watch_pages
 from dicomnode.web.app import Extra, create_app
+from dicomnode.web.imagery import Gallery
 from dicomnode.web.parts import Parts
 from dicomnode.web.server import WebServer
 from dicomnode.worker import Worker
@@ -154,6 +155,8 @@ class Node:
             running=_running(scp, worker, (*to_destinations.loops, retention), audit),
             clock=clock,
         )
+        gallery = Gallery(pipeline, store.blobs.read_instance)
+        parts = Parts(settings=settings, store=store, bundle=bundle, gallery=gallery, clock=clock)
         return cls(
             settings=settings,
             bundle=bundle,
@@ -163,7 +166,7 @@ class Node:
             deliveries=to_destinations,
             retention=retention,
             audit=audit,
-            web=_web_page(settings, store, bundle, clock, watch_pages(watched)),
+            web=_web_page(settings, parts, watch_pages(watched)),
             clock=clock,
         )
 
@@ -240,14 +243,9 @@ def _running(scp: StorageScp, worker: Worker, loops: Sequence[Loop], audit: Audi
     )
 
 
-def _web_page(
-    settings: Settings, store: Store, bundle: Bundle, clock: Callable[[], datetime], pages: Sequence[Extra]
-) -> WebServer | None:
+def _web_page(settings: Settings, parts: Parts, pages: Sequence[Extra]) -> WebServer | None:
     """Return the server of the web page, if there is to be one."""
-    if not settings.http.enabled:
-        return None
-    parts = Parts(settings=settings, store=store, bundle=bundle, clock=clock)
-    return WebServer(create_app(parts, extra=pages), settings.http)
+    return WebServer(create_app(parts, extra=pages), settings.http) if settings.http.enabled else None
 
 
 def _audit_trail(

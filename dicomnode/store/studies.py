@@ -28,6 +28,11 @@ WHERE {conditions} AND NOT EXISTS (
 ORDER BY job_id DESC LIMIT :limit
 """
 
+_OF_NUMBER = """
+SELECT study FROM study_key WHERE kind = 'patient' AND digest = :any_patient
+UNION ALL SELECT study FROM study_key WHERE kind = 'accession' AND digest = :any_accession
+"""
+
 IMAGES = """
 SELECT instance.*, association.calling_ae FROM instance JOIN association USING (association_id)
 WHERE instance.study = ? AND instance.current = 1 ORDER BY instance.instance_id
@@ -46,9 +51,13 @@ LATEST_EVENTS = "SELECT at, kind FROM event ORDER BY event_id DESC LIMIT ?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is looked for; what is absent or empty does not matter. Times are from, inclusive, and until, exclusive."""
+    """What is looked for; what is absent or empty does not matter. Times are from, inclusive, and until, exclusive.
+
+    `number`: of a patient or of an order.
+    """
 
     study: str = ""
+    number: str = ""
     subject: Subject = field(default_factory=Subject)
     states: tuple[JobState, ...] = ()
     since: datetime | None = None
@@ -172,6 +181,9 @@ class Studies:
                     answers[minutes - 1 - min(max(age, 0), minutes - 1)] += 1
         return Recent(events=counts, answers_by_minute=tuple(answers))
 
+    def _digest(self, kind: str, value: str) -> str:
+        return self._search.digest(kind, value) if self._search is not None else ""
+
     def _conditions(self, wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
         conditions: list[str] = []
         facts: dict[str, Any] = {}
@@ -180,7 +192,11 @@ class Studies:
             facts["study"] = wanted.study
         for kind, value in wanted.subject.items():
             conditions.append(f"job.study IN (SELECT study FROM study_key WHERE kind = '{kind}' AND digest = :{kind})")
-            facts[kind] = self._search.digest(kind, value) if self._search is not None else ""
+            facts[kind] = self._digest(kind, value)
+        if wanted.number:
+            conditions.append(f"job.study IN ({_OF_NUMBER})")
+            for kind in ("patient", "accession"):
+                facts[f"any_{kind}"] = self._digest(kind, wanted.number)
         if wanted.states:
             names = [f"state_{number}" for number in range(len(wanted.states))]
             conditions.append(f"job.state IN ({', '.join(f':{name}' for name in names)})")

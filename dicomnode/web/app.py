@@ -4,6 +4,7 @@ Another package adds pages by `Extra`: an address, a view, and the role it takes
 `parts.site_of(request)` what the node's own views read; `site.pages.page` renders a template that extends `base.html`.
 """
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,19 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dicomnode.http_settings import Role
 from dicomnode.web.access import Access, Sessions
 from dicomnode.web.guard import Guard, guarded
+from dicomnode.web.identity import switch
+from dicomnode.web.letters import act_on_letters, letters
+from dicomnode.web.model import model
 from dicomnode.web.overview import overview
 from dicomnode.web.pages import NavEntry, Pages
-from dicomnode.web.parts import Parts, Site
+from dicomnode.web.parts import Parts, Site, site_of
 from dicomnode.web.signing import sign_in, sign_in_page, sign_out
+from dicomnode.web.studies import search_studies, studies
+from dicomnode.web.study import act_on_study, capture, heat, radiograph, study
+
+log = logging.getLogger(__name__)
 
 View = Callable[[Request], Awaitable[Response]]
 
@@ -44,7 +53,21 @@ class Extra:
     package: str | None = None
 
 
-_OWN = (Extra(path="/", view=overview, title="Overview"),)
+_STUDY = "/studies/{study}"
+_OWN = (
+    Extra(path="/", view=overview, title="Overview"),
+    Extra(path="/studies", view=studies, title="Studies"),
+    Extra(path="/studies", view=search_studies, methods=("POST",)),
+    Extra(path=_STUDY, view=study),
+    Extra(path=_STUDY, view=act_on_study, role=Role.OPERATE, methods=("POST",)),
+    Extra(path=_STUDY + "/images/{image}.png", view=radiograph),
+    Extra(path=_STUDY + "/images/{image}/{label:int}.png", view=heat),
+    Extra(path=_STUDY + "/results/{result}.png", view=capture),
+    Extra(path="/letters", view=letters, title="Problems"),
+    Extra(path="/letters", view=act_on_letters, role=Role.OPERATE, methods=("POST",)),
+    Extra(path="/model", view=model, title="Model"),
+    Extra(path="/patients", view=switch, methods=("POST",)),
+)
 _SIGNING = (
     Extra(path="/login", view=sign_in_page, role=Role.NOBODY),
     Extra(path="/login", view=sign_in, role=Role.NOBODY, methods=("POST",)),
@@ -77,3 +100,24 @@ def create_app(
     app = Starlette(routes=routes, middleware=[Middleware(Guard, settings=settings, access=access, sessions=sessions)])
     app.state.site = Site(parts=parts, pages=pages, access=access, sessions=sessions)
     return app
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said = {403: "You may not see this.", 404: "There is nothing at this address.", 405: "This cannot be done here."}
+    return _trouble(request, said.get(status, "This cannot be answered."), status)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    return _trouble(request, str(error), 404)
+
+
+async def _in_trouble(request: Request, error: Exception) -> Response:
+    log.warning("page-failed", extra={"cause": f"{type(error).__name__}: {error}"})
+    return _trouble(request, f"The node cannot answer now: {error}", 503)
+
+
+def _trouble(request: Request, said: str, status: int) -> Response:
+    if request.state.visitor.role < Role.VIEW:
+        return PlainTextResponse(said + "\n", status_code=status)
+    return site_of(request).pages.page(request, "trouble.html", status=status, said=said)

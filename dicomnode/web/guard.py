@@ -116,21 +116,31 @@ def remember(response: Response, session: Session, *, is_secure: bool) -> None:
 
 async def form_of(request: Request) -> dict[str, str]:
     """Return the fields of a form; of a name that comes twice, the last."""
+    return dict(await _fields_of(request))
+
+
+async def values_of(request: Request, name: str) -> list[str]:
+    """Return every value that a form gives to a name."""
+    return [value for given, value in await _fields_of(request) if given == name]
+
+
+async def _fields_of(request: Request) -> list[tuple[str, str]]:
     if not hasattr(request.state, "form"):
         request.state.form = await _read_form(request)
-    return dict(request.state.form)
+    fields: list[tuple[str, str]] = request.state.form
+    return fields
 
 
-async def _read_form(request: Request) -> dict[str, str]:
+async def _read_form(request: Request) -> list[tuple[str, str]]:
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > LONGEST_FORM_BYTES:
-            return {}
+            return []
     try:
-        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=200))
+        return parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=300)
     except ValueError:  # not UTF-8, or too many fields
-        return {}
+        return []
 
 
 async def _foreign(

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dicomnode import __version__
 from dicomnode.http_settings import Role
-from dicomnode.web.access import Sessions, Visitor
+from dicomnode.web.access import Session, Sessions, Visitor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +43,18 @@ class Pages:
 
     def page(self, request: Request, template: str, *, status: int = 200, **facts: Any) -> Response:
         """Return a page of a template, which extends `base.html`; `facts` are what it shows."""
-        session = request.state.session
+        session: Session | None = request.state.session
         visitor: Visitor = request.state.visitor
-        message, session.message = session.message, ""
+        message = ""
+        if session is not None:
+            message, session.message = session.message, ""
         around: Mapping[str, Any] = {
             "path": request.url.path,
+            "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             "visitor": visitor,
             "may_operate": visitor.role >= Role.OPERATE,
-            "shows_patients": visitor.patients and session.shows_patients,
-            "form_token": self._sessions.form_token(session),
+            "shows_patients": visitor.patients and session is not None and session.shows_patients,
+            "form_token": "" if session is None else self._sessions.form_token(session),
             "message": message,
         }
         return HTMLResponse(self._templates.get_template(template).render(**around, **facts), status_code=status)

@@ -10,6 +10,7 @@ from dicomnode.bundle.reader import Bundle
 from dicomnode.settings import Settings
 from dicomnode.store import Store
 from dicomnode.web.access import Access, Session, Sessions, Visitor
+from dicomnode.web.imagery import Gallery
 from dicomnode.web.pages import Pages
 
 
@@ -20,6 +21,7 @@ class Parts:
     settings: Settings
     store: Store
     bundle: Bundle
+    gallery: Gallery
     clock: Callable[[], datetime]
 
 

@@ -70,6 +70,8 @@ def test_studies_are_found_by_patient_order_uid_outcome_and_date(tmp_path: Path)
         assert found(store, subject=Subject(patient_id="ANNA-4711", accession_number="ORDER-1")) == []
         assert found(store, subject=Subject(patient_id="ORDER-0815")) == []
         assert found(store, subject=Subject(patient_id="ANNA-471%")) == []
+        assert found(store, number="ANNA-4711") == found(store, number="order-0815") == ["1.1"]
+        assert found(store, number="ANNA") == []
         assert found(store, study="1.2") == ["1.2"]
         assert found(store, states=(JobState.REJECTED,)) == ["1.3"]
         assert found(store, states=(JobState.DONE, JobState.REJECTED)) == ["1.3", "1.2", "1.1"]

@@ -1,6 +1,6 @@
 """Whatever can happen to a study can be told."""
 
-from dicomnode.cli.why import _SENTENCES
+from dicomnode.store.story import _SENTENCES
 from dicomnode.store.rows import EventKind
 
 

@@ -1,0 +1,97 @@
+"""What the model said, as bars and words: read from an answer's summary."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dicomnode.domain.finding import Presence
+from dicomnode.domain.job import RejectionReason
+
+REASONS: Mapping[RejectionReason, str] = {
+    RejectionReason.OWN_RESULT: "A result of this node",
+    RejectionReason.NOT_A_PROJECTION: "Not a radiograph",
+    RejectionReason.MODALITY: "Other modality",
+    RejectionReason.BODY_PART: "Other body part",
+    RejectionReason.LATERAL_VIEW: "Lateral view",
+    RejectionReason.UNKNOWN_VIEW: "Unknown view",
+    RejectionReason.MULTI_FRAME: "Several frames",
+    RejectionReason.TOO_SMALL: "Too small",
+    RejectionReason.TOO_LARGE: "Too large",
+    RejectionReason.AGE: "Age",
+    RejectionReason.UNREADABLE: "Unreadable",
+    RejectionReason.CORRUPT_PIXELS: "Corrupt pixels",
+    RejectionReason.NOT_CHEST_FRONTAL: "Does not look like a frontal chest",
+    RejectionReason.ORIENTATION: "Turned or inverted",
+}
+"""Why an image got no findings, in a few words."""
+
+_ORDER = (Presence.PRESENT, Presence.UNDETERMINED, Presence.ABSENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One probability with the spread of the members and the threshold, as parts of 100."""
+
+    label: str
+    name: str
+    probability: float
+    spread: float
+    low: float
+    high: float
+    threshold: float
+    presence: Presence
+    point: str
+
+
+def bars_of(image: Mapping[str, Any]) -> tuple[Bar, ...]:
+    """Return what was said of an image: abnormality first, then what is present, most over its threshold first."""
+    return (_bar(image["abnormality"]), *sorted(map(_bar, image["findings"]), key=_rank))
+
+
+def images_by_uid(summary: Mapping[str, Any]) -> dict[str, tuple[Bar, ...]]:
+    """Return the bars of every image of an answer by its SOP Instance UID."""
+    images = summary.get("images", ())
+    return {image["sop_instance"]: bars_of(image) for image in images} if isinstance(images, list) else {}
+
+
+def headline(summary: Mapping[str, Any]) -> tuple[str, Presence | None]:
+    """Return an answer in a few words, and how it is to be marked."""
+    bars = [bar for bars in images_by_uid(summary).values() for bar in bars]
+    if not bars:
+        return "", None
+    present = list(dict.fromkeys(bar.name for bar in bars if bar.presence is Presence.PRESENT))
+    if present:
+        return ", ".join(present[:3]) + (f" +{len(present) - 3}" if len(present) > 3 else ""), Presence.PRESENT
+    undetermined = any(bar.presence is Presence.UNDETERMINED for bar in bars)
+    return ("Undetermined", Presence.UNDETERMINED) if undetermined else ("Nothing found", Presence.ABSENT)
+
+
+def first_to_show(bars: Sequence[Bar], labels: Sequence[str]) -> str:
+    """Return the finding whose map is shown first: the one furthest over its threshold that has one."""
+    ranked = sorted(bars[1:] or bars, key=_rank)
+    return next((bar.label for bar in ranked if bar.label in labels), "")
+
+
+def _bar(said: Mapping[str, Any]) -> Bar:
+    probability, spread = float(said["probability"]), float(said["spread"])
+    return Bar(
+        label=str(said["label"]),
+        name=str(said["label"]).replace("_", " "),
+        probability=100 * probability,
+        spread=100 * spread,
+        low=100 * max(0.0, probability - spread),
+        high=100 * min(1.0, probability + spread),
+        threshold=100 * float(said["threshold"]),
+        presence=Presence(said["presence"]),
+        point=str(said["operating_point"]),
+    )
+
+
+def _rank(bar: Bar) -> tuple[int, float]:
+    return _ORDER.index(bar.presence), -_log_odds(bar.probability) + _log_odds(bar.threshold)
+
+
+def _log_odds(percent: float) -> float:
+    p = min(max(percent / 100, 1e-6), 1 - 1e-6)
+    return math.log(p / (1 - p))

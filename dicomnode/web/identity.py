@@ -1,0 +1,78 @@
+"""Who a study is of: masked, unless the visitor may see it and asked to."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydicom import Dataset
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dicomnode.domain.errors import CxrNodeError
+from dicomnode.imaging.reader import read
+from dicomnode.imaging.tags import text
+from dicomnode.web.guard import form_of
+from dicomnode.web.parts import session_of, visitor_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patient:
+    """What is shown of a patient and an order."""
+
+    name: str
+    patient_id: str
+    birth_date: str
+    sex: str
+    accession_number: str
+    study_date: str
+    description: str
+
+
+def shows_patients(request: Request) -> bool:
+    """Tell whether this page is to say who patients are."""
+    return visitor_of(request).patients and session_of(request).shows_patients
+
+
+def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patient | None:
+    """Return whom a study is of, by the first of its objects that can be read."""
+    for blob in blobs:
+        try:
+            return _patient(read(read_blob(blob)))
+        except CxrNodeError:
+            continue
+    return None
+
+
+def disclosed(request: Request, study: str) -> None:
+    """Record that a visitor was told whom a study is of."""
+    log.info("patient-shown", extra={"visitor": visitor_of(request).name, "study": study})
+
+
+async def switch(request: Request) -> Response:
+    """Show patients from now on, or mask them."""
+    form = await form_of(request)
+    session_of(request).shows_patients = visitor_of(request).patients and form.get("show") == "yes"
+    return RedirectResponse(local_path(form.get("back", "/")), status_code=303)
+
+
+def local_path(path: str) -> str:
+    """Return a path of this site, whatever a form says."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
+
+
+def _patient(ds: Dataset) -> Patient:
+    return Patient(
+        name=text(ds, "PatientName").replace("^", " ").strip(),
+        patient_id=text(ds, "PatientID"),
+        birth_date=_date(text(ds, "PatientBirthDate")),
+        sex=text(ds, "PatientSex"),
+        accession_number=text(ds, "AccessionNumber"),
+        study_date=_date(text(ds, "StudyDate")),
+        description=text(ds, "StudyDescription"),
+    )
+
+
+def _date(value: str) -> str:
+    return f"{value[:4]}-{value[4:6]}-{value[6:]}" if len(value) == 8 and value.isdecimal() else value

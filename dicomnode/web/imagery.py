@@ -1,0 +1,122 @@
+"""Pictures for the page: the radiograph as the model saw it, and where each finding comes from.
+
+Maps are not kept anywhere: they are made again by the model in use, so they are shown only for what that model said.
+One picture is made at a time, so that people who look do not slow down the studies that wait.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydicom import dcmread
+
+from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
+from dicomnode.domain.frame import FloatArray
+from dicomnode.domain.instance import StoredInstance
+from dicomnode.imaging.pixels import render
+from dicomnode.imaging.reader import read
+from dicomnode.imaging.tags import text
+from dicomnode.pipeline import Examined, Pipeline
+from dicomnode.results.overlay import enlarge
+
+_LONGEST_SIDE, _HEAT_SIDE = 1280, 512
+_KEPT = 12
+_ONSET, _FULL = 0.4, 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One image as it is shown. `png` is empty where it cannot be decoded; `maps` by label, if the model read it."""
+
+    png: bytes
+    rows: int
+    columns: int
+    maps: Mapping[str, FloatArray]
+    may_name_patient: bool
+
+
+class Gallery:
+    """Makes pictures, and keeps the last few."""
+
+    def __init__(self, pipeline: Pipeline, read_bytes: Callable[[StoredInstance], bytes]) -> None:
+        """`read_bytes` gives the Part 10 bytes of a received image."""
+        self._pipeline, self._read_bytes = pipeline, read_bytes
+        self._kept: OrderedDict[str, Look] = OrderedDict()
+        self._one_at_a_time = threading.Lock()
+
+    def look(self, instance: StoredInstance) -> Look:
+        """Return an image as it is shown.
+
+        Raises: BlobDamaged, StoreUnavailable, DecoderUnavailable.
+        """
+        with self._one_at_a_time:
+            found = self._kept.pop(instance.blob, None) or self._make(instance)
+            self._kept[instance.blob] = found
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+    def _make(self, instance: StoredInstance) -> Look:
+        part10 = self._read_bytes(instance)
+        examined = self._pipeline.examine(instance, part10)
+        try:
+            dataset = read(part10)
+            # Nothing says what stands in a picture but the sender; what was photographed is not trusted.
+            named = text(dataset, "BurnedInAnnotation").upper() != "NO" and text(dataset, "ConversionType") != ""
+            named = named or text(dataset, "BurnedInAnnotation").upper() == "YES"
+            if isinstance(examined, Examined):
+                pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
+            else:
+                pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
+        except (UnreadableObject, UndecodablePixels):
+            return Look(png=b"", rows=0, columns=0, maps={}, may_name_patient=False)
+        shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
+        rows, columns = shown.shape
+        return Look(png=_png(shown), rows=rows, columns=columns, maps=maps, may_name_patient=named)
+
+
+def heat_png(look: Look, label: str) -> bytes | None:
+    """Return a finding's Grad-CAM as colours that are clear where it is low; None without a map or evidence."""
+    values = look.maps.get(label)
+    if values is None or float(values.max()) <= 0:
+        return None
+    scale = _HEAT_SIDE / max(look.rows, look.columns)
+    heat = np.clip(enlarge(values, (max(1, round(look.rows * scale)), max(1, round(look.columns * scale)))), 0, 1)
+    ramp = np.clip((heat - _ONSET) / (_FULL - _ONSET), 0.0, 1.0)
+    colours = cv2.applyColorMap(np.round(64 + heat * 181).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    alpha = np.round(255 * ramp * ramp * (3 - 2 * ramp)).astype(np.uint8)
+    return _png(np.dstack([colours, alpha]))
+
+
+def capture_png(part10: bytes) -> bytes | None:
+    """Return a Secondary Capture of this node as a picture; None if it is no such thing."""
+    dataset = dcmread(BytesIO(part10))
+    pixels = dataset.pixel_array
+    if pixels.ndim != 3 or pixels.dtype != np.uint8:
+        return None
+    return _png(cv2.cvtColor(_smaller(pixels, 1600), cv2.COLOR_RGB2BGR))
+
+
+def _reduced(pixels: FloatArray, side: int) -> FloatArray:
+    scale = side / max(pixels.shape)
+    if scale >= 1:
+        return pixels
+    rows, columns = (max(1, round(length * scale)) for length in pixels.shape)
+    return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.float32)
+
+
+def _smaller(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    scale = side / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    return bytes(cv2.imencode(".png", pixels)[1])

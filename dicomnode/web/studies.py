@@ -1,0 +1,94 @@
+"""The list of studies, and searching it. What is searched for stays in the session: no address names a patient."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.job import JobState
+from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.web.findings import REASONS, headline
+from dicomnode.web.guard import form_of
+from dicomnode.web.parts import Parts, session_of, site_of
+
+PER_PAGE = 50
+_MOST_SEARCHES = 20
+_FIELDS = ("number", "outcome", "since", "until")
+
+OUTCOMES: Mapping[str, tuple[JobState, ...]] = {
+    "open": (JobState.COLLECTING, JobState.WAITING, JobState.WORKING),
+    "answered": (JobState.DONE,),
+    "rejected": (JobState.REJECTED,),
+    "failed": (JobState.DEAD,),
+    "given up": (JobState.DROPPED,),
+}
+
+
+async def studies(request: Request) -> Response:
+    """Show a page of studies, of a search if one is named."""
+    site, asked = site_of(request), request.query_params
+    search = asked.get("search", "")
+    fields = session_of(request).searches.get(search, {})
+    before = int(asked["before"]) if re.fullmatch(r"[0-9]{1,15}", asked.get("before", "")) else None
+    entries = await run_in_threadpool(_page, site.parts, fields, before)
+    more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
+    return site.pages.page(
+        request,
+        "studies.html",
+        newest=[described(entry) for entry in entries[:PER_PAGE]],
+        fields={name: fields.get(name, "") for name in _FIELDS},
+        outcomes=tuple(OUTCOMES),
+        search=search if fields else "",
+        more=more,
+        is_first=before is None,
+    )
+
+
+async def search_studies(request: Request) -> Response:
+    """Take note of a search, and show what it finds."""
+    form = await form_of(request)
+    fields = {name: form.get(name, "").strip()[:128] for name in _FIELDS}
+    if not any(fields.values()):
+        return RedirectResponse("/studies", status_code=303)
+    searches, name = session_of(request).searches, secrets.token_urlsafe(9)
+    searches[name] = fields
+    while len(searches) > _MOST_SEARCHES:
+        searches.popitem(last=False)
+    return RedirectResponse(f"/studies?search={name}", status_code=303)
+
+
+def _page(parts: Parts, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
+    return parts.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
+
+
+def wanted_of(fields: Mapping[str, str]) -> Wanted:
+    """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
+    number = fields.get("number", "")
+    is_uid = number.count(".") >= 2 and is_valid_uid(number)
+    until = _day(fields.get("until", ""))
+    return Wanted(
+        study=number if is_uid else "",
+        number="" if is_uid else number,
+        states=OUTCOMES.get(fields.get("outcome", ""), ()),
+        since=_day(fields.get("since", "")),
+        until=until + timedelta(days=1) if until is not None else None,
+    )
+
+
+def _day(value: str) -> datetime | None:
+    try:
+        return datetime.strptime(value, "%Y-%m-%d").astimezone()
+    except (ValueError, OverflowError):
+        return None
+
+
+def described(entry: StudyEntry) -> dict[str, Any]:
+    """Return a study of a list as templates show it."""
+    why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
+    return {"entry": entry, "headline": headline(entry.summary), "why": why}

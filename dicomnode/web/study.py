@@ -1,0 +1,267 @@
+"""One study: whom it is of, what was said of it, the pictures, the results, and everything that happened."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.job import DeliveryState, JobState, ResultKind
+from dicomnode.store.actions import OfStudy, OneDelivery
+from dicomnode.store.ledger import DeliveryEntry
+from dicomnode.store.rows import EventKind
+from dicomnode.store.story import conclusion, sentence
+from dicomnode.store.studies import ImageEntry, ResultEntry
+from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
+from dicomnode.web.guard import form_of
+from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
+from dicomnode.web.imagery import Look, capture_png, heat_png
+from dicomnode.web.parts import Parts, session_of, site_of
+from dicomnode.web.reports import Item, read_report
+
+_MOST_EVENTS = 500
+_STEPS = 10
+
+_GOOD = frozenset({EventKind.ANSWERED, EventKind.DELIVERED, EventKind.COMMITTED})
+_BAD = frozenset(
+    {
+        EventKind.REFUSED,
+        EventKind.DEAD,
+        EventKind.DELIVERY_DEAD,
+        EventKind.COMMITMENT_FAILED,
+        EventKind.IMAGE_UNMENTIONED,
+        EventKind.UNROUTED,
+    }
+)
+_DOUBTFUL = frozenset(
+    {
+        EventKind.REJECTED,
+        EventKind.IMAGE_REJECTED,
+        EventKind.DEFERRED,
+        EventKind.INTERRUPTED,
+        EventKind.DELIVERY_DEFERRED,
+        EventKind.DELIVERY_INTERRUPTED,
+        EventKind.COMMITMENT_DEFERRED,
+        EventKind.COMMITMENT_OVERDUE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownImage:
+    """An image with what was said of it. `heat` is the finding whose map is shown, `labels` those that have one."""
+
+    entry: ImageEntry
+    bars: tuple[Bar, ...]
+    rejection: str
+    look: Look | None
+    is_withheld: bool
+    labels: tuple[str, ...]
+    heat: str
+
+
+async def study(request: Request) -> Response:
+    """Show a study."""
+    site, uid = site_of(request), _uid_in(request, "study")
+    shows = shows_patients(request)
+    facts = await run_in_threadpool(_facts, site.parts, uid, shows=shows, chosen=request.query_params)
+    if facts["patient"] is not None:
+        disclosed(request, uid)
+    return site.pages.page(request, "study.html", **facts)
+
+
+async def radiograph(request: Request) -> Response:
+    """Answer with an image as a picture."""
+    look = await _look_of(request)
+    return _picture(look.png or None)
+
+
+async def heat(request: Request) -> Response:
+    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
+    parts, look = site_of(request).parts, await _look_of(request)
+    labels, at = parts.bundle.manifest.labels, int(request.path_params["label"])
+    return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
+
+
+async def capture(request: Request) -> Response:
+    """Answer with a Secondary Capture of the study as a picture."""
+    parts, uid, result = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "result")
+
+    def made() -> bytes | None:
+        entries = parts.store.studies.results_of(uid)
+        entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
+        if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
+            return None
+        return capture_png(parts.store.blobs.read(entry.blob))
+
+    return _picture(await run_in_threadpool(made))
+
+
+async def act_on_study(request: Request) -> Response:
+    """Try a study, or one delivery of it, again, or give it up; then show it."""
+    site, uid, form = site_of(request), _uid_in(request, "study"), await form_of(request)
+    number = form.get("delivery", "")
+    selection = OneDelivery(delivery_id=int(number)) if number.isdecimal() and len(number) < 16 else OfStudy(study=uid)
+    ledger, now = site.parts.store.ledger, site.parts.clock()
+    act, done = (ledger.drop, "given up") if form.get("act") == "drop" else (ledger.retry, "to be tried again")
+    changed = await run_in_threadpool(act, selection, now)
+    counted = f"{changed.jobs} analyses and {changed.deliveries} deliveries {done}."
+    session_of(request).message = counted if changed.jobs + changed.deliveries else f"There is nothing {done}."
+    return RedirectResponse(f"/studies/{uid}", status_code=303)
+
+
+def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
+    ledger, held = parts.store.ledger, parts.store.studies
+    events = ledger.explain(uid)
+    jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
+    images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
+    model = summary.get("model") or {}
+    is_current = model.get("bundle_hash") == parts.bundle.identity.bundle_hash
+    said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
+    at = _chosen(images, said, chosen.get("image", ""))
+    shown = (
+        _shown(parts, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        if at is not None
+        else None
+    )
+    newest = max((entry.version for entry in results), default=0)
+    return {
+        "uid": uid,
+        "conclusion": conclusion(jobs, deliveries),
+        "state": jobs[-1].state if jobs else None,
+        "jobs": jobs,
+        "can_retry": _can_retry(jobs, deliveries),
+        "can_drop": _can_drop(jobs, deliveries),
+        "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
+        "shown": shown,
+        "at": at,
+        "model": model,
+        "is_current_model": is_current,
+        "heat_labels": {label.name: at for at, label in enumerate(parts.bundle.manifest.labels)},
+        "opacity": _step(chosen.get("opacity", "")),
+        "deliveries": deliveries,
+        "results": results,
+        "reports": _reports(parts, [entry for entry in results if entry.version == newest]),
+        "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
+        "left_out": max(0, len(events) - _MOST_EVENTS),
+        "patient": _patient(parts, images, results) if shows else None,
+        "senders": sorted({image.instance.calling_ae for image in images}),
+    }
+
+
+def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
+    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+    uids = [image.instance.ref.sop_instance for image in images]
+    analysed = [uid for uid in uids if uid in said]
+    return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
+
+
+def _shown(
+    parts: Parts,
+    image: ImageEntry,
+    said: Mapping[str, tuple[Bar, ...]],
+    rejections: Sequence[Any],
+    asked: str,
+    *,
+    maps: bool,
+    open_: bool,
+) -> ShownImage:
+    uid = image.instance.ref.sop_instance
+    bars = said.get(uid, ())
+    look = None if image.is_purged else _look(parts, image)
+    withheld = look is not None and look.may_name_patient and not open_
+    labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
+    why_not = [entry for entry in rejections if entry.sop_instance == uid]
+    return ShownImage(
+        entry=image,
+        bars=bars,
+        rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
+        look=look,
+        is_withheld=withheld,
+        labels=labels,
+        heat=asked if asked in labels else first_to_show(bars, labels),
+    )
+
+
+def heat_is_there(look: Look, label: str) -> bool:
+    """Tell whether a finding has evidence anywhere in an image."""
+    return label in look.maps and float(look.maps[label].max()) > 0
+
+
+def _look(parts: Parts, image: ImageEntry) -> Look | None:
+    try:
+        return parts.gallery.look(image.instance)
+    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+        return None
+
+
+async def _look_of(request: Request) -> Look:
+    parts, uid, sop = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "image")
+
+    def found() -> Look | None:
+        images = parts.store.studies.images_of(uid)
+        image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
+        return None if image is None else _look(parts, image)
+
+    look = await run_in_threadpool(found)
+    if look is None:
+        raise HTTPException(404)
+    if look.may_name_patient and not shows_patients(request):
+        raise HTTPException(403)
+    return look
+
+
+def _reports(parts: Parts, results: Sequence[ResultEntry]) -> list[Item]:
+    reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
+    made = []
+    for entry in reports[:1]:
+        try:
+            made.append(read_report(parts.store.blobs.read(entry.blob)))
+        except CxrNodeError:
+            continue
+    return made
+
+
+def _patient(parts: Parts, images: Sequence[ImageEntry], results: Sequence[ResultEntry]) -> Patient | None:
+    blobs = [image.instance.blob for image in images if not image.is_purged]
+    blobs += [result.blob for result in results if not result.is_purged]
+    return patient_of(blobs[:3], parts.store.blobs.read)
+
+
+def _can_retry(jobs: Sequence[Any], deliveries: Sequence[DeliveryEntry]) -> bool:
+    revivable = (JobState.WAITING, JobState.DEAD, JobState.DROPPED)
+    unsent = (DeliveryState.WAITING, DeliveryState.DEAD, DeliveryState.DROPPED)
+    return any(job.state in revivable for job in jobs) or any(entry.state in unsent for entry in deliveries)
+
+
+def _can_drop(jobs: Sequence[Any], deliveries: Sequence[DeliveryEntry]) -> bool:
+    droppable = (JobState.COLLECTING, JobState.WAITING, JobState.DEAD)
+    waiting = (DeliveryState.WAITING, DeliveryState.DEAD)
+    return any(job.state in droppable for job in jobs) or any(entry.state in waiting for entry in deliveries)
+
+
+def _mark(kind: EventKind) -> str:
+    return "good" if kind in _GOOD else "bad" if kind in _BAD else "doubtful" if kind in _DOUBTFUL else "plain"
+
+
+def _step(value: str) -> int:
+    """Return an opacity in tenths."""
+    return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 5
+
+
+def _uid_in(request: Request, name: str) -> str:
+    uid = str(request.path_params[name])
+    if not is_valid_uid(uid):
+        raise HTTPException(404)
+    return uid
+
+
+def _picture(png: bytes | None) -> Response:
+    if png is None:
+        raise HTTPException(404)
+    return Response(png, media_type="image/png", headers={"cache-control": "private, no-store"})
