@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from dicomnode.domain.errors import CxrNodeError, UnknownStudy
 from dicomnode.http_settings import Role
 from dicomnode.web.access import Access, Sessions
 from dicomnode.web.guard import Guard, guarded
@@ -97,7 +98,11 @@ def create_app(
         for entry in (*shown, *_SIGNING)
     ]
     routes.append(Mount("/static", StaticFiles(directory=Path(str(files("dicomnode.web") / "static")))))
-    app = Starlette(routes=routes, middleware=[Middleware(Guard, settings=settings, access=access, sessions=sessions)])
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _not_there, UnknownStudy: _unknown, CxrNodeError: _in_trouble},
+        middleware=[Middleware(Guard, settings=settings, access=access, sessions=sessions)],
+    )
     app.state.site = Site(parts=parts, pages=pages, access=access, sessions=sessions)
     return app
 

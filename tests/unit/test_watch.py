@@ -27,6 +27,7 @@ from dicomnode.web.app import create_app
 from dicomnode.web.parts import Parts
 from tests.bundles import NIH_LABELS, make_bundle
 from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from tests.web import no_gallery
 
 LABELS = tuple(name for name, _, _ in NIH_LABELS[:2])
 ABNORMAL, OTHER = LABELS
@@ -154,7 +155,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def client(world: World) -> TestClient:
-    parts = Parts(settings=world.settings, store=world.store, bundle=world.bundle, clock=lambda: NOW)
+    parts = Parts(
+        settings=world.settings, store=world.store, bundle=world.bundle, gallery=no_gallery(), clock=lambda: NOW
+    )
     return TestClient(
         create_app(parts, extra=watch_pages(world.watched)), base_url="http://127.0.0.1", client=("127.0.0.1", 1)
     )

@@ -1,7 +1,7 @@
 """Whatever can happen to a study can be told."""
 
-from dicomnode.store.story import _SENTENCES
 from dicomnode.store.rows import EventKind
+from dicomnode.store.story import _SENTENCES
 
 
 def test_there_is_a_sentence_for_everything_that_can_happen() -> None:

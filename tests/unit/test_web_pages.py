@@ -1,0 +1,313 @@
+"""The pages, asked without a socket: what they show, what they mask, and what they do."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from dicomnode.bundle.reader import open_bundle
+from dicomnode.domain.job import DeliveryState, JobState, NoAnswer, RetryPolicy
+from dicomnode.http_settings import HttpSettings, HttpToken
+from dicomnode.web.model import render_card
+from tests.bundles import make_bundle
+from tests.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
+from tests.web import Web
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{7*7}}"
+STUDY, OTHER, HAND = "1.2.826.0.1.1", "1.2.826.0.1.2", "1.2.826.0.1.3"
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Web]:
+    """A node with an answered study, one with a hostile sender, and a rejected one, at which nothing is changed."""
+    with Web(tmp_path_factory.mktemp("web"), bundle=open_bundle(bundle)) as made:
+        made.answer(image(STUDY))
+        made.answer(image(OTHER, seed=2), calling_ae="<b>EVIL</b>", to=(HOSTILE,))
+        made.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
+        yield made
+
+
+@pytest.fixture
+def own(tmp_path: Path, bundle: Path) -> Iterator[Web]:
+    """A node that a test may change, where patients may be shown."""
+    with Web(tmp_path, bundle=open_bundle(bundle), http=HttpSettings(local_patients=True)) as made:
+        yield made
+
+
+def image(study: str = STUDY, *, seed: int = 1, **more: object) -> Dataset:
+    return build("dx", rows=256, columns=224, study_uid=study, seed=seed, **more)  # type: ignore[arg-type]
+
+
+class Page(HTMLParser):
+    """What stands in a page: elements with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def dead_delivery(web: Web) -> int:
+    """Let a delivery of the study be a dead letter."""
+    policy = RetryPolicy(give_up_after_s=0)
+    for delivery in web.store.outbox.claim("pacs", 1, web.clock()):
+        outcome = NoAnswer(cause="refused for good", permanent=True)
+        web.store.outbox.record(delivery, outcome, web.clock(), policy, 0.0)
+    (dead,) = web.store.ledger.deliveries((DeliveryState.DEAD,))
+    return dead.delivery_id
+
+
+@pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/letters", "/model"])
+def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None:
+    answer = web.client.get(path)
+    assert answer.status_code == 200
+    page = Page(answer.text)
+    for tag, attributes in page.elements:
+        assert "style" not in attributes, (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert tag != "style"
+        assert tag != "script" or attributes.get("src", "").startswith("/static/")
+    labelled = {attributes.get("for") for tag, attributes in page.elements if tag == "label"}
+    for tag, attributes in page.elements:
+        if tag in ("select", "input") and attributes.get("type") != "hidden":
+            assert attributes.get("id") in labelled or attributes.get("aria-label"), attributes
+        if tag == "img":
+            assert "alt" in attributes
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+
+
+def test_the_overview_tells_the_state_of_the_node(web: Web) -> None:
+    text = web.client.get("/").text
+    for said in ("Waiting", "Last hour", "Destinations", "Free disk", STUDY, "Other body part"):
+        assert said in text
+
+
+def test_what_peers_wrote_is_text_and_no_markup(web: Web) -> None:
+    for path in ("/", "/studies", f"/studies/{OTHER}", "/letters"):
+        text = web.client.get(path).text
+        assert "<b>EVIL" not in text
+        assert "<script>alert" not in text
+        assert "onerror=alert(1)>" not in text
+        assert not [tag for tag, given in Page(text).elements if tag == "b" or given.get("src") == "x"]
+    assert "&lt;b&gt;EVIL&lt;/b&gt;" in web.client.get(f"/studies/{OTHER}").text
+
+
+def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
+    tags = {"StudyDescription": HOSTILE[:60], "PatientID": "<i>1</i>"}
+    own.answer(image(patient_name="<b>A</b>^<script>alert(1)</script>", tags=tags))
+    own.post("/patients", show="yes")
+    text = own.client.get(f"/studies/{STUDY}").text
+    assert "&lt;b&gt;A&lt;/b&gt;" in text
+    assert not [tag for tag, given in Page(text).elements if tag in ("b", "i") or given.get("src") == "x"]
+    assert "<script>alert" not in text
+
+
+def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
+    for path in ("/", "/studies", f"/studies/{STUDY}", "/letters"):
+        assert not [canary for canary in CANARIES if canary in web.client.get(path).text], path
+    web.post("/patients", show="yes")
+    assert CANARY_ID not in web.client.get(f"/studies/{STUDY}").text
+    own.answer(image())
+    assert CANARY_ID not in own.client.get(f"/studies/{STUDY}").text
+    own.post("/patients", show="yes")
+    assert CANARY_ID in own.client.get(f"/studies/{STUDY}").text
+    own.post("/patients", show="no")
+    assert CANARY_ID not in own.client.get(f"/studies/{STUDY}").text
+
+
+def test_that_a_patient_was_shown_is_recorded_without_naming_them(own: Web, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    own.answer(image())
+    own.client.get(f"/studies/{STUDY}")
+    own.post("/patients", show="yes")
+    own.client.get(f"/studies/{STUDY}")
+    shown = [record for record in caplog.records if record.message == "patient-shown"]
+    assert [(record.study, record.visitor) for record in shown] == [(STUDY, "(this machine)")]  # type: ignore[attr-defined]
+    assert not [canary for record in caplog.records for canary in CANARIES if canary in str(vars(record))]
+
+
+@pytest.mark.parametrize("number", [CANARY_ID, CANARY_ACCESSION, CANARY_ID.lower()])
+def test_a_study_is_found_by_its_numbers_and_no_address_holds_them(web: Web, number: str) -> None:
+    answer = web.post("/studies", number=number)
+    assert f"/studies/{STUDY}" in answer.text
+    addresses = [str(step.url) for step in (*answer.history, answer)]
+    addresses += re.findall(r'(?:href|action)="([^"]*)"', answer.text)
+    assert not [address for address in addresses if "CANARY" in address.upper()]
+
+
+def test_a_search_by_uid_outcome_and_date(web: Web) -> None:
+    def found(**fields: str) -> set[str]:
+        return set(re.findall(r'class="uid" href="/studies/([0-9.]+)"', web.post("/studies", **fields).text))
+
+    assert found(number=OTHER) == {OTHER}
+    assert found(outcome="rejected") == {HAND}
+    assert found(outcome="answered") == {STUDY, OTHER}
+    assert found(since="2026-03-01", until="2026-03-03") == {STUDY, OTHER, HAND}
+    assert found(since="2026-03-04") == set()
+    assert found(number="absent") == found(number="1.2.3.4") == set()
+    assert found(since="nonsense", outcome="nonsense") == {STUDY, OTHER, HAND}
+
+
+def test_a_search_belongs_to_the_browser_that_made_it(web: Web) -> None:
+    address = str(web.post("/studies", number=CANARY_ID).url)
+    assert CANARY_ID in web.client.get(address).text
+    web.client.cookies.clear()
+    assert CANARY_ID not in web.client.get(address).text
+
+
+def test_pages_of_studies_follow_each_other(own: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicomnode.web.studies.PER_PAGE", 2)
+    for number in range(5):
+        own.receive(image(f"1.2.826.5.{number}", seed=number))
+    seen, path = [], "/studies"
+    while path:
+        text = own.client.get(path).text
+        seen += re.findall(r'class="uid" href="/studies/([0-9.]+)"', text)
+        onward = re.search(r'rel="next" href="([^"]+)"', text)
+        path = onward[1].replace("&amp;", "&") if onward else ""
+    assert seen == [f"1.2.826.5.{number}" for number in reversed(range(5))]
+
+
+def test_a_study_shows_pictures_bars_report_and_story(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}").text
+    for said in ("What happened", "An image was received", "Imaging Measurements", "Cardiomegaly", "2 of 2 deliveries"):
+        assert said in text
+    pictures = {given["src"] for tag, given in Page(text).elements if tag == "img" and "/studies/" in str(given["src"])}
+    assert len(pictures) == 3
+    for address in pictures:
+        picture = web.client.get(str(address))
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png"), address
+        assert picture.content.startswith(PNG)
+        assert "no-store" in picture.headers["cache-control"]
+
+
+def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}?finding=Edema&opacity=30").text
+    (heat,) = [given for tag, given in Page(text).elements if given.get("id") == "heat"]
+    assert heat["class"] == "heat o3"
+    assert "Edema" in str(heat["alt"])
+    for hostile in ("?finding=%22%3E%3Cscript%3E&opacity=-1", "?opacity=9999999999999&image=..%2F", "?image=1.2.3"):
+        assert web.client.get(f"/studies/{STUDY}{hostile}").status_code == 200
+
+
+def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Path) -> None:
+    own.answer(image())
+    newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
+    object.__setattr__(own.parts, "bundle", newer)
+    text = own.client.get(f"/studies/{STUDY}").text
+    assert "Another model said this" in text
+    assert 'id="heat"' not in text
+
+
+def test_a_rejected_study_says_why_and_shows_the_picture(web: Web) -> None:
+    text = web.client.get(f"/studies/{HAND}").text
+    assert "Other body part" in text
+    assert "What the model said" in text
+    assert f"/studies/{HAND}/images/" in text
+
+
+def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_masked(own: Web) -> None:
+    own.answer(image(tags={"BurnedInAnnotation": "YES"}))
+    uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
+    assert "may carry the patient" in own.client.get(f"/studies/{STUDY}").text
+    assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 403
+    assert own.client.get(f"/studies/{STUDY}/images/{uid}/1.png").status_code == 403
+    own.post("/patients", show="yes")
+    assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/absent",
+        "/studies/1.2.3",
+        "/studies/nonsense",
+        "/studies/..%2f..%2fetc",
+        f"/studies/{STUDY}/images/1.2.3.png",
+        f"/studies/{STUDY}/images/1.2.3/99.png",
+        f"/studies/{STUDY}/results/1.2.3.png",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+    ],
+)
+def test_what_is_not_there_is_said(web: Web, path: str) -> None:
+    assert web.client.get(path).status_code == 404
+
+
+def test_a_dead_letter_is_tried_again(own: Web) -> None:
+    own.answer(image())
+    number = dead_delivery(own)
+    assert "refused for good" in own.client.get("/letters").text
+    answer = own.post("/letters", act="retry", entry=f"D{number}")
+    assert "1 dead letters to be tried again" in answer.text
+    assert own.store.ledger.counts().deliveries[DeliveryState.DEAD] == 0
+
+
+def test_all_dead_letters_are_tried_again_and_chosen_ones_given_up(own: Web) -> None:
+    own.answer(image())
+    number = dead_delivery(own)
+    own.post("/letters", act="retry-all")
+    assert own.store.ledger.counts().deliveries[DeliveryState.DEAD] == 0
+    assert "Nothing was chosen" in own.post("/letters", act="retry").text
+    assert "Nothing was chosen" in own.post("/letters", act="drop", entry="X1; DROP TABLE job").text
+    own.post("/letters", act="drop", entry=f"D{number}")
+    assert own.store.ledger.counts().deliveries[DeliveryState.DROPPED] == 1
+
+
+def test_a_study_is_given_up_and_brought_back(own: Web) -> None:
+    own.receive(image())
+    assert "1 analyses and 0 deliveries given up" in own.post(f"/studies/{STUDY}", act="drop").text
+    assert own.store.ledger.counts().jobs[JobState.DROPPED] == 1
+    assert "to be tried again" in own.post(f"/studies/{STUDY}", act="retry").text
+    assert own.store.ledger.counts().jobs[JobState.WAITING] == 1
+
+
+def test_who_may_only_look_cannot_act(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWER", "v" * 20)
+    http = HttpSettings(tokens=(HttpToken(name="ward", role="view", env="VIEWER"),))
+    with Web(tmp_path, bundle=open_bundle(bundle), http=http) as web:
+        web.receive(image())
+        web.client.headers["authorization"] = f"Bearer {'v' * 20}"
+        assert "Give up" not in web.client.get(f"/studies/{STUDY}").text
+        assert web.post(f"/studies/{STUDY}", act="drop").status_code == 403
+        assert web.post("/letters", act="retry-all").status_code == 403
+        assert web.store.ledger.counts().jobs[JobState.DROPPED] == 0
+
+
+def test_nobody_is_sent_elsewhere(own: Web) -> None:
+    for back in ("https://evil.example.org/", "//evil.example.org", "/\\evil.example.org", "", "/\nx"):
+        assert own.post("/patients", show="no", back=back).url.path == "/"
+
+
+def test_a_store_in_trouble_is_said(own: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.client.get("/")
+    monkeypatch.setattr(own.store.studies._database, "_closed", True)
+    answer = own.client.get("/studies")
+    monkeypatch.undo()
+    assert answer.status_code == 503
+    assert "the store is closed" in answer.text
+
+
+def test_a_model_card_brings_no_markup_of_its_own() -> None:
+    made = render_card(
+        "# A <b>card</b>\n\nText **bold** `code<i>` [x](javascript:alert(1)) [y](https://example.org/a?b&c)\n\n"
+        "- one\n- two <script>\n\n| a | b |\n|---|--:|\n| 1 | <img src=x> |\n"
+    )
+    page = Page(str(made))
+    assert {tag for tag, _ in page.elements} == {
+        "h3", "p", "strong", "code", "a", "ul", "li", "div", "table", "thead", "tbody", "tr", "th", "td",
+    }  # fmt: skip
+    assert [given["href"] for tag, given in page.elements if tag == "a"] == ["https://example.org/a?b&c"]
