@@ -152,7 +152,7 @@ class Node:
             store=store,
             bundle=bundle,
             operating_point=pipeline.operating_point,
-            running=_running(scp, worker, (*to_destinations.loops, retention), audit),
+            running=_running(scp, worker, to_destinations, retention, audit),
             clock=clock,
         )
         gallery = Gallery(pipeline, store.blobs.read_instance)
@@ -227,8 +227,11 @@ class Node:
                 log.warning("commitment-reports-not-admitted", extra=about)
 
 
-def _running(scp: StorageScp, worker: Worker, loops: Sequence[Loop], audit: AuditTrail | None) -> Running:
+def _running(
+    scp: StorageScp, worker: Worker, to_destinations: Deliveries, retention: Loop, audit: AuditTrail | None
+) -> Running:
     """Return what the node says of itself while it runs."""
+    loops = (*to_destinations.loops, retention)
 
     def threads() -> dict[str, bool]:
         told = {"audit": audit.running} if audit is not None else {}
@@ -240,6 +243,7 @@ def _running(scp: StorageScp, worker: Worker, loops: Sequence[Loop], audit: Audi
         associations=lambda: scp.associations,
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
+        left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
     )
 
 

@@ -1,11 +1,12 @@
 """What a configured destination comes to: a sender, a committer where it is asked to commit itself, and one check."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
 from dicomnode.delivery_settings import DeliverySettings, DestinationSettings, DimseDestination
+from dicomnode.net.circuit import Breaker
 from dicomnode.net.commitment import Commitments, Committer, ReportDesk
 from dicomnode.net.loop import Loop
 from dicomnode.net.outgoing import Fallback, Form, Transfer
@@ -30,10 +31,14 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deliveries:
-    """The loops of all destinations, none of which waits for another, and the desk where their reports come in."""
+    """The loops of all destinations, none of which waits for another, and the desk where their reports come in.
+
+    `breakers`: which destinations are left alone at present, by name.
+    """
 
     loops: tuple[Loop, ...]
     desk: ReportDesk
+    breakers: Mapping[str, Breaker] = field(default_factory=dict)
 
     def start(self) -> None:
         """Begin to deliver and to ask."""
@@ -54,6 +59,7 @@ class Deliveries:
 def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings) -> Deliveries:
     """Wire the loops of these destinations."""
     loops: list[Loop] = []
+    breakers: dict[str, Breaker] = {}
 
     def wake_all() -> None:
         for loop in loops:
@@ -79,7 +85,8 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
             delivered=committer.loop.wake if committer else None,
         )
         loops.extend([sender.loop, committer.loop] if committer else [sender.loop])
-    return Deliveries(loops=tuple(loops), desk=desk)
+        breakers[entry.label] = sender.breaker
+    return Deliveries(loops=tuple(loops), desk=desk, breakers=breakers)
 
 
 def transfer_to(entry: DestinationSettings, shared: Surroundings) -> Transfer:

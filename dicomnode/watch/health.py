@@ -17,7 +17,7 @@ class Running:
     """What a running node says of itself, each time it is asked.
 
     `threads`: whether each of its loops is alive, by name; `refused`: how often peers were turned away, by event and
-    reason; the counts are since the start.
+    reason; the counts are since the start. `left_alone`: whether a destination is, after failures in a row.
     """
 
     threads: Callable[[], Mapping[str, bool]]
@@ -25,6 +25,7 @@ class Running:
     associations: Callable[[], int]
     accepted: Callable[[], int]
     refused: Callable[[], Mapping[tuple[str, str], int]]
+    left_alone: Callable[[], Mapping[str, bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

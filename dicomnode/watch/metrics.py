@@ -118,6 +118,9 @@ class NodeCollector(Collector):
         yield _gauge("cxrnode_ready", "Whether a check of /readyz passes.", ("check",), checks)
         alive = {(name,): float(lives) for name, lives in self._running.threads().items()}
         yield _gauge("cxrnode_thread_alive", "Whether a loop of the node is alive.", ("thread",), alive)
+        circuits = {(name,): float(is_open) for name, is_open in self._running.left_alone().items()}
+        text = "Whether a destination is left alone for a while, after failures in a row."
+        yield _gauge("cxrnode_destination_circuit_open", text, ("destination",), circuits)
         yield from self._associations()
         yield from self._disk()
 

@@ -47,6 +47,7 @@ class FakeNode:
             associations=lambda: 2,
             accepted=lambda: 7,
             refused=lambda: self.refused,
+            left_alone=lambda: {"PACS": True},
         )
 
 
@@ -377,6 +378,7 @@ def test_metrics_agree_with_the_books(world: World) -> None:
     assert found["cxrnode_deliveries_waiting"] == {(("destination", "PACS"),): 5}
     assert found["cxrnode_delivery_attempts_total"][(("destination", "PACS"), ("outcome", "failed"))] == 1
     assert found["cxrnode_destination_up"] == {(("destination", "PACS"),): 0}
+    assert found["cxrnode_destination_circuit_open"] == {(("destination", "PACS"),): 1}
     assert found["cxrnode_associations_accepted_total"] == {(): 7}
     assert found["cxrnode_store_readable"] == {(): 1}
     assert found["cxrnode_model_info"] != {}
