@@ -5,11 +5,14 @@ TOML file, then the defaults here.
 """
 
 import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -286,7 +289,7 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
     `options` is nested like the file. Raises: ConfigurationError, naming each wrong field.
     """
     if file is not None and not file.is_file():
-        raise ConfigurationError(f"there is no configuration file {file}")
+        raise ConfigurationError(f"there is no configuration file {file}; `cxrnode init {file}` writes one")
 
     class FromFile(Settings):
         @classmethod
@@ -306,8 +309,11 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
         return FromFile(**options)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, file)) from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}; who runs cxrnode needs to") from error
     except ValueError as error:  # malformed TOML, or JSON in an environment variable
-        raise ConfigurationError(f"the configuration cannot be read: {error}") from error
+        where = f"file {file} or a CXRNODE_ variable of the environment" if file else "a variable of the environment"
+        raise ConfigurationError(f"the configuration cannot be read ({where}): {error}") from error
 
 
 def parse_destination(text: str, **more: Any) -> DimseDestination:
@@ -317,7 +323,7 @@ def parse_destination(text: str, **more: Any) -> DimseDestination:
     """
     match = _DESTINATION.fullmatch(text)
     if match is None:
-        raise ConfigurationError(f"{text!r} is not of the form AET@HOST:PORT")
+        raise ConfigurationError(f"{text!r} is not of the form AET@HOST:PORT, such as PACS@pacs.example.org:104")
     try:
         return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]), **more)
     except ValidationError as error:
@@ -348,7 +354,24 @@ def default_bundle() -> Path:
 def _explain(error: ValidationError, file: Path | None) -> str:
     where = f" (file {file})" if file else ""
     lines = [
-        f"{'.'.join(str(part) for part in entry['loc']) or 'configuration'}: {entry['msg']}"
+        f"{'.'.join(str(part) for part in entry['loc']) or 'configuration'}: {_said(entry)}"
         for entry in error.errors(include_url=False, include_input=False)
     ]
     return f"the configuration is wrong{where}:\n  " + "\n  ".join(lines)
+
+
+def _said(entry: ErrorDetails) -> str:
+    """Return what is wrong; of a name that is unknown, the nearest known one, and where all of them stand."""
+    if entry["type"] != "extra_forbidden":
+        return entry["msg"]
+    near = get_close_matches(str(entry["loc"][-1]), _names(Settings), n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"there is no such setting; {meant}conf/node.toml lists them all, as does what `cxrnode init` writes"
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    """Give the name of every section, and of every setting in them."""
+    for name, field in model.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation)

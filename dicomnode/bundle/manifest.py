@@ -172,7 +172,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
+        raise BundleInvalid(
+            f"{path} cannot be read: {error.strerror}; "
+            "a bundle is a folder with a manifest, as `cxrnode export` writes it"
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -59,7 +59,9 @@ def open_bundle(path: Path) -> Bundle:
     Raises: BundleInvalid.
     """
     if not path.is_dir():
-        raise BundleInvalid(f"there is no bundle folder at {path}")
+        raise BundleInvalid(
+            f"there is no bundle folder at {path}: name one that `cxrnode export` wrote, or none for the shipped model"
+        )
     manifest = read_manifest(path / MANIFEST)
     for required in (MODEL, GOLDEN, CARD):
         if required not in manifest.files:

@@ -19,6 +19,7 @@ from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import check_destination
+from dicomnode.net.scp import listen_failure
 from dicomnode.net.tls import certificate_expires, listener_context
 from dicomnode.node import utc_now
 from dicomnode.settings import Settings, TlsSettings, default_bundle
@@ -95,7 +96,10 @@ def _check_store(path: Path) -> str:
             probe.write(b"probe")
             os.fsync(probe.fileno())
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{path} cannot be written: {error.strerror}; "
+            "choose another folder (store.path, --store), or let this user write there"
+        ) from error
     return f"{path.resolve()} can be written"
 
 
@@ -115,7 +119,7 @@ def _check_port(bind: str, port: int) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((bind, port))
     except OSError as error:
-        raise ConfigurationError(f"{bind}:{port} cannot be listened on: {error.strerror}") from error
+        raise ConfigurationError(listen_failure(bind, port, error)) from error
     return f"{bind}:{port} is free"
 
 

@@ -64,7 +64,10 @@ def settings_from(
 
 def stop_with(message: str, code: int) -> NoReturn:
     """Print an error and end the command with this exit code."""
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    first, *more = message.split("\n")
+    err.print(f"[bold red]error:[/] {escape(first)}")
+    for line in more:
+        err.print(escape(line))
     sys.exit(code)
 
 

@@ -152,7 +152,7 @@ class StorageScp:
             )
         except OSError as error:
             self.stop(drain_s=0)
-            raise ConfigurationError(_listen_failure(settings.bind, port, error)) from error
+            raise ConfigurationError(listen_failure(settings.bind, port, error)) from error
         server.take(gate, tls)
         self._servers.append(server)
         threading.Thread(target=server.serve_forever, args=(_POLL_S,), name=f"scp-{port}", daemon=True).start()
@@ -370,10 +370,12 @@ def _register(sop_class: str, position: int) -> None:
         register_uid(sop_class, f"ConfiguredStorage{position}", StorageServiceClass)
 
 
-def _listen_failure(bind: str, port: int, error: OSError) -> str:
+def listen_failure(bind: str, port: int, error: OSError) -> str:
+    """Return why an address cannot be listened on, and what to do about it."""
     where = f"port {port} of {bind}"
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is already in use: another node or program listens there; choose another with scp.port"
+        remedy = "stop it (`ss -ltnp` names it), or choose another with scp.port"
+        return f"{where} is already in use: another node or program listens there; {remedy}"
     if error.errno == errno.EACCES:
         return f"{where} may not be listened on: ports below 1024 need a privilege; choose another with scp.port"
     return f"{where} cannot be listened on: {error.strerror or error}"

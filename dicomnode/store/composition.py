@@ -121,7 +121,10 @@ def _own(path: Path, opened: contextlib.ExitStack) -> StoreLock:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"the store {path} cannot be created: {error.strerror}") from error
+        raise ConfigurationError(
+            f"the store {path} cannot be created: {error.strerror}; "
+            "choose another folder (store.path, --store), or let the user who runs the node write there"
+        ) from error
     lock = StoreLock.acquire(path / LOCK)
     opened.callback(lock.release)
     return lock
@@ -129,7 +132,9 @@ def _own(path: Path, opened: contextlib.ExitStack) -> StoreLock:
 
 def _require_store(path: Path) -> None:
     if not (path / DATABASE).is_file():
-        raise ConfigurationError(f"there is no store at {path}")
+        raise ConfigurationError(
+            f"there is no store at {path}: name the node's with --store or --config; its first start makes it"
+        )
 
 
 def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
