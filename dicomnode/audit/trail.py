@@ -91,7 +91,7 @@ class AuditTrail:
             while self._outbox.gather(self._clock(), everything=True):
                 pass
             self._outbox.note(AuditKind.APPLICATION_STOP, None, self._clock())
-            while self._failures == 0 and self._tell():
+            while self._tell():
                 pass
         except CxrNodeError as error:
             log.warning("audit-incomplete", extra={"cause": str(error)})

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import BytesIO
@@ -386,3 +387,22 @@ def test_an_operator_who_asks_for_another_try_gets_one_at_once() -> None:
         outbox.urged_at = datetime.now(UTC)
         assert steps(sender, 5) == 1
         assert len(knocks) == 3
+
+
+def test_a_destination_that_takes_its_time_holds_up_no_other() -> None:
+    outbox = MemoryOutbox(*["slow", "peer"] * 4)
+    let_go = threading.Event()
+
+    def take_time(_: Any) -> int:
+        let_go.wait(WITHIN_S)
+        return 0x0000
+
+    settings = DeliverySettings(response_timeout_s=2 * WITHIN_S, batch=2)
+    with Peer({CR: [EXPLICIT]}, on_store=take_time) as slow, Peer({CR: [EXPLICIT]}) as peer:
+        to_slow = replace(slow.destination, name="slow")
+        with running(outbox, to_slow, settings) as sender, running(outbox, peer.destination, settings):
+            wait_until(lambda: len(peer.stored) == 4, WITHIN_S, "the deliveries to the other")
+            assert slow.stored == []
+            let_go.set()
+            wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), WITHIN_S, "the deliveries to the slow one")
+        assert not sender.breaker.circuit.is_open

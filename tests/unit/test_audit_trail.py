@@ -222,6 +222,12 @@ def test_a_repository_that_is_down_is_asked_again_later_and_told_everything_in_o
     assert told.step() == 2
     assert [b"1.1.2.1" in line for line in sink.lines] == [True, False]
     assert store.audit.waiting() == 0
+    # Once told, its next failure is a first one again.
+    accept(store, "1.3", seconds=0)
+    sink.failing = 1
+    told.step()
+    clock.seconds += 1.5
+    assert told.step() == 1
 
 
 def test_the_patient_is_read_from_the_object_and_stands_nowhere_in_the_store(store: Store) -> None:
@@ -234,6 +240,17 @@ def test_the_patient_is_read_from_the_object_and_stands_nowhere_in_the_store(sto
     (line,) = sink.lines
     assert CANARY_ID.encode() in line
     assert CANARY_NAME.encode() in line
+
+
+def test_an_object_that_cannot_be_read_leaves_it_to_another_of_the_study_to_name_the_patient(store: Store) -> None:
+    ds = build("cr", study_uid="1.1")
+    accept(store, "1.1", seconds=0)  # no DICOM at all
+    store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(1))
+    store.inbox.association_released("one", at(2))
+    sink = MemorySink()
+    trail(store, sink, Clock(100)).step()
+    (line,) = sink.lines
+    assert CANARY_ID.encode() in line
 
 
 def test_the_patient_is_named_however_late_and_however_soon_files_are_removed(tmp_path: Path) -> None:
@@ -280,6 +297,17 @@ def test_start_and_stop_are_told_and_what_cannot_be_told_then_waits(store: Store
     down.start()
     down.stop()
     assert [record.kind for record in store.audit.pending(10)] == ["application-start", "application-stop"]
+
+
+def test_a_repository_that_is_back_when_the_node_stops_is_told_everything_then(store: Store) -> None:
+    sink = MemorySink(failing=1)
+    told = trail(store, sink, Clock(100))
+    accept(store, seconds=0)
+    told.step()
+    assert sink.lines == []
+    told.stop()
+    assert len(sink.lines) == 2
+    assert store.audit.waiting() == 0
 
 
 def test_alerts_are_counted_and_bounded_whatever_peers_do(store: Store) -> None:
