@@ -144,8 +144,10 @@ class NodeProcess:
         try:
             with closing(sqlite3.connect(f"file:{self.store / 'store.db'}?mode=ro", uri=True)) as connection:
                 return int(connection.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
-        except sqlite3.OperationalError:
-            return 0
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error) or "unable to open" in str(error):
+                return 0
+            raise
 
     def blobs(self) -> set[str]:
         """Return the names of the files in the store."""
