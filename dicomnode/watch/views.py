@@ -83,14 +83,13 @@ def _answer(verdict: Verdict, more: dict[str, Any]) -> Response:
 
 
 def _shown(report: WatchReport, watched: Watched) -> dict[str, Any]:
-    most = max((week.analysed + week.rejected for week in report.weeks), default=0)
     return {
         "report": report,
         "model": watched.bundle.identity,
         "has_scores": any(label.scores is not None for label in watched.bundle.manifest.labels),
         "trained_on": watched.bundle.manifest.provenance,
         "recent_weeks": RECENT_WEEKS,
-        "most": most,
+        "changed": [one.label.replace("_", " ") for one in report.findings if one.change not in _CALM],
         "trends": {entry.label: _trend(entry) for entry in report.findings},
         "percent": shown_percent,
         "rate": shown_rate,

@@ -453,6 +453,7 @@ def test_the_page_shows_rates_with_intervals_and_says_what_it_cannot_tell(world:
     world.fill(20, {0.6: 300}, calling_ae="<b>CR</b>")
     page = client(world).get("/watch").text
     assert "large difference" in page
+    assert f"The scores of {ABNORMAL}, {OTHER} differ from this site's first weeks" in page
     assert "100.0 % (98.7–100.0)" in page
     assert "&lt;b&gt;CR&lt;/b&gt;" in page
     assert "<b>CR" not in page
