@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from dicomnode.watch.health import Running
 from dicomnode.watch.metrics import Metrics
 from tests.bundles import make_bundle
 from tests.conftest import ROOT
+from tests.processes import require
 from tests.stores import at, open_store
 
 DOCS = ROOT / "docs"
@@ -96,10 +96,9 @@ def test_every_alert_has_a_cause_to_act_and_something_to_do() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
+@pytest.mark.peer
 def test_promtool_accepts_the_rules_where_there_is_one() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
+    promtool = require("promtool")
     told = subprocess.run(
         [promtool, "check", "rules", str(DOCS / "monitoring" / "alerts.yml")],
         capture_output=True,
