@@ -12,7 +12,7 @@ from benchmarks import machine, results_file
 from benchmarks.bench import ROUNDS, Bench
 from benchmarks.table import HEADS, Section
 
-BENCHMARKS = ("receive",)
+BENCHMARKS = ("receive", "send", "results", "end_to_end", "growth")
 """The modules, in the order of RESULTS.md; each has `measure(bench) -> rows` and says in its first line what it is."""
 
 
@@ -45,7 +45,7 @@ def _measured(name: str, arguments: argparse.Namespace) -> Section:
     about = (module.__doc__ or "").strip()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-", dir=arguments.folder) as folder:
-        bench = Bench(folder=Path(folder), rounds=arguments.rounds)
+        bench = Bench(folder=Path(folder).resolve(), rounds=arguments.rounds)
         rows = tuple(module.measure(bench))
     return Section(name=name, about=about, rows=rows, notes=bench.notes)
 

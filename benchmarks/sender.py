@@ -1,7 +1,7 @@
 """A sender that costs next to nothing: whole C-STORE requests encoded beforehand, the same for every receiver.
 
-Run as a process of its own: `python -m benchmarks.sender JOB.json` prints the seconds from the first byte to the last
-response; it is JSON of `port`, `called_ae`, `sop_class`, `transfer_syntax`, and `files` for each association.
+Run as a process of its own: `python -m benchmarks.sender JOB.json` prints when the first byte went and when the last
+response came; it is JSON of `port`, `called_ae`, `sop_class`, `transfer_syntax`, and `files` for each association.
 Source: PS3.8 9.3 (PDUs), PS3.7 9.3.1 (C-STORE), both in their smallest form.
 """
 
@@ -26,15 +26,15 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     associations = [Sender(job, [Path(file) for file in files]) for files in job["files"]]
     threads = [threading.Thread(target=association.send) for association in associations]
-    began = time.perf_counter()
+    began = time.time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - began
+    ended = time.time()
     if not all(association.done for association in associations):
         sys.exit("the receiver refused or failed")
-    print(took)
+    print(began, ended)
     for association in associations:
         association.release()
 

@@ -1,0 +1,114 @@
+"""End to end: a study into a running node, its report and heatmap stored in a real Orthanc; the quiet time is zero.
+
+Against what the image costs at the least: the bare decoder and one forward pass, measured in turns on the same machine.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.bench import Bench
+from benchmarks.images import Images
+from benchmarks.picture import stacks
+from benchmarks.receive import send_between
+from benchmarks.stages import stages
+from benchmarks.studies import Bare
+from benchmarks.table import Goal, Measured, Row
+from dicomnode.settings import default_bundle
+from tests.processes import NodeProcess, Orthanc, free_port
+
+STUDIES, SUSTAINED, RESULTS = 9, 10, 2
+_WITHIN_S, _POLL_S = 120.0, 0.004
+_CONFIG = "[assembly]\nquiet_s = 0.0\n"
+_serial = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    what: str
+    bundle: Path
+    images: Images
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    if machine.program("Orthanc") is None:
+        yield Row(what="a study of one image", absent="Orthanc is not installed")
+        return
+    large, small = Images.uncompressed(), Images.compressed()
+    cases = [Case(f"{images.name}, shipped bundle", default_bundle(), images) for images in (large, small)]
+    shares = {}
+    for case in cases:
+        yield from _rows(bench, case)
+        shares[case.what] = stages(bench.folder / f"stages-{next(_serial)}", case.bundle, case.images)
+    for what, parts in shares.items():
+        everything, writing = sum(parts.values()), sum(parts[name] for name in ("heatmap", "report", "outbox"))
+        yield Row(
+            what=f"{what}: heatmap, report and outbox, of all that is done",
+            ours=Measured((100 * writing / everything,), "%"),
+            goal=Goal(at_most=15, unit="%"),
+        )
+    stacks("where-the-time-goes", shares, "ms")
+    bench.note("![where the time of a study goes](../docs/where-the-time-goes.svg)")
+
+
+def _rows(bench: Bench, case: Case) -> Iterator[Row]:
+    bare = Bare(case.bundle)
+    with ExitStack() as opened:
+        folder = bench.folder / f"{next(_serial)}"
+        port = free_port()
+        archive = Orthanc(folder / "orthanc", node_port=port, more={"MaximumPduLength": 131_072}).start()
+        opened.callback(archive.stop)
+        node = NodeProcess(folder / "node", port=port, bundle=case.bundle, send_to=[archive.peer], config=_CONFIG)
+        node.start()
+        opened.callback(node.close)
+        _deliver(bench, case, port, archive, 1)
+        alone, least = [], []
+        for _ in range(STUDIES):
+            alone.append(_deliver(bench, case, port, archive, 1))
+            least.append(bare.seconds(case.images.one()))
+        sustained = SUSTAINED / _deliver(bench, case, port, archive, SUSTAINED)
+        node.terminate()
+    ours, theirs = (Measured(tuple(1000 * taken for taken in found), "ms") for found in (alone, least))
+    yield Row(
+        what=f"{case.what}: last byte to SR and SC stored, p50",
+        ours=ours,
+        peer="bare decode and inference",
+        theirs=theirs,
+        goal=Goal(at_most=2.0),
+    )
+    ordered = sorted(ours.values)
+    slowest = Measured((ordered[round(0.95 * (len(ordered) - 1))],), "ms")
+    middle = Measured((ours.median,), "ms")
+    yield Row(what=f"{case.what}: p95", ours=slowest, peer="p50", theirs=middle, goal=Goal(at_most=2.0))
+    yield Row(
+        what=f"{case.what}: sustained",
+        ours=Measured((sustained,), "studies/s"),
+        peer="bare decode and inference",
+        theirs=Measured((1000 / theirs.median,), "studies/s"),
+        goal=Goal(at_least=0.85),
+    )
+
+
+def _deliver(bench: Bench, case: Case, port: int, archive: Orthanc, studies: int) -> float:
+    """Send studies of one image each, and return the time until the archive has the results.
+
+    Of one study from its last byte on; of several from the first byte of the first.
+    """
+    before = archive.count()
+    files = case.images.write(bench.folder / f"files-{next(_serial)}", studies, 1)
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send_between, bench.folder, port, "CXRNODE", files)
+        deadline = time.monotonic() + _WITHIN_S
+        while (stored := archive.count() - before) < RESULTS * studies:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{stored} results of {studies} studies are stored")
+            time.sleep(_POLL_S)
+        ended = time.time()
+        first, last = sending.result()
+    files.remove()
+    return ended - (last if studies == 1 else first)
