@@ -94,7 +94,7 @@ def test_files_and_settings_that_are_named_exist(name: str) -> None:
     for path in re.findall(r"`((?:tests|deploy|conf|benchmarks)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
     sections = "|".join(Settings.model_fields)
-    for section, field in re.findall(rf"`({sections})\.(?!txt|json|toml|onnx|npz|db|py\b)([a-z_]+)`", text):
+    for section, field in re.findall(rf"`({sections})\.(?!txt|json|toml|onnx|np[yz]|db|py\b)([a-z_]+)`", text):
         assert field in type(Settings.model_fields[section].default).model_fields, f"{name}: {section}.{field}"
 
 
