@@ -251,7 +251,7 @@ def _mark(kind: EventKind) -> str:
 
 def _step(value: str) -> int:
     """Return an opacity in tenths."""
-    return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 5
+    return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 
 def _uid_in(request: Request, name: str) -> str:

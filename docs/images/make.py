@@ -1,0 +1,110 @@
+"""Make the pictures of this folder: a node answers a few studies, and Chromium takes its page.
+
+    python docs/images/make.py NIH.zip     # the images at ../shared/data/nih/nih-train_val.zip of a development machine
+
+The radiographs are NIH ChestX-ray14's (NIH Clinical Center; Wang et al., CVPR 2017), which may be used freely with that
+reference; the patients are made up. Needs chromium and the development packages; run it at the root of a checkout.
+"""
+
+import argparse
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from playwright import sync_api
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests.archives import Archive
+from tests.make import build, encode
+from tests.processes import NodeProcess, free_port, require, run_cxrnode, wait_until
+
+HERE = Path(__file__).resolve().parent
+IMAGES = ("00000435_000", "00000075_000", "00000129_000")
+"""The first is the one that is shown."""
+STUDY = "1.2.826.0.1.3680043.8.498.1"
+ENLARGED = 4
+CONFIG = """
+[scp]
+bind = "127.0.0.1"
+[assembly]
+quiet_s = 0.3
+[http]
+local_patients = true
+"""
+
+
+def dicom(archive: zipfile.ZipFile, name: str, number: int) -> bytes:
+    """Return one of NIH's images as a DX object of a patient that does not exist."""
+    grey = cv2.imdecode(np.frombuffer(archive.read(f"images/{name}.jpg"), np.uint8), cv2.IMREAD_GRAYSCALE)
+    large = cv2.resize(grey.astype(np.float32) / 255, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC)
+    pixels = np.round(large.clip(0, 1) * 4095).astype(np.uint16)
+    tags = {"PatientID": f"DEMO-{number}", "AccessionNumber": f"A-{2040 + number}", "StudyDescription": "Chest PA"}
+    study = f"{STUDY}.{number}"
+    return encode(build("dx", pixels=pixels, patient_name="Example^Maria", study_uid=study, seed=number, tags=tags))
+
+
+@contextmanager
+def answered(folder: Path, source: Path) -> Iterator[str]:
+    """Give the address of a node's page that has answered the studies and delivered them."""
+    (folder / "images").mkdir()
+    with zipfile.ZipFile(source) as archive:
+        for number, name in enumerate(IMAGES, start=1):
+            (folder / "images" / f"{number}.dcm").write_bytes(dicom(archive, name, number))
+    with Archive() as pacs:
+        node = NodeProcess(
+            folder / "node", port=free_port(), send_to=(pacs.peer,), config=CONFIG, http="127.0.0.1:0"
+        ).start()
+        try:
+            run_cxrnode("send", f"CXRNODE@127.0.0.1:{node.port}", str(folder / "images"))
+            wait_until(lambda: len(pacs.sent) == 2 * len(IMAGES), 300, "the delivery")
+            yield node.events("node-started")[0]["page"]
+        finally:
+            node.close()
+
+
+def take(browser: Any, address: str) -> None:
+    """Take the pictures."""
+    page = browser.new_page(viewport={"width": 1200, "height": 830}, color_scheme="light")
+    page.goto(f"{address}studies/{STUDY}.1?opacity=40")
+    page.get_by_role("button", name="Show patients").click()
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=str(HERE / "page.png"))
+    page.locator(".layers").screenshot(path=str(HERE / "heatmap.png"))
+    smaller(HERE / "page.png", 960)
+    smaller(HERE / "heatmap.png", 440)
+
+
+def smaller(file: Path, side: int) -> None:
+    """Write a picture with at most 256 colours, spread by dithering, so that it is quick to load."""
+    with Image.open(file) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    palette = small.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    small.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
+
+
+def main() -> None:
+    """Make both pictures."""
+    parser = argparse.ArgumentParser(description="Make page.png and heatmap.png.")
+    parser.add_argument("images", type=Path, help="archive of NIH's images")
+    source = parser.parse_args().images
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        answered(Path(folder), source) as address,
+        sync_api.sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=require("chromium"), args=["--no-sandbox"])
+        take(browser, address)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
