@@ -44,6 +44,16 @@ SELECT week, label, bound, images, above, undetermined, total FROM weekly_score
 WHERE bundle = :bundle AND point = :point AND week >= :since ORDER BY week, label, bound
 """
 
+SCORE_TOTALS = """
+SELECT '' AS week, label, bound, SUM(images) AS images, SUM(above) AS above, SUM(undetermined) AS undetermined,
+    SUM(total) AS total
+FROM weekly_score WHERE bundle = :bundle AND point = :point GROUP BY label, bound
+"""
+
+IMAGE_TOTALS = """
+SELECT '' AS week, calling_ae, outcome, SUM(images) AS images FROM weekly_image GROUP BY calling_ae, outcome
+"""
+
 RESULTS = """
 SELECT job_id, study, version, state, changed_at, first_instance_at, summary,
     (SELECT json_group_array(calling_ae) FROM study_sender WHERE study_sender.study = job.study) AS senders
@@ -167,10 +177,15 @@ class Watching:
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
-            return tuple(
-                WeeklyImages(**{name: row[name] for name in ("week", "calling_ae", "outcome", "images")})
-                for row in connection.execute(IMAGES, {"since": _since(since)}).fetchall()
-            )
+            return _images(connection.execute(IMAGES, {"since": _since(since)}).fetchall())
+
+    def image_totals(self) -> tuple[WeeklyImages, ...]:
+        """Return the images of all weeks together, whose name is empty.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            return _images(connection.execute(IMAGE_TOTALS).fetchall())
 
     def scores(self, bundle_hash: str, point: str, since: datetime | None = None) -> tuple[WeeklyScores, ...]:
         """Return the scores of one bundle at one operating point by week and label.
@@ -179,11 +194,15 @@ class Watching:
         """
         asked = {"bundle": bundle_hash, "point": point, "since": _since(since)}
         with self._database.reading() as connection:
-            rows = connection.execute(SCORES, asked).fetchall()
-        found: dict[tuple[str, str], list[sqlite3.Row]] = {}
-        for row in rows:
-            found.setdefault((row["week"], row["label"]), []).append(row)
-        return tuple(_scores(week, label, bins) for (week, label), bins in found.items())
+            return _by_label(connection.execute(SCORES, asked).fetchall())
+
+    def score_totals(self, bundle_hash: str, point: str) -> tuple[WeeklyScores, ...]:
+        """Return the scores of all weeks together, whose name is empty.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            return _by_label(connection.execute(SCORE_TOTALS, {"bundle": bundle_hash, "point": point}).fetchall())
 
     def results(self, since: datetime, until: datetime) -> Iterator[StudyResult]:
         """Yield every answer that was given between two times, the oldest first.
@@ -253,6 +272,18 @@ def _latencies(connection: sqlite3.Connection) -> dict[Stage, Latency]:
         stage: Latency(counts=tuple(bins.get(bound, 0) for bound in LATENCY_BOUNDS_S), seconds=seconds[stage])
         for stage, bins in counts.items()
     }
+
+
+def _images(rows: list[sqlite3.Row]) -> tuple[WeeklyImages, ...]:
+    names = ("week", "calling_ae", "outcome", "images")
+    return tuple(WeeklyImages(**{name: row[name] for name in names}) for row in rows)
+
+
+def _by_label(rows: list[sqlite3.Row]) -> tuple[WeeklyScores, ...]:
+    found: dict[tuple[str, str], list[sqlite3.Row]] = {}
+    for row in rows:
+        found.setdefault((row["week"], row["label"]), []).append(row)
+    return tuple(_scores(week, label, bins) for (week, label), bins in found.items())
 
 
 def _scores(week: str, label: str, rows: list[sqlite3.Row]) -> WeeklyScores:

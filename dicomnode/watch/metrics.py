@@ -87,8 +87,8 @@ class NodeCollector(Collector):
             watching = self._store.watching
             found = [
                 *_operations(watching.operations(), self._settings, now),
-                *_images(watching.images()),
-                *_scores(watching.scores(self._bundle.identity.bundle_hash, self._point)),
+                *_images(watching.image_totals()),
+                *_scores(watching.score_totals(self._bundle.identity.bundle_hash, self._point)),
                 *_drift(self._watch_report(now)),
             ]
         except CxrNodeError:

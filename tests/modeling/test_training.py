@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.domain.errors import ConfigurationError
 from modeling import train as training
 from modeling.calibration import operating_points, probabilities
@@ -180,6 +181,15 @@ def test_operating_points_come_from_out_of_fold_predictions(finished: Finished) 
     truth = finished.run.radiographs.labels[:, 0] > 0.5
     expected = operating_points(truth, probabilities(label.calibration, logits[:, 0]), frequency=float(truth.mean()))
     assert label.operating_points["youden"].threshold == pytest.approx(expected["youden"].threshold, abs=1e-4)
+
+
+def test_the_bundle_holds_how_its_out_of_fold_scores_were_distributed(finished: Finished) -> None:
+    logits = out_of_fold(finished.run, finished.network)
+    for index, label in enumerate(finished.manifest.labels[:2]):
+        assert label.scores is not None
+        assert label.scores.bounds == SCORE_BOUNDS
+        assert label.scores.counts == score_counts(probabilities(label.calibration, logits[:, index]).tolist())
+        assert sum(label.scores.counts) == len(finished.run.radiographs.labels)
 
 
 def test_the_card_says_what_is_not_measured_and_cites_the_data(finished: Finished) -> None:

@@ -144,6 +144,22 @@ def test_scores_are_counted_by_label_and_bin(store: Store) -> None:
     assert store.watching.scores("c" * 64, "standard") == ()
 
 
+def test_all_weeks_together_are_the_sum_of_the_weeks(store: Store) -> None:
+    answered(store, "1.1")
+    answered(store, "1.2", seconds=14 * 86400.0)
+    (images,) = store.watching.image_totals()
+    assert (images.images, len(store.watching.images())) == (2, 2)
+    weekly, together = store.watching.scores("b" * 64, "standard"), store.watching.score_totals("b" * 64, "standard")
+    assert (len(weekly), len(together)) == (6, 3)
+    for entry in together:
+        parts = [one for one in weekly if one.label == entry.label]
+        assert entry.counts == tuple(map(sum, zip(*(one.counts for one in parts), strict=True)))
+        assert (entry.above, entry.undetermined) == (
+            sum(one.above for one in parts),
+            sum(one.undetermined for one in parts),
+        )
+
+
 def test_a_peer_cannot_make_rows_without_end_by_changing_its_title(store: Store) -> None:
     for number in range(MOST_CALLERS + 3):
         answered(store, f"1.{number + 1}", seconds=10.0 * number, calling_ae=f"AE{number}")
