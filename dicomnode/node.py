@@ -156,7 +156,14 @@ class Node:
             clock=clock,
         )
         gallery = Gallery(pipeline, store.blobs.read_instance)
-        parts = Parts(settings=settings, store=store, bundle=bundle, gallery=gallery, clock=clock)
+        parts = Parts(
+            settings=settings,
+            store=store,
+            bundle=bundle,
+            gallery=gallery,
+            clock=clock,
+            record_shown=audit.shown if audit is not None else lambda *_: None,
+        )
         return cls(
             settings=settings,
             bundle=bundle,

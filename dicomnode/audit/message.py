@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
 
 Code = tuple[str, str, str]
 """Value, coding scheme, meaning."""
 
 _APPLICATION_ACTIVITY: Code = ("110100", "DCM", "Application Activity")
+_INSTANCES_ACCESSED: Code = ("110103", "DCM", "DICOM Instances Accessed")
 _INSTANCES_TRANSFERRED: Code = ("110104", "DCM", "DICOM Instances Transferred")
 _SECURITY_ALERT: Code = ("110113", "DCM", "Security Alert")
 _START: Code = ("110120", "DCM", "Application Start")
@@ -59,10 +60,12 @@ class Reporter:
 
 
 def write_message(record: AuditRecord, reporter: Reporter, patient: Patient) -> bytes:
-    """Return the message for a record as UTF-8 without a declaration; `patient` is used for transfers only."""
+    """Return the message for a record as UTF-8 without a declaration; `patient` is used where one is told of."""
     about = record.about
     if isinstance(about, Transfer):
         message = _transferred(record, about, reporter, patient)
+    elif isinstance(about, Disclosure):
+        message = _shown(record, about, reporter, patient)
     elif isinstance(about, Alert):
         message = _alert(record, about, reporter)
     else:
@@ -94,6 +97,18 @@ def _transferred(record: AuditRecord, about: Transfer, reporter: Reporter, patie
     _source(message, reporter)
     described = _object(message, _STUDY, about.study, about.study, _SYSTEM_OBJECT, _ROLE_REPORT)
     _describe(SubElement(described, "ParticipantObjectDescription"), about.instances)
+    _object(message, _PATIENT, patient.patient_id, patient.name, _PERSON, _ROLE_PATIENT)
+    return message
+
+
+def _shown(record: AuditRecord, about: Disclosure, reporter: Reporter, patient: Patient) -> Element:
+    """Source: PS3.15 A.5.3.6."""
+    message = _message(record.at, _INSTANCES_ACCESSED, "R", _SUCCESS)
+    _participant(message, Endpoint(user=about.visitor, ae_title="", address=about.address), None, requestor=True)
+    _participant(message, reporter.node, None, requestor=False)
+    _source(message, reporter)
+    described = _object(message, _STUDY, about.study, about.study, _SYSTEM_OBJECT, _ROLE_REPORT)
+    _describe(SubElement(described, "ParticipantObjectDescription"), {})
     _object(message, _PATIENT, patient.patient_id, patient.name, _PERSON, _ROLE_PATIENT)
     return message
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dicomnode.audit.message import Patient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
 from dicomnode.domain.errors import CxrNodeError, Permanent
 from dicomnode.domain.job import RetryPolicy
 from dicomnode.imaging.reader import read
@@ -30,7 +30,7 @@ class Outbox(Protocol):
     def begin(self) -> None:
         """Tell from now on, if nothing was told before."""
 
-    def note(self, kind: AuditKind, about: Alert | None, now: datetime) -> None:
+    def note(self, kind: AuditKind, about: Alert | Disclosure | None, now: datetime) -> None:
         """Record what does not stand in the ledger."""
 
     def gather(self, now: datetime, *, everything: bool = False) -> int:
@@ -104,6 +104,14 @@ class AuditTrail:
                 key = ("various", "", "too many different alerts to name them")
             self._alerts[key] += 1
 
+    def shown(self, visitor: str, address: str, study: str) -> None:
+        """Record that somebody is about to be shown whom a study is of; unless that is recorded, they must not be.
+
+        Raises: StoreUnavailable.
+        """
+        about = Disclosure(study=study, visitor=visitor, address=address)
+        self._outbox.note(AuditKind.SHOWN, about, self._clock())
+
     def step(self) -> int:
         """Record what is new and tell a batch; return how many messages were told.
 
@@ -140,7 +148,7 @@ class AuditTrail:
         return len(records)
 
     def _line(self, record: AuditRecord) -> bytes:
-        patient = self._patient_of(record.about.study) if isinstance(record.about, Transfer) else _NOBODY
+        patient = self._patient_of(record.about.study) if isinstance(record.about, Transfer | Disclosure) else _NOBODY
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
 

@@ -323,6 +323,10 @@ _AUDIT_MESSAGES = [
         "images came, or results were delivered or refused for good (outcome 8), by study, peer and action",
     ),
     (
+        "DICOM Instances Accessed (110103)",
+        "the web page is about to show somebody whom a study is of; it does not, unless that is recorded",
+    ),
+    (
         "Security Alert (110113), Node Authentication (110126)",
         "a connection or association was refused or broken off, and why",
     ),

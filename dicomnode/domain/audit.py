@@ -13,6 +13,7 @@ class AuditKind(StrEnum):
     RECEIVED = "received"
     SENT = "sent"
     ALERT = "alert"
+    SHOWN = "shown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,19 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disclosure:
+    """Somebody at `address` was shown on the page whom a study is of; `visitor` is who they signed in as."""
+
+    study: str
+    visitor: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
     """One audit message to be made; numbers only ever grow."""
 
     number: int
     at: datetime
     kind: AuditKind
-    about: Transfer | Alert | None
+    about: Transfer | Alert | Disclosure | None

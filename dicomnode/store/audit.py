@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
 from dicomnode.store.database import Database
 from dicomnode.store.rows import EventKind, to_text, to_time
 
@@ -83,7 +83,7 @@ class AuditOutbox:
         with self._database.transaction() as connection:
             connection.execute(BEGIN)
 
-    def note(self, kind: AuditKind, about: Alert | None, now: datetime) -> None:
+    def note(self, kind: AuditKind, about: Alert | Disclosure | None, now: datetime) -> None:
         """Record what does not stand in the ledger.
 
         Raises: StoreUnavailable.
@@ -192,16 +192,18 @@ def _read(row: sqlite3.Row) -> tuple[str, _Group] | None:
     return (instead or match)["uid"], (AuditKind.SENT, study, match["peer"], "", "R", failure)
 
 
-def _add(connection: sqlite3.Connection, at: str, kind: AuditKind, about: Transfer | Alert | None) -> None:
+def _add(connection: sqlite3.Connection, at: str, kind: AuditKind, about: Transfer | Alert | Disclosure | None) -> None:
     facts = {} if about is None else dataclasses.asdict(about)
     connection.execute(ADD, (at, kind, json.dumps(facts)))
 
 
 def _to_record(row: sqlite3.Row) -> AuditRecord:
     kind, facts = AuditKind(row["kind"]), json.loads(row["facts"])
-    about: Transfer | Alert | None = None
+    about: Transfer | Alert | Disclosure | None = None
     if kind in (AuditKind.RECEIVED, AuditKind.SENT):
         about = Transfer(**facts)
     elif kind is AuditKind.ALERT:
         about = Alert(**facts)
+    elif kind is AuditKind.SHOWN:
+        about = Disclosure(**facts)
     return AuditRecord(number=row["record_id"], at=to_time(row["at"]), kind=kind, about=about)

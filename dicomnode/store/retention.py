@@ -32,7 +32,7 @@ _STUDIES_AT_ONCE = 20
 # What is to become audit messages: records that are not told, and events that no record was made of yet.
 _UNTOLD = f"""
 WITH untold AS (
-    SELECT json_extract(facts, '$.study') AS study, at FROM audit_record WHERE kind IN ('received', 'sent')
+    SELECT json_extract(facts, '$.study') AS study, at FROM audit_record WHERE kind IN ('received', 'sent', 'shown')
     UNION ALL
     SELECT study, at FROM event WHERE event_id > (SELECT event_id FROM audit_cursor)
         AND kind IN ({", ".join(f"'{kind}'" for kind in TRANSFERS)})

@@ -12,7 +12,7 @@ from dicomnode.domain.errors import CxrNodeError
 from dicomnode.imaging.reader import read
 from dicomnode.imaging.tags import text
 from dicomnode.web.guard import form_of
-from dicomnode.web.parts import session_of, visitor_of
+from dicomnode.web.parts import session_of, site_of, visitor_of
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,13 @@ def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patie
 
 
 def disclosed(request: Request, study: str) -> None:
-    """Record that a visitor was told whom a study is of."""
-    log.info("patient-shown", extra={"visitor": visitor_of(request).name, "study": study})
+    """Record that a visitor is about to be told whom a study is of.
+
+    Raises: StoreUnavailable; then they must not be.
+    """
+    visitor, address = visitor_of(request).name, request.client.host if request.client is not None else ""
+    site_of(request).parts.record_shown(visitor, address, study)
+    log.info("patient-shown", extra={"visitor": visitor, "study": study})
 
 
 async def switch(request: Request) -> Response:

@@ -16,13 +16,17 @@ from dicomnode.web.pages import Pages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the node gives to its page. `clock` is the node's."""
+    """What the node gives to its page. `clock` is the node's.
+
+    `record_shown` is told who, at which address, is about to be shown whom a study is of.
+    """
 
     settings: Settings
     store: Store
     bundle: Bundle
     gallery: Gallery
     clock: Callable[[], datetime]
+    record_shown: Callable[[str, str, str], None] = lambda _visitor, _address, _study: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from lxml import etree
 
 from dicomnode.audit.message import Endpoint, Patient, Reporter, write_message
 from dicomnode.audit.syslog import syslog_line
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
 
 SCHEMA = etree.RelaxNG(etree.parse(str(Path(__file__).parent.parent / "data" / "audit-message.rng")))
 AT = datetime(2026, 3, 1, 12, 0, 0, 250000, tzinfo=UTC)
@@ -36,7 +36,7 @@ def alert(**facts: str) -> Alert:
     return Alert(times=7, **given)
 
 
-def written(kind: AuditKind, about: Transfer | Alert | None = None) -> ET.Element:
+def written(kind: AuditKind, about: Transfer | Alert | Disclosure | None = None) -> ET.Element:
     xml = write_message(AuditRecord(number=1, at=AT, kind=kind, about=about), REPORTER, PATIENT)
     SCHEMA.assertValid(etree.fromstring(xml))
     return ET.fromstring(xml)
@@ -56,10 +56,11 @@ def codes(message: ET.Element, path: str) -> list[str | None]:
         (AuditKind.SENT, transfer("removed from the configuration"), "110104", []),
         (AuditKind.ALERT, alert(), "110113", ["110126"]),
         (AuditKind.ALERT, alert(calling_ae="", address="::1"), "110113", ["110126"]),
+        (AuditKind.SHOWN, Disclosure(study="1.2.3", visitor="anna <b>", address="10.0.0.9"), "110103", []),
     ],
 )
 def test_a_message_is_valid_and_says_what_happened(
-    kind: AuditKind, about: Transfer | Alert | None, event: str, type_code: list[str]
+    kind: AuditKind, about: Transfer | Alert | Disclosure | None, event: str, type_code: list[str]
 ) -> None:
     message = written(kind, about)
     assert codes(message, "EventIdentification/EventID") == [event]
@@ -124,3 +125,13 @@ def test_a_syslog_message_has_the_header_of_the_standard_and_is_the_same_whoever
     assert line.startswith(b'<85>1 2026-03-01T12:00:00.250000Z reader-1 cxrnode - DICOM+RFC3881 [meta sequenceId="42"]')
     assert line.endswith(b" \xef\xbb\xbf<AuditMessage/>")
     assert line == syslog_line(b"<AuditMessage/>", number=42, at=AT, host="reader-1")
+
+
+def test_who_was_shown_whom_a_study_is_of_is_told() -> None:
+    message = written(AuditKind.SHOWN, Disclosure(study="1.2.3", visitor="anna", address="10.0.0.9"))
+    (event,) = message.findall("EventIdentification")
+    assert event.get("EventActionCode") == "R"
+    who = [(one.get("UserID"), one.get("UserIsRequestor")) for one in message.findall("ActiveParticipant")]
+    assert who == [("anna", "true"), ("CXRNODE", "false")]
+    told = {one.get("ParticipantObjectID") for one in message.findall("ParticipantObjectIdentification")}
+    assert told == {"1.2.3", PATIENT.patient_id}

@@ -327,3 +327,15 @@ def test_a_record_survives_as_it_was_written(store: Store) -> None:
     store.audit.done(1)
     store.audit.note(AuditKind.APPLICATION_START, None, at(2))
     assert store.audit.pending(1)[0].number == 2
+
+
+def test_who_was_shown_a_patient_is_told_with_the_patient(store: Store) -> None:
+    ds = build("cr", study_uid="1.1")
+    store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
+    sink = MemorySink()
+    told = trail(store, sink, Clock(100))
+    told.shown("anna", "10.0.0.9", "1.1")
+    told.step()
+    line = next(line for line in sink.lines if b"110103" in line)
+    for part in (b'UserID="anna"', b"10.0.0.9", b"1.1", CANARY_ID.encode(), CANARY_NAME.encode()):
+        assert part in line

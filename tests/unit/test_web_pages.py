@@ -9,6 +9,7 @@ import pytest
 from pydicom import Dataset
 
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.domain.errors import StoreUnavailable
 from dicomnode.domain.job import DeliveryState, JobState, NoAnswer, RetryPolicy
 from dicomnode.http_settings import HttpSettings, HttpToken
 from dicomnode.web.model import render_card
@@ -137,6 +138,23 @@ def test_that_a_patient_was_shown_is_recorded_without_naming_them(own: Web, capl
     shown = [record for record in caplog.records if record.message == "patient-shown"]
     assert [(record.study, record.visitor) for record in shown] == [(STUDY, "(this machine)")]  # type: ignore[attr-defined]
     assert not [canary for record in caplog.records for canary in CANARIES if canary in str(vars(record))]
+
+
+def test_nobody_is_shown_a_patient_unless_that_is_recorded(own: Web) -> None:
+    own.answer(image())
+    own.post("/patients", show="yes")
+    recorded: list[tuple[str, str, str]] = []
+    object.__setattr__(own.parts, "record_shown", lambda *about: recorded.append(about))
+    assert CANARY_ID in own.client.get(f"/studies/{STUDY}").text
+    assert recorded == [("(this machine)", "127.0.0.1", STUDY)]
+
+    def in_trouble(*_: str) -> None:
+        raise StoreUnavailable("the database refused")
+
+    object.__setattr__(own.parts, "record_shown", in_trouble)
+    answer = own.client.get(f"/studies/{STUDY}")
+    assert answer.status_code == 503
+    assert CANARY_ID not in answer.text
 
 
 @pytest.mark.parametrize("number", [CANARY_ID, CANARY_ACCESSION, CANARY_ID.lower()])
