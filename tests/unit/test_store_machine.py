@@ -192,6 +192,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert balance.unaccounted == 0
 
     @invariant()
+    def what_has_its_fate_is_counted_once(self) -> None:
+        with self.opened.watching._database.reading() as connection:
+            tallied, missed = connection.execute(
+                "SELECT SUM(tallied), SUM(fate IN ('answered', 'rejected') AND NOT tallied) FROM instance"
+            ).fetchone()
+        assert sum(entry.images for entry in self.opened.watching.images()) == (tallied or 0)
+        assert not missed
+
+    @invariant()
     def a_study_has_one_version_to_come_and_one_in_work_at_most(self) -> None:
         for study in self.contents:
             states = [entry.state for entry in self.opened.ledger.jobs_of(study)]
