@@ -1,10 +1,13 @@
-# Two commands do all the set-up: `make serve` runs the node, `make test` runs the tests.
+# These do all the set-up: `make demo` shows the node at work, `make serve` runs it, `make test` runs the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit conformance viewer soak fuzz bench clean lock
+.PHONY: demo serve test lint unit conformance viewer soak fuzz bench clean lock
+
+demo: $(VENV)/.serving
+	$(BIN)/cxrnode demo $(ARGS)
 
 serve: $(VENV)/.serving
 	$(BIN)/cxrnode serve $(ARGS)

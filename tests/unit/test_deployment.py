@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,6 +21,7 @@ from dicomnode.http_settings import HttpSettings
 from dicomnode.settings import Settings, parse_destination, read_settings
 from dicomnode.web import probe
 from tests.conftest import ROOT
+from tests.processes import require
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 INSTRUCTIONS = [line.split(maxsplit=1) for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
@@ -194,10 +194,7 @@ def test_the_unit_says_what_the_node_understands() -> None:
 
 @pytest.fixture(scope="module")
 def systemd_analyze() -> str:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("systemd-analyze is not installed")
-    return program
+    return require("systemd-analyze")
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(systemd_analyze: str, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ def test_the_table_of_commands_is_the_command_line() -> None:
     assert listed == there
 
 
-def test_the_two_commands_are_on_the_first_screen_and_in_the_makefile() -> None:
+def test_the_first_commands_are_on_the_first_screen_and_in_the_makefile() -> None:
     first_screen = README.splitlines()[:24]
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("serve", "test"):
+    for target in ("demo", "serve", "test"):
         assert any(line.startswith(f"make {target} ") for line in first_screen)
         assert f"\n{target}:" in makefile
 
