@@ -15,7 +15,9 @@ from dicomnode.settings import Settings, read_settings
 from tests.conftest import ROOT
 from tests.documents import blocks
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "models" / "reference" / "MODEL_CARD.md"])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), ROOT / "models" / "reference" / "MODEL_CARD.md"]
+)
 TEXTS = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in DOCUMENTS}
 GUIDES = [name for name in TEXTS if name not in {"CHANGELOG.md", "CONFORMANCE.md"}]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -66,6 +68,12 @@ def test_every_command_is_one(name: str, line: str) -> None:
         assert found is not None, shown
         command, context = found, click.Context(found, parent=context, info_name=shown)
     command.make_context(context.info_name, words, parent=context.parent, resilient_parsing=False)
+
+
+def test_the_readme_shows_the_page_and_a_heatmap() -> None:
+    shown = re.findall(r"!\[[^\]]{10,}\]\(([^)]+)\)", TEXTS["README.md"])
+    assert {"docs/images/page.png", "docs/images/heatmap.png"} <= set(shown)
+    assert all((ROOT / file).read_bytes().startswith(b"\x89PNG") for file in shown)
 
 
 def test_there_are_commands_of_every_guide() -> None:
