@@ -1,6 +1,8 @@
 """`cxrnode watch`: how the results fare, for whoever looks after quality."""
 
 import os
+import pwd
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,16 +14,16 @@ from rich.table import Table
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, err, escape, out, settings_from
-from dicomnode.domain.errors import ConfigurationError, Permanent
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
+from dicomnode.domain.audit import AuditKind, Disclosure
+from dicomnode.domain.errors import ConfigurationError
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.node import utc_now
-from dicomnode.settings import default_bundle
+from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
 from dicomnode.watch.report import WatchReport, watch_report
 from dicomnode.watch.table import Patient, write_table
 from dicomnode.watch.views import shown_percent, shown_rate
+from dicomnode.web import identity
 
 watch = typer.Typer(no_args_is_help=True, help="How the results fare: rates, distributions, rejections; as a table.")
 
@@ -51,10 +53,10 @@ def export(
     ] = False,
 ) -> None:
     """Write every result as CSV, one row an image: UIDs and numbers; patients only if that is asked for."""
-    until = utc_now()
+    settings, until = settings_from(config, store=store), utc_now()
     since = max(datetime.min.replace(tzinfo=UTC) + timedelta(days=1), until - timedelta(days=min(days, 36_500)))
     with open_beside_node(config, store) as opened:
-        patient_of = _patients(opened) if with_patients else None
+        patient_of = _patients(opened, settings) if with_patients else None
         try:
             descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -68,19 +70,28 @@ def export(
         err.print("[bold]It names patients:[/] keep it where they may be named, and delete it when it has served.")
 
 
-def _patients(store: Store) -> Callable[[str], Patient]:
-    """Return who a study is of, from an object of it that is still kept and can be read."""
+def _patients(store: Store, settings: Settings) -> Callable[[str], Patient]:
+    """Return who a study is of, from an object of it that is still kept; with an audit trail, not before it is told."""
+    disclosed_to, here = f"{_account()} (cxrnode watch export)", socket.gethostname()
 
     def patient_of(study: str) -> Patient:
-        for blob in store.audit.blobs_of(study):
-            try:
-                ds = read(store.blobs.read(blob))
-            except Permanent:
-                continue
-            return text(ds, "PatientID"), text(ds, "PatientName"), text(ds, "AccessionNumber")
-        return "", "", ""
+        found = identity.patient_of(store.audit.blobs_of(study), store.blobs.read)
+        if found is None:
+            return "", "", ""
+        if settings.audit.to != "off":
+            about = Disclosure(study=study, visitor=disclosed_to, address=here)
+            store.audit.note(AuditKind.SHOWN, about, utc_now())
+        return found.patient_id, found.name, found.accession_number
 
     return patient_of
+
+
+def _account() -> str:
+    """Return the name of who runs the command, or the account's number where it has no name, as in containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _print(report: WatchReport) -> None:
