@@ -1,0 +1,83 @@
+"""From Part 10 bytes to the model's tensor, against the codec alone on the bare frame, in this process.
+
+Ours parses the object, has its frame decoded in the process of the codecs, finds the grey scale and reduces the image.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from pydicom import uid as uids
+
+from benchmarks.bench import Bench, milliseconds
+from benchmarks.images import COLUMNS, ROWS
+from benchmarks.table import Goal, Row
+from dicomnode.bundle.preprocess import preprocess
+from dicomnode.bundle.reader import open_bundle
+from dicomnode.imaging import codec_child
+from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
+from dicomnode.imaging.decoding import decode, read_layout
+from dicomnode.imaging.pixels import render
+from dicomnode.imaging.reader import read, ref_of
+from dicomnode.settings import PixelSettings, default_bundle
+from tests import make
+
+if TYPE_CHECKING:
+    from dicomnode.imaging.codec_child import Encoded, Request
+
+SYNTAXES = {
+    "uncompressed": uids.ExplicitVRLittleEndian,
+    "RLE": uids.RLELossless,
+    "JPEG, 8 bits": uids.JPEGBaseline8Bit,
+    "JPEG, 12 bits": uids.JPEGExtended12Bit,
+    "JPEG lossless": uids.JPEGLosslessSV1,
+    "JPEG-LS lossless": uids.JPEGLSLossless,
+    "JPEG 2000 lossless": uids.JPEG2000Lossless,
+    "JPEG 2000": uids.JPEG2000,
+}
+MOST = Goal(at_most=1.2)
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    ds = make.build("cr", rows=ROWS, columns=COLUMNS)
+    spec, settings = open_bundle(default_bundle()).manifest.input, PixelSettings()
+    for name, syntax in SYNTAXES.items():
+        part10 = make.encode(ds, str(syntax))
+
+        def ours(part10: bytes = part10) -> None:
+            found = read(part10)
+            preprocess(render(found, ref_of(found), settings).pixels, spec)
+
+        contenders = {"ours": milliseconds(ours)}
+        if (bare := _bare(part10, settings.maximum_pixels)) is not None:
+            contenders["bare"] = milliseconds(bare)
+        found = bench.interleaved(contenders, "ms")
+        yield Row(
+            what=f"{name}, {ROWS} × {COLUMNS}",
+            ours=found["ours"],
+            peer="" if bare is None else "the codec alone",
+            theirs=found.get("bare"),
+            goal=None if bare is None else MOST,
+            absent="nothing to decode" if bare is None else "",
+        )
+    CODECS.stop()
+
+
+class _Caught(CodecProcess):
+    """Notes what the codecs are asked for."""
+
+    asked: "tuple[Encoded, bytes] | None" = None
+
+    def decode(self, encoded: "Encoded", frame: bytes) -> StoredArray:
+        self.asked = encoded, frame
+        return CODECS.decode(encoded, frame)
+
+
+def _bare(part10: bytes, maximum_pixels: int) -> Callable[[], object] | None:
+    """Return what decodes the frame here as the process of the codecs does, or None where nothing is compressed."""
+    ds, caught = read(part10), _Caught()
+    decode(ds, read_layout(ds, maximum_pixels), caught)
+    if caught.asked is None:
+        return None
+    encoded, frame = caught.asked
+    request: Request = {**encoded, "frame_bytes": len(frame), "limit_bytes": 0, "limit_s": 0.0}
+    return lambda: codec_child._decode(encoded["decoders"][0], request, frame)  # noqa: SLF001 the very same call
