@@ -115,9 +115,9 @@ def _memory(folder: Path, name: str, bundle: Path) -> Iterator[Row]:
     half = len(seen) // 2
     yield Row(
         what=f"resident memory, {name}, last half of the studies",
-        ours=Measured(tuple(seen[half:]), "MB"),
+        ours=Measured(tuple(seen[-half:]), "MB"),
         peer="first half",
-        theirs=Measured(tuple(seen[:half]), "MB"),
+        theirs=Measured(tuple(seen[-2 * half : -half]), "MB"),
         goal=Goal(at_most=1.1),
     )
 
