@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.bench import Bench, milliseconds
-from benchmarks.flagship import flagship_bundle
+from benchmarks.flagship import flagship_bundle, open_reference
 from benchmarks.images import Images
 from benchmarks.receive import send
 from benchmarks.table import Goal, Measured, Row
@@ -22,7 +22,7 @@ from dicomnode.imaging.decoding import decode, read_layout
 from dicomnode.imaging.pixels import render
 from dicomnode.imaging.reader import read, ref_of
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import PixelSettings, default_bundle
+from dicomnode.settings import PixelSettings
 from tests.archives import Archive
 from tests.processes import NodeProcess, free_port, wait_until
 
@@ -41,7 +41,7 @@ _CONFIG = f"[assembly]\nquiet_s = {QUIET_S}\n[log]\nformat = 'json'\n"
 
 def measure(bench: Bench) -> Iterator[Row]:
     flagship = flagship_bundle(Path("build").resolve() / "flagship")
-    bundles = {"shipped bundle": default_bundle(), "flagship's shape": flagship}
+    bundles = {"shipped ensemble": open_reference(bench.folder / "reference"), "flagship's shape": flagship}
     kinds = {"10 MB uncompressed": Images.uncompressed(), "500 kB JPEG 2000": Images.compressed()}
     for number, (name, bundle) in enumerate(bundles.items()):
         folder = bench.folder / f"node-{number}"

@@ -2,6 +2,9 @@
 
 What is found is kept in memory alone. It depends on nothing but the image and the pipeline, so an answer is the same
 with and without it, and a crash loses only time. Used by one thread.
+
+One image at a time: in a batch of eight an image takes the processor 13 ms instead of 15 (the shipped ensemble), or 120
+instead of 86 (five EfficientNet-B2), and studies would wait for each other.
 """
 
 from collections.abc import Callable, Sequence

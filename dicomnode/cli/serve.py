@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.memory import return_images_at_once
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, settings_from
 from dicomnode.node import Node
 from dicomnode.telemetry import start_logging, tell_uncaught
@@ -41,6 +42,7 @@ def serve(
         http=http,
     )
     keep_to_oneself()
+    return_images_at_once()
     start_logging(settings.log)
     tell_uncaught()
     asked_to_stop = threading.Event()
