@@ -1,6 +1,6 @@
 """Make the pictures of this folder: a node answers a few studies, and Chromium takes its page.
 
-    python docs/images/make.py NIH.zip     # the images at ../shared/data/nih/nih-train_val.zip of a development machine
+    python docs/images/make.py NIH.zip
 
 The radiographs are NIH ChestX-ray14's (NIH Clinical Center; Wang et al., CVPR 2017), which may be used freely with that
 reference; the patients are made up. Needs chromium and the development packages; run it at the root of a checkout.
