@@ -1,6 +1,7 @@
 """Audit messages are what PS3.15 says: valid by its schema, and with the contents of each kind of message."""
 
-from datetime import UTC, datetime
+import base64
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -109,6 +110,19 @@ def test_an_alert_names_the_node_that_was_turned_away_and_only_that_one_as_alert
     (subject,) = message.findall("ParticipantObjectIdentification")
     assert subject.get("ParticipantObjectID") == "10.9.9.9"
     assert b"12345" not in ET.tostring(message)
+    details = subject.findall("ParticipantObjectDetail")
+    assert {str(entry.get("type")): base64.b64decode(str(entry.get("value"))) for entry in details} == {
+        "Alert Description": b"association-rejected: calling-ae",
+        "Times": b"7",
+    }
+
+
+def test_a_time_is_told_in_utc_wherever_the_node_stands() -> None:
+    there = AT.astimezone(timezone(timedelta(hours=-5)))
+    record = AuditRecord(number=1, at=there, kind=AuditKind.APPLICATION_START, about=None)
+    event = ET.fromstring(write_message(record, REPORTER, PATIENT)).find("EventIdentification")
+    assert event is not None
+    assert event.get("EventDateTime") == "2026-03-01T12:00:00.250+00:00"
 
 
 @pytest.mark.parametrize("hostile", ['<a/>&"]]>', "\x00\x08\n\r\t", "\ud800", "\uffff\ufffe", "é\u202e"])
