@@ -4,13 +4,15 @@ RFC 5425 has no acknowledgement. So each batch has a connection of its own, and 
 ended it too, which it does when it has read everything.
 """
 
+import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dicomnode import __version__
 from dicomnode.domain.errors import ConfigurationError, PeerUnavailable
@@ -21,6 +23,9 @@ _PRIORITY = 10 * 8 + 5
 _MESSAGE_ID = "DICOM+RFC3881"
 _TIMEOUT_S = 10.0
 _TAIL_BYTES = 1 << 20
+_RECEIVE_BYTES = 65_536
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -86,12 +91,10 @@ class TlsSink:
         """Send over a connection of their own, with the certificates as they are in their files now."""
         settings, context = self._settings, self._context()
         try:
-            with (
-                socket.create_connection((settings.host, settings.port), timeout=_TIMEOUT_S) as plain,
-                context.wrap_socket(plain, server_hostname=settings.host) as secure,
-            ):
-                secure.sendall(b"".join(b"%d %s" % (len(line), line) for line in lines))
-                _end(secure)
+            with socket.create_connection((settings.host, settings.port), timeout=_TIMEOUT_S) as plain:
+                session = _Session(plain, context, settings.host)
+                session.send(b"".join(b"%d %s" % (len(line), line) for line in lines))
+                session.end()
         except ssl.SSLCertVerificationError as error:
             raise PeerUnavailable(
                 f"the audit repository's certificate is not trusted: {error.verify_message}"
@@ -112,15 +115,56 @@ class TlsSink:
         return context
 
 
-def _end(secure: ssl.SSLSocket) -> None:
-    """End the connection, and wait until the receiver has ended it too. Source: RFC 5425 4.4."""
-    try:
-        secure.unwrap()
-    except ssl.SSLEOFError:
-        pass  # it ended without a word, yet after all that was sent: a reset or a timeout is another error
-    except ssl.SSLError as error:
-        if error.reason not in ("SHUTDOWN_WHILE_IN_INIT", "UNEXPECTED_EOF_WHILE_READING"):
-            raise
+class _Session:
+    """A TLS session whose own end is sent before the other's is read.
+
+    In TLS 1.3 a receiver refuses a client's certificate after the client's part of the handshake. `SSLSocket.unwrap`
+    takes that alert for the end of the session, so a refused message would count as told.
+    """
+
+    def __init__(self, plain: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        """Shake hands. Raises: OSError, as the other methods do."""
+        self._plain, self._incoming, self._outgoing = plain, ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._exchange(self._session.do_handshake)
+
+    def send(self, data: bytes) -> None:
+        """Send everything."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._exchange(partial(self._session.write, rest)) :]
+
+    def end(self) -> None:
+        """End the session, and wait until the receiver has ended it too. Source: RFC 5425 4.4.
+
+        Raises: OSError, PeerUnavailable.
+        """
+        with contextlib.suppress(ssl.SSLWantReadError):
+            # What has come already, so that the end below meets nothing that it could mistake for another end.
+            self._session.read()
+            raise PeerUnavailable("the audit repository speaks where it should listen")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._session.unwrap()
+        # An end without a word, yet after all that was sent, is one too: a reset or a timeout is another error.
+        with contextlib.suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            while True:
+                self._exchange(self._session.read)
+
+    def _exchange(self, step: Callable[[], T]) -> T:
+        """Repeat a step of the session until it needs nothing more from the receiver."""
+        while True:
+            try:
+                done = step()
+            except ssl.SSLWantReadError:
+                self._flush()
+                received = self._plain.recv(_RECEIVE_BYTES)
+                self._incoming.write(received) if received else self._incoming.write_eof()
+            else:
+                self._flush()
+                return done
+
+    def _flush(self) -> None:
+        self._plain.sendall(self._outgoing.read())
 
 
 class UdpSink:

@@ -102,6 +102,7 @@ def settings(tmp_path: Path, authorities: tuple[Authority, Authority], receiver:
     return make
 
 
+REFUSALS = 20
 LINES: Sequence[bytes] = [b"<85>1 first \xef\xbb\xbf<AuditMessage/>", b"<85>1 12 second\n" + b"x" * 100_000]
 
 
@@ -131,12 +132,23 @@ def test_a_receiver_of_another_authority_is_told_nothing(
     assert receiver.messages == []
 
 
-def test_a_node_without_the_certificate_that_is_wanted_does_not_take_its_messages_for_told(
+def test_a_receiver_whose_certificate_is_for_another_host_is_told_nothing(
     receiver: Receiver, settings: Settings
 ) -> None:
     receiver.serve(1)
-    with pytest.raises(PeerUnavailable):
-        TlsSink(settings(client_certificate=None)).send(LINES)
+    with pytest.raises(PeerUnavailable, match="not trusted: Hostname mismatch"):
+        TlsSink(settings(host="localhost")).send(LINES)
+    assert receiver.messages == []
+
+
+@pytest.mark.parametrize("lines", [LINES, [b"short"]], ids=["long", "short"])
+def test_a_node_without_the_certificate_that_is_wanted_does_not_take_its_messages_for_told(
+    lines: Sequence[bytes], receiver: Receiver, settings: Settings
+) -> None:
+    receiver.serve(REFUSALS)
+    for _ in range(REFUSALS):  # at what moment the refusal comes is chance
+        with pytest.raises(PeerUnavailable):
+            TlsSink(settings(client_certificate=None)).send(lines)
     assert receiver.messages == []
 
 

@@ -1,5 +1,6 @@
 """From the ledger to an audit repository: nothing left out, nothing told twice, and nothing else waits for it."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -102,6 +103,12 @@ def test_a_record_waits_for_the_end_of_its_association_but_not_for_ever(store: S
     assert len(transfers(store, 61)) == 1
 
 
+def test_a_clock_that_is_set_back_holds_up_no_record(store: Store) -> None:
+    accept(store, seconds=7200)
+    store.inbox.association_released("one", at(7201))
+    assert len(transfers(store, 0)) == 1
+
+
 def test_what_came_again_is_told_with_what_it_changed(store: Store) -> None:
     accept(store, seconds=0)
     accept(store, seconds=1)
@@ -189,6 +196,23 @@ def test_a_line_that_power_cut_off_is_written_whole(tmp_path: Path) -> None:
         opened.write(b"tw")
     FileSink(file).send([b"two", b"three"])
     assert file.read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_a_line_counts_as_told_once_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, synced, sync = tmp_path / "audit.log", [], os.fsync
+
+    def failing_once(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing_once)
+    with pytest.raises(PeerUnavailable, match="Input/output error"):
+        FileSink(file).send([b"one"])
+    FileSink(file).send([b"one"])
+    assert synced == [4, 4]
+    assert file.read_bytes() == b"one\n"
 
 
 def test_the_file_is_its_owners_only_and_no_link_leads_elsewhere(tmp_path: Path) -> None:
