@@ -19,12 +19,15 @@ from benchmarks.receive import send_between
 from benchmarks.stages import stages
 from benchmarks.studies import Bare
 from benchmarks.table import Goal, Measured, Row
+from dicomnode.bundle.reader import MANIFEST
 from dicomnode.settings import default_bundle
 from tests.processes import NodeProcess, Orthanc, free_port
 
 STUDIES, SUSTAINED, RESULTS = 9, 10, 2
 _WITHIN_S, _POLL_S = 120.0, 0.004
 _CONFIG = "[assembly]\nquiet_s = 0.0\n"
+FLAGSHIP = Path("build") / "flagship"
+"""A throw-away bundle of five B2 at 256 px with random weights, where one was made."""
 _serial = count()
 
 
@@ -41,6 +44,10 @@ def measure(bench: Bench) -> Iterator[Row]:
         return
     large, small = Images.uncompressed(), Images.compressed()
     cases = [Case(f"{images.name}, shipped bundle", default_bundle(), images) for images in (large, small)]
+    if (FLAGSHIP / MANIFEST).exists():
+        cases.append(Case(f"{large.name}, flagship's shape", FLAGSHIP.resolve(), large))
+    else:
+        yield Row(what=f"{large.name}, flagship's shape", absent=f"there is no bundle in {FLAGSHIP}")
     shares = {}
     for case in cases:
         yield from _rows(bench, case)
