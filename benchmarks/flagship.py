@@ -1,11 +1,9 @@
-"""Throw-away bundles that pass every image: the shipped one with an open gate, and one of the flagship's shape.
+"""A throw-away bundle of the flagship's shape: five EfficientNet-B2 at 256 px, random weights, a gate that passes all.
 
-The latter are five EfficientNet-B2 at 256 px with random weights. What they say means nothing; how long they take is
-what the flagship takes.
+What it says means nothing; how long it takes is what the flagship takes.
 """
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,17 +30,6 @@ def flagship_bundle(folder: Path) -> Path:
         _write_golden(folder)
         (folder / CARD).write_text("Random weights, for benchmarks alone.\n")
         _write_manifest(folder, reference)
-    return folder
-
-
-def open_reference(folder: Path) -> Path:
-    """Return a copy of the shipped bundle whose gate passes synthetic chests, too."""
-    folder.mkdir(parents=True)
-    reference = read_manifest(default_bundle() / MANIFEST)
-    for name in reference.files:
-        shutil.copy(default_bundle() / name, folder)
-    gate = reference.gate.model_copy(update={"typicality_threshold": 1e9})
-    (folder / MANIFEST).write_text(reference.model_copy(update={"gate": gate}).model_dump_json(indent=2))
     return folder
 
 

@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 from pynetdicom import AE
 
 from benchmarks.bench import Bench
-from benchmarks.flagship import flagship_bundle, open_reference
+from benchmarks.flagship import flagship_bundle
 from benchmarks.images import Images
 from benchmarks.receive import send
 from benchmarks.table import Goal, Measured, Row
+from dicomnode.settings import default_bundle
 from tests.processes import NodeProcess, free_port, wait_until
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -38,7 +39,7 @@ _LARGEST = 6
 def measure(bench: Bench) -> Iterator[Row]:
     numbers = count()
     bundles = {
-        "shipped ensemble": open_reference(bench.folder / "reference"),
+        "shipped bundle": default_bundle(),
         "flagship's shape": flagship_bundle(Path("build").resolve() / "flagship"),
     }
 
