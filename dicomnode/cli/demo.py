@@ -33,7 +33,7 @@ _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 def demo(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH...]", help="DICOM files and folders instead of drawn chests.")
+        list[Path] | None, typer.Argument(metavar="PATH...", help="DICOM files and folders instead of drawn chests.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Keep what was sent and what came back here.")

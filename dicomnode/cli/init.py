@@ -23,7 +23,7 @@ _NOTHING = "none"
 
 
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The configuration to write.")] = Path("node.toml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to write.")] = Path("node.toml"),
     ae_title: Annotated[str | None, typer.Option("--ae-title", help="AE title of the node.")] = None,
     port: Annotated[str | None, typer.Option("--port", "-p", help="Port of the Storage SCP.")] = None,
     pacs: Annotated[

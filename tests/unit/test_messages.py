@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dicomnode.cli.check import _check_port
+from dicomnode.cli.main import app
 from dicomnode.cli.terminal import stop_with
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.settings import AssemblySettings, StoreSettings, parse_destination, read_settings
@@ -75,3 +76,12 @@ def test_an_error_of_several_lines_is_printed_in_lines(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         stop_with("the configuration is wrong:\n  scp.port: too large\n  a \x1b[31mcolour", 2)
     assert capsys.readouterr().err.splitlines()[:2] == ["error: the configuration is wrong:", "  scp.port: too large"]
+
+
+def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_CXRNODE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "cxrnode se")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        app(prog_name="cxrnode")
+    assert capsys.readouterr().out.split() == ["serve", "send"]
