@@ -54,7 +54,7 @@ def test_an_address_that_is_taken_or_not_ours_is_said_with_what_to_do() -> None:
         settings = HttpSettings(port=taken.getsockname()[1])
         with pytest.raises(ConfigurationError, match="--http off"):
             WebServer(Starlette(), settings).open()
-    with pytest.raises(ConfigurationError, match="192.0.2.1"):
+    with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1"):
         server(bind="192.0.2.1").open()
 
 
