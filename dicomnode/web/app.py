@@ -94,7 +94,13 @@ def create_app(
     packages = sorted({entry.package for entry in shown if entry.package})
     pages = Pages(nav=entries, sessions=sessions, restricted=access.has_tokens, packages=packages)
     routes: list[Any] = [
-        Route(entry.path, guarded(entry.view, entry.role, sessions, settings), methods=list(entry.methods))
+        Route(
+            entry.path,
+            guarded(
+                entry.view, entry.role, sessions, settings, keeps_session=entry.role > Role.METRICS or entry in _SIGNING
+            ),
+            methods=list(entry.methods),
+        )
         for entry in (*shown, *_SIGNING)
     ]
     routes.append(Mount("/static", StaticFiles(directory=Path(str(files("dicomnode.web") / "static")))))

@@ -90,8 +90,11 @@ class Guard:
         return sending
 
 
-def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings) -> View:
-    """Return a view that only visitors of that role reach, with a session, and forms only from pages of this node."""
+def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings, *, keeps_session: bool) -> View:
+    """Return a view that only visitors of that role reach, and forms only from pages of this node.
+
+    `keeps_session`: it is for browsers, so a session is begun for whoever has none; probes would push out people's.
+    """
 
     async def checked(request: Request) -> Response:
         if request.state.visitor.role < needed:
@@ -99,11 +102,11 @@ def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings
         session: Session | None = request.state.session
         if request.method == "POST" and (refusal := await _foreign(request, session, sessions, settings)) is not None:
             return refusal
-        begun = session or sessions.begin()
-        request.state.session = begun
+        if session is not None or not keeps_session:
+            return await view(request)
+        request.state.session = sessions.begin()
         response = await view(request)
-        if session is None and needed > Role.METRICS:
-            remember(response, begun, is_secure=settings.certificate is not None)
+        remember(response, request.state.session, is_secure=settings.certificate is not None)
         return response
 
     return checked

@@ -18,9 +18,7 @@ _PAUSE_S = 1.0
 async def sign_in_page(request: Request) -> Response:
     """Ask for a token."""
     site = site_of(request)
-    response = site.pages.page(request, "login.html", has_tokens=site.access.has_tokens)
-    remember(response, session_of(request), is_secure=site.is_secure)
-    return response
+    return site.pages.page(request, "login.html", has_tokens=site.access.has_tokens)
 
 
 async def sign_in(request: Request) -> Response:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.http_settings import HttpSettings, HttpToken
+from dicomnode.http_settings import HttpSettings, HttpToken, Role
 from dicomnode.settings import Settings, parse_http, read_settings
+from dicomnode.web.app import Extra, create_app
 from tests.web import Web, form_token
 
 OPERATOR, VIEWER, SCRAPER = "o" * 20, "v" * 20, "m" * 20
@@ -216,3 +219,17 @@ def test_a_form_without_the_sessions_token_is_refused(tmp_path: Path) -> None:
 def test_the_defaults_are_for_this_machine() -> None:
     http = Settings().http
     assert (http.enabled, http.bind, http.port, http.local_patients) == (True, "127.0.0.1", 8080, False)
+
+
+def test_probes_begin_no_sessions_and_push_nobody_out(tmp_path: Path) -> None:
+    async def healthy(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    with Web(tmp_path) as web:
+        probed = create_app(web.parts, extra=[Extra(path="/probe", view=healthy, role=Role.NOBODY)])
+        client = TestClient(probed, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+        answer = client.get("/probe")
+        assert (answer.status_code, "set-cookie" in answer.headers) == (200, False)
+        assert "set-cookie" in client.get("/").headers
+        assert "set-cookie" not in client.get("/").headers
+        client.close()
