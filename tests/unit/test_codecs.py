@@ -1,5 +1,6 @@
 """The process of the codecs: what a frame does to it costs that frame a coded rejection, and nothing else."""
 
+import json
 import os
 import re
 import signal
@@ -80,8 +81,11 @@ def test_a_frame_that_a_codec_refuses_costs_no_process(codecs: CodecProcess) -> 
     decoded(GOOD, codecs)
     pid = codecs.pid
     broken = with_frame(build("cr", rows=ROWS, columns=COLUMNS), b"\0" * 100, uids.RLELossless)
-    with pytest.raises(UndecodablePixels, match="pydicom: "):
+    # The classes of what was raised, and not their messages, which may quote the data set.
+    tried = r"no decoder could read the frame \(\w+: \w+(, \w+: \w+)*\)"
+    with pytest.raises(UndecodablePixels, match="pydicom: ") as refused:
         decoded(broken, codecs)
+    assert re.fullmatch(tried, str(refused.value))
     assert codecs.pid == pid
 
 
@@ -251,3 +255,85 @@ def test_it_ends_when_its_owner_is_killed(how: str) -> None:
     )
     pid = int(done.stdout)
     wait_until(lambda: not alive(pid), 20, "the end of the codecs")
+
+
+SPEAKS = """
+import json, sys
+print("ready", flush=True)
+request = json.loads(sys.stdin.buffer.readline())
+sys.stdin.buffer.read(request["frame_bytes"])
+shape = [request["rows"], request["columns"]]
+{answer}
+"""
+SHORT = """
+print(json.dumps({"dtype": "<u2", "shape": shape, "errors": []}), flush=True)
+sys.stdout.buffer.write(bytes(10))
+"""
+SMALL = """
+print(json.dumps({"dtype": "<u2", "shape": [1, 1], "errors": []}), flush=True)
+sys.stdout.buffer.write(bytes(2 * shape[0] * shape[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "answer", ["print('{}')", "print('noise')", SHORT, SMALL], ids=["{}", "noise", "short", "small"]
+)
+def test_a_process_that_does_not_answer_as_agreed_is_replaced(
+    answer: str, codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(SPEAKS.replace("{answer}", answer + "\nsys.stdout.flush()\nsys.stdout.close()"))
+    with monkeypatch.context() as patched:
+        patched.setattr("dicomnode.imaging.codecs._CHILD", child)
+        with pytest.raises(UndecodablePixels):
+            decoded(GOOD, codecs)
+    assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+
+
+CHANGED = """
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location("codec_child", {child!r})
+child = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)
+decode = child._decode
+def changed(*words):
+    {first}
+    return decode(*words)
+child._decode = changed
+sys.exit(child.main())
+"""
+
+
+def changed_child(folder: Path, first: str) -> Path:
+    """Return the program of the codecs, which does something first with every frame."""
+    child = folder / "child.py"
+    child.write_text(CHANGED.format(child=str(module._CHILD), first=first))
+    return child
+
+
+def test_a_codec_that_prints_does_not_speak_to_the_node(
+    codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dicomnode.imaging.codecs._CHILD", changed_child(tmp_path, 'os.write(1, b"noise\\n")'))
+    assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_codec_whose_node_is_gone_ends_itself_and_only_in_the_middle_of_a_frame(tmp_path: Path, hangs: bool) -> None:
+    child = changed_child(tmp_path, "time.sleep(600)" if hangs else "raise ValueError")
+    request = {"decoders": ["pydicom"], "frame_bytes": 1, "limit_bytes": 1 << 30, "limit_s": 1.0}
+    process = subprocess.Popen([sys.executable, "-I", str(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(json.dumps(request).encode() + b"\nx")
+        process.stdin.flush()
+        if hangs:
+            assert process.wait(60) == -signal.SIGALRM
+            return
+        assert process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.0)
+        process.stdin.close()
+        assert process.wait(60) == 0

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from dicomnode.cli.main import app
 from dicomnode.cli.support import redacted
 from dicomnode.settings import Settings, read_settings
+from tests.bundles import make_bundle
 from tests.make import CANARIES, build, encode, ref_of
 from tests.stores import EXPLICIT_LE, answer, association, at, claim, open_store, rejection_of_all, to
 
@@ -127,6 +128,35 @@ def test_without_a_store_there_is_an_archive_all_the_same_and_none_is_overwritte
         assert json.loads(opened.read("store.json")) == {"error": "ConfigurationError"}
         assert "log.jsonl" not in opened.namelist()
     assert run(tmp_path).exit_code != 0
+
+
+def contents(folder: Path, *more: str) -> dict[str, str]:
+    """Make an archive, read it and remove it."""
+    done = run(folder, *more)
+    assert done.exit_code == 0, done.output
+    file = folder / "help.zip"
+    with zipfile.ZipFile(file) as opened:
+        read = {name: opened.read(name).decode() for name in opened.namelist()}
+    file.unlink()
+    return read
+
+
+def test_of_a_long_log_the_newest_lines_are_in_it_and_a_study_has_another_name_in_each_archive(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("")
+    log = tmp_path / "node.log"
+    log.write_text("\n".join(json.dumps({"event": "seen", "study": "1.2.3", "attempt": n}) for n in range(2500)))
+    first, second = (
+        [json.loads(line) for line in contents(tmp_path, "--log", str(log))["log.jsonl"].splitlines()] for _ in "ab"
+    )
+    assert [line["attempt"] for line in first] == list(range(500, 2500))
+    assert first[0]["study"] == first[-1]["study"] != second[0]["study"]
+
+
+def test_the_name_of_a_sites_own_model_is_not_in_it(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    (tmp_path / "node.toml").write_text(f'[inference]\nbundle = "{bundle}"\n')
+    told = json.loads(contents(tmp_path)["model.json"])
+    assert (told["name"], told["hashes_agree"]) == ("(set, not shown)", True)
 
 
 def test_defaults_are_shown_as_they_are() -> None:
