@@ -55,8 +55,10 @@ def demo(
     with _folders(output) as (store, kept):
         _say("1", "Loading the model: hashes and golden vectors are checked before anything is received.")
         with staged(store, kept / "archive", bundle=bundle, show_patients=not paths) as stage:
-            complete = _show(stage, paths or _draw(kept / "sent"), ended)
-            _stay(stage, kept, output is not None, once, browser, ended)
+            complete, outcomes = _show(stage, paths or _draw(kept / "sent"), ended)
+            _tell_where(kept, output is not None)
+            if not (once or ended.is_set()):
+                _stay(stage, _to_open(stage, outcomes), browser, ended)
     sys.exit(0 if complete else 1)
 
 
@@ -78,8 +80,8 @@ def _draw(folder: Path) -> list[Path]:
     return studies
 
 
-def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> bool:
-    """Send, wait, and print what came back; return whether every study has its answer."""
+def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> tuple[bool, tuple[Outcome, ...]]:
+    """Send, wait, and print what came back; return whether every study has its answer, and the answers."""
     _say("3", f"Node {stage.node} and archive {stage.archive.peer} are listening.")
     with Progress(*_COLUMNS, console=err, transient=True) as progress:
         task = progress.add_task("sending", total=None)
@@ -94,7 +96,7 @@ def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> bool:
     out.print(_table(outcomes))
     for number, outcome in enumerate(outcomes, start=1):
         _tell_files(number, outcome)
-    return bool(sent) and len(sent) == len(report) and not ended.is_set()
+    return bool(sent) and len(sent) == len(report) and not ended.is_set(), outcomes
 
 
 def _complain(report: Sequence[SentFile]) -> None:
@@ -138,19 +140,26 @@ def _tell_files(number: int, outcome: Outcome) -> None:
         out.print(f"   study {number}, heatmap to look at: {escape(str(picture))}")
 
 
-def _stay(stage: Stage, kept: Path, is_kept: bool, once: bool, browser: bool, ended: threading.Event) -> None:
-    """Say where things are, open the page, and wait until somebody has seen enough."""
+def _tell_where(kept: Path, is_kept: bool) -> None:
     if is_kept:
         out.print(f"   Everything is kept in {escape(str(kept))}.")
     else:
         out.print("   All of it is removed at the end; --out DIR keeps it.")
     out.print("   What a model finds in a drawn chest means nothing. Research use only, not for diagnosis.")
-    if once or ended.is_set():
-        return
-    if stage.page is not None:
-        _say("6", f"The node's page is at {stage.page}")
+
+
+def _to_open(stage: Stage, outcomes: Sequence[Outcome]) -> str | None:
+    """Return the page of the first study that has pictures, or the node's own."""
+    study = next((outcome.study for outcome in outcomes if outcome.pictures), None)
+    return stage.page if study is None else stage.page_of(study)
+
+
+def _stay(stage: Stage, page: str | None, browser: bool, ended: threading.Event) -> None:
+    """Open the page, and wait until somebody has seen enough."""
+    if page is not None:
+        _say("6", f"The node's page shows the first result: {page}")
         if browser:
-            webbrowser.open(stage.page)
+            webbrowser.open(page)
     out.print(f"   Send it more: cxrnode send {stage.node} PATH...   Ctrl-C ends the demo.")
     ended.wait()
 

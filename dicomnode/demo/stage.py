@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dicomnode.demo.reading import Reported, findings_in, picture_of
 from dicomnode.domain.errors import ConfigurationError
@@ -58,6 +59,10 @@ class Stage:
         """Return where the node's page is."""
         http = self.settings.http
         return f"http://{_LOOPBACK}:{http.port}/" if http.enabled else None
+
+    def page_of(self, study: str) -> str | None:
+        """Return where the page of a study is."""
+        return self.page and f"{self.page}studies/{quote(study, safe='')}"
 
     def send(self, paths: Sequence[Path], progress: Callable[[SentFile, int, int], None]) -> list[SentFile]:
         """Send files and folders to the node, as a modality would."""

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import findings_in, picture_of
 from dicomnode.net.archive import Archive
 from dicomnode.net.scu import echo
+from dicomnode.node import utc_now
 from dicomnode.settings import Settings, parse_destination
-from tests.make import build, write
 from tests.processes import wait_until
 
 
@@ -84,7 +85,7 @@ def test_nothing_but_what_was_asked_for_stays(kept: tuple[Path, str]) -> None:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A demonstration of one given file that stays, and the lines it says."""
-    given = write(build("dx"), tmp_path / "given.dcm")
+    given = write_studies(tmp_path / "drawn", utc_now())[0]
     command = [sys.executable, "-m", "dicomnode", "demo", "--no-browser", str(given)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines: list[str] = []
@@ -102,9 +103,10 @@ def test_it_stays_with_its_page_until_it_is_interrupted(running: tuple[subproces
     wait_until(lambda: "Ctrl-C" in "".join(lines) or process.poll() is not None, 240, "the end of the first study")
     said = "".join(lines)
     assert "1 of 1 files" in said
-    (page,) = re.findall(r"http://127\.0\.0\.1:\d+/", said)
+    (page,) = re.findall(r"http://127\.0\.0\.1:\d+/studies/[0-9.]+", said)
     with urllib.request.urlopen(page, timeout=60) as answer:
         assert answer.status == 200
+        assert "What the model said" in answer.read().decode()
     (peer,) = set(re.findall(r"CXRNODE@127\.0\.0\.1:\d+", said))
     destination = parse_destination(peer).destination()
     assert echo(destination, calling_ae="ANYBODY", settings=Settings().delivery).succeeded
