@@ -16,6 +16,7 @@ from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.delivery_settings import DestinationSettings, DimseDestination
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
+from dicomnode.http_settings import HttpSettings
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import check_destination
@@ -23,6 +24,8 @@ from dicomnode.net.scp import listen_failure
 from dicomnode.net.tls import certificate_expires, listener_context
 from dicomnode.node import utc_now
 from dicomnode.settings import Settings, TlsSettings, default_bundle
+from dicomnode.web.access import Access
+from dicomnode.web.server import try_out
 
 _GIB = 1 << 30
 _EXPIRES_SOON_DAYS = 14
@@ -56,6 +59,8 @@ def _steps(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "port", partial(_check_port, settings.scp.bind, number)
     if settings.scp.tls.certificate is not None:
         yield "tls", lambda: _check_tls(settings.scp.tls)
+    if settings.http.enabled:
+        yield "page", lambda: _check_page(settings.http)
     if not settings.delivery.destinations:
         yield "destinations", lambda: "none: results stay in the store"
     for entry in settings.delivery.destinations:
@@ -130,6 +135,13 @@ def _check_tls(settings: TlsSettings) -> str:
     if left.days < _EXPIRES_SOON_DAYS:
         raise ConfigurationError(f"the certificate {settings.certificate} is valid until {expires:%Y-%m-%d} only")
     return f"the certificate is valid until {expires:%Y-%m-%d}, client certificates: {settings.client_certificates}"
+
+
+def _check_page(settings: HttpSettings) -> str:
+    Access(settings)
+    url = try_out(settings)
+    who = "tokens or a proxy say who asks" if settings.is_restricted else "for this machine alone"
+    return f"{url} can be served, {who}"
 
 
 def _check_destination(entry: DestinationSettings, settings: Settings) -> str:

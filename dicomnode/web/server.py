@@ -6,7 +6,7 @@ import ssl
 import threading
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.http_settings import HttpSettings
@@ -79,6 +79,23 @@ class WebServer:
 
     def _run(self) -> None:
         self._server.run(sockets=[self._socket] if self._socket is not None else [])
+
+
+def try_out(settings: HttpSettings) -> str:
+    """Open the page as the node would, with its certificate, answer nobody, and return where it was.
+
+    Raises: ConfigurationError.
+    """
+    server = WebServer(_nobody, settings)
+    try:
+        server.open()
+        return server.url
+    finally:
+        server.stop()
+
+
+async def _nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer nothing, since nobody asks."""
 
 
 def _listening(bind: str, port: int) -> socket.socket:

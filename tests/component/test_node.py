@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -261,6 +262,21 @@ def test_check_is_content_when_all_is_well(archive: Archive, bundle: Path, tmp_p
     )
     assert checked.returncode == 0, checked.stdout
     assert "answers C-ECHO" in checked.stdout
+
+
+def test_check_tries_the_page(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXRNODE_HTTP__ENABLED", "true")
+    words = ("check", "--bundle", str(bundle), "--store", str(tmp_path / "store"), "--port", str(free_port()))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("CXRNODE_HTTP__PORT", str(taken.getsockname()[1]))
+        checked = run_cxrnode(*words)
+        assert checked.returncode == 1
+        assert "wrong page: " in checked.stdout
+        assert "--http off" in checked.stdout
+    monkeypatch.setenv("CXRNODE_HTTP__PORT", "0")
+    assert "ok    page: http://127.0.0.1:" in run_cxrnode(*words).stdout
+    monkeypatch.setenv("CXRNODE_HTTP__BIND", "0.0.0.0")
+    assert "lets other machines in" in run_cxrnode(*words).stdout
 
 
 def test_check_names_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
