@@ -252,8 +252,8 @@ def slamming_door() -> Iterator[tuple[Destination, list[int]]]:
             with contextlib.suppress(OSError):
                 while True:
                     wire, (_, port) = listener.accept()
-                    wire.close()
                     knocks.append(port)
+                    wire.close()
 
         serving = threading.Thread(target=serve, daemon=True)
         serving.start()

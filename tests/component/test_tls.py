@@ -234,18 +234,21 @@ def test_handshakes_that_stall_or_drip_end_in_time_and_keep_nobody_waiting(
     authority: Authority, certificate: Path
 ) -> None:
     hello = struct.pack(">BHHBL", 22, 0x0301, 512, 1, 508)
-    with running_scp(MemoryInbox(), tls={"certificate": certificate}, acse_timeout_s=4) as (scp, destination):
-        with ExitStack() as stack:
-            wires = [stack.enter_context(socket.create_connection((HOST, destination.port))) for _ in range(8)]
-            began = time.monotonic()
-            assert tried(over_tls(destination, authority)) == ""
-            assert time.monotonic() - began < 3.5
-            while not scp.refused and time.monotonic() < began + 12:
-                for wire in wires[:4]:
-                    wire.send(hello[:1])
-                    time.sleep(0.02)
-                hello = hello[1:] + b"\0"
-        wait_until(lambda: scp.refused.get(("connection-refused", "request-timeout")) == 8, 5, "the end of all")
+    with (
+        running_scp(MemoryInbox(), tls={"certificate": certificate}, acse_timeout_s=10) as (scp, destination),
+        ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(socket.create_connection((HOST, destination.port))) for _ in range(8)]
+        began = time.monotonic()
+        assert tried(over_tls(destination, authority)) == ""
+        assert time.monotonic() - began < 9
+        while not scp.refused and time.monotonic() < began + 60:
+            for wire in wires[:4]:
+                wire.send(hello[:1])
+                time.sleep(0.02)
+            hello = hello[1:] + b"\0"
+        # While they are open: one that goes by itself was not too late.
+        wait_until(lambda: scp.refused.get(("connection-refused", "request-timeout")) == 8, 60, "the end of all")
 
 
 def test_a_destination_that_never_shakes_hands_is_given_up_in_time(authority: Authority) -> None:

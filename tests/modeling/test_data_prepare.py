@@ -178,7 +178,12 @@ def started() -> Iterator[Callable[[list[str]], "subprocess.Popen[bytes]"]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
-        processes.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        # A job that a shell put into the background ignores Ctrl-C, and so would its children.
+        former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            processes.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        finally:
+            signal.signal(signal.SIGINT, former)
         return processes[-1]
 
     yield start

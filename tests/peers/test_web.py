@@ -180,10 +180,12 @@ def test_the_heatmap_follows_choice_and_slider(shown: Shown) -> None:
 def test_without_scripts_a_finding_is_chosen_and_a_patient_shown(shown: Shown) -> None:
     page = looks(shown, f"studies/{STUDY}", "without-scripts", scripts=False)
     page.locator("#finding").select_option(index=2)
-    page.get_by_role("button", name="Show", exact=True).click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show", exact=True).click()
     assert "finding=" in page.url
     assert CANARY_ID not in page.content()
-    page.get_by_role("button", name="Show patients").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show patients").click()
     assert CANARY_ID in page.content()
     assert CANARY_ID not in page.url
     assert shown.complaints == []
