@@ -266,7 +266,7 @@ def test_opening_and_release_reach_the_inbox_in_order(cr: bytes) -> None:
     inbox = MemoryInbox()
     with running_scp(inbox) as (scp, destination):
         deliver(destination, cr)
-        wait_until(lambda: inbox.released, 5, "the release")
+        wait_until(lambda: inbox.released, 60, "the release")
         assert scp.associations == 0
     assert inbox.opened == inbox.released == [inbox.received[0].association.association_id]
 
@@ -279,7 +279,7 @@ def test_an_association_aborted_within_an_object_stores_nothing_and_is_closed_in
             pdv = b"\x01\x00" + data_set_of(cr)[:1000]
             association.dul.socket.socket.sendall(struct.pack(">BBLL", 4, 0, len(pdv) + 4, len(pdv)) + pdv)
             association.abort()
-        wait_until(lambda: inbox.released, 5, "the end of the association")
+        wait_until(lambda: inbox.released, 60, "the end of the association")
     assert inbox.opened == inbox.released
     assert inbox.received == []
 
@@ -290,7 +290,7 @@ def test_a_lost_connection_is_closed_in_the_books() -> None:
         context = build_context("1.2.840.10008.1.1")
         with requested(destination, context) as association:
             association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-            wait_until(lambda: inbox.released == inbox.opened and inbox.opened, 5, "the end of the association")
+            wait_until(lambda: inbox.released == inbox.opened and inbox.opened, 60, "the end of the association")
         assert scp.associations == 0
 
 
@@ -307,7 +307,7 @@ def test_an_end_that_cannot_be_recorded_is_recorded_later(cr: bytes) -> None:
     inbox = Forgetful()
     with running_scp(inbox) as (_, destination):
         deliver(destination, cr)
-        wait_until(lambda: inbox.released == inbox.opened, 5, "the release")
+        wait_until(lambda: inbox.released == inbox.opened, 60, "the release")
 
 
 def test_an_association_beyond_the_limit_is_rejected_for_now() -> None:
@@ -323,7 +323,7 @@ def test_stopping_lets_the_object_at_hand_finish(cr: bytes) -> None:
     with running_scp(inbox) as (scp, destination):
         sender = threading.Thread(target=lambda: outcomes.extend(deliver(destination, cr)))
         sender.start()
-        wait_until(lambda: inbox.opened, 5, "the association")
+        wait_until(lambda: inbox.opened, 60, "the association")
         time.sleep(0.2)
         scp.stop(drain_s=10)
         sender.join()
@@ -340,7 +340,7 @@ def test_stopping_does_not_wait_for_ever_for_an_idle_peer() -> None:
         requested(destination, build_context("1.2.840.10008.1.1")) as association,
     ):
         scp.stop(drain_s=0.3)
-        wait_until(lambda: association.is_aborted, 5, "the abort")
+        wait_until(lambda: association.is_aborted, 60, "the abort")
     assert inbox.released == inbox.opened
 
 

@@ -177,7 +177,7 @@ def test_a_dead_destination_holds_up_no_other() -> None:
     outbox = MemoryOutbox("dead", "peer", "dead", "peer")
     dead = Destination(name="dead", ae_title="DEAD", host="127.0.0.1", port=free_port())
     with Peer({CR: [EXPLICIT]}) as peer, running(outbox, dead), running(outbox, peer.destination):
-        wait_until(lambda: len(peer.stored) == 2, 5, "the delivery to the other")
+        wait_until(lambda: len(peer.stored) == 2, 60, "the delivery to the other")
 
 
 def test_a_wake_up_is_heard_before_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_wake_up_is_heard_before_the_next_poll(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.3)
         outbox.states[0] = DeliveryState.WAITING
         sender.loop.wake()
-        wait_until(lambda: peer.stored, 5, "the delivery")
+        wait_until(lambda: peer.stored, 60, "the delivery")
 
 
 def test_stopping_finishes_the_batch_at_hand() -> None:
