@@ -61,12 +61,13 @@ class Breaker:
         service: str,
         policy: RetryPolicy,
         *,
+        urged: Callable[[datetime], bool],
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
     ) -> None:
-        """`service` is what is asked of the destination, for the log."""
+        """`service` is what is asked of the destination, for the log; `urged` tells whether an operator asked since a time."""
         self._about = {"destination": destination, "service": service}
-        self._policy, self._clock, self._randomness = policy, clock, randomness
+        self._policy, self._urged, self._clock, self._randomness = policy, urged, clock, randomness
         self._lock = threading.Lock()
         self._circuit = Circuit()
 
@@ -76,13 +77,18 @@ class Breaker:
         with self._lock:
             return self._circuit
 
-    def allows(self, wanted: int, urged: Callable[[datetime], bool]) -> int:
-        """Return how many things may be tried now; `urged` tells whether an operator asked for it since a time."""
+    def allows(self, wanted: int) -> int:
+        """Return how many things may be tried now: one at least where an operator asked for it since the failure."""
         circuit = self.circuit
         allowed = circuit.allows(self._clock(), wanted)
-        if not allowed and circuit.failed_at is not None and urged(circuit.failed_at):
+        if not allowed and circuit.failed_at is not None and self._urged(circuit.failed_at):
             return min(wanted, 1)
         return allowed
+
+    def not_before(self, due: datetime | None) -> datetime | None:
+        """Return when what is due then may be tried."""
+        retry_at = self.circuit.retry_at
+        return due if due is None or retry_at is None else max(due, retry_at)
 
     def answered(self) -> None:
         """Take note that the destination does its work."""

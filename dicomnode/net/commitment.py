@@ -150,13 +150,21 @@ class Committer:
         self._settings, self._policy = settings, settings.retry.policy()
         self._calling_ae, self._clock, self._randomness = calling_ae, clock, randomness
         self._identifiers = identifiers
-        self.breaker = Breaker(destination.label, "commitment", self._policy, clock=clock, randomness=randomness)
-        self.loop = Loop(
-            f"committer-{destination.label}",
-            self.ask_due,
-            self._next_due,
+        name = destination.label
+        self.breaker = Breaker(
+            name,
+            "commitment",
+            self._policy,
+            urged=lambda since: commitments.urged(name, since),
             clock=clock,
-            about={"destination": destination.label},
+            randomness=randomness,
+        )
+        self.loop = Loop(
+            f"committer-{name}",
+            self.ask_due,
+            lambda: self.breaker.not_before(commitments.next_due(name)),
+            clock=clock,
+            about={"destination": name},
         )
 
     def ask_due(self) -> int:
@@ -168,7 +176,7 @@ class Committer:
         for item in self._commitments.expire(name, self._clock()):
             about = {"destination": name, "study": item.study, "instance": item.sop_instance}
             log.warning("commitment-overdue", extra={**about, "within_s": self._destination.commitment_timeout_s})
-        allowed = self.breaker.allows(self._settings.batch, lambda since: self._commitments.urged(name, since))
+        allowed = self.breaker.allows(self._settings.batch)
         if not allowed:
             return 0
         transaction = self._identifiers()
@@ -183,11 +191,6 @@ class Committer:
         if items:
             self._ask_or_record(transaction, items)
         return len(items)
-
-    def _next_due(self) -> datetime | None:
-        """Return when there is something to ask, at the earliest when the destination may be tried again."""
-        due, retry_at = self._commitments.next_due(self._destination.label), self.breaker.circuit.retry_at
-        return due if due is None or retry_at is None else max(due, retry_at)
 
     def _ask_or_record(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
         about = {"destination": self._destination.label, "transaction": transaction, "instances": len(items)}

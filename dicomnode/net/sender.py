@@ -88,11 +88,18 @@ class Sender:
         self._clock, self._randomness = clock, randomness
         self._commit_within_s, self._delivered = commit_within_s, delivered
         self._kept: deque[_Result] = deque()
-        self.breaker = Breaker(name, "store", self._policy, clock=clock, randomness=randomness)
+        self.breaker = Breaker(
+            name,
+            "store",
+            self._policy,
+            urged=lambda since: outbox.urged(name, since),
+            clock=clock,
+            randomness=randomness,
+        )
         self.loop = Loop(
             f"sender-{name}",
             self.deliver_due,
-            self._next_due,
+            lambda: self.breaker.not_before(outbox.next_due(name)),
             clock=clock,
             about={"destination": name},
         )
@@ -109,7 +116,7 @@ class Sender:
         Raises: StoreUnavailable.
         """
         self._record_kept()
-        allowed = self.breaker.allows(self._batch, lambda since: self._outbox.urged(self._name, since))
+        allowed = self.breaker.allows(self._batch)
         deliveries = self._outbox.claim(self._name, allowed, self._clock()) if allowed else ()
         if not deliveries:
             return 0
@@ -130,11 +137,6 @@ class Sender:
             if self._delivered is not None:
                 self._delivered()
         return len(deliveries)
-
-    def _next_due(self) -> datetime | None:
-        """Return when there is something to deliver, at the earliest when the destination may be tried again."""
-        due, retry_at = self._outbox.next_due(self._name), self.breaker.circuit.retry_at
-        return due if due is None or retry_at is None else max(due, retry_at)
 
     def _judge(self, outcomes: Sequence[StoreOutcome]) -> None:
         """Tell from the outcomes of a batch whether the destination does its work: a refusal for good is work too."""

@@ -52,27 +52,44 @@ def test_a_clock_that_is_set_back_does_not_lengthen_the_pause() -> None:
 
 def test_an_answer_closes_and_failures_count_anew(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    breaker = Breaker("pacs", "store", POLICY, clock=lambda: at(0), randomness=lambda: 0.5)
+    breaker = Breaker("pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5)
     breaker.failed("refused")
     breaker.answered()
     breaker.failed("refused")
-    assert breaker.allows(50, lambda since: False) == 50
+    assert breaker.allows(50) == 50
     assert caplog.messages == []
     breaker.failed("refused")
     breaker.failed("refused")
-    assert breaker.allows(50, lambda since: False) == 0
+    assert breaker.allows(50) == 0
     breaker.answered()
-    assert breaker.allows(50, lambda since: False) == 50
+    assert breaker.allows(50) == 50
     assert caplog.messages == ["destination-unavailable", "destination-available"]
 
 
 def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
     now = [0.0]
-    breaker = Breaker("pacs", "store", POLICY, clock=lambda: at(now[0]), randomness=lambda: 0.5)
+    asked: list[datetime] = []
+    urges = [False]
+
+    def urged(since: datetime) -> bool:
+        asked.append(since)
+        return urges[0]
+
+    breaker = Breaker("pacs", "store", POLICY, urged=urged, clock=lambda: at(now[0]), randomness=lambda: 0.5)
     breaker.failed("refused")
     now[0] = 7.0
     breaker.failed("refused")
-    asked: list[datetime] = []
-    assert breaker.allows(50, lambda since: bool(asked.append(since))) == 0
+    assert breaker.allows(50) == 0
     assert asked == [at(7)]
-    assert breaker.allows(50, lambda since: True) == 1
+    urges[0] = True
+    assert breaker.allows(50) == 1
+
+
+def test_what_is_due_waits_for_the_end_of_the_pause() -> None:
+    breaker = Breaker("pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5)
+    breaker.failed("refused")
+    assert breaker.not_before(at(5)) == at(5)
+    breaker.failed("refused")
+    assert breaker.not_before(at(5)) == at(30)
+    assert breaker.not_before(at(40)) == at(40)
+    assert breaker.not_before(None) is None
