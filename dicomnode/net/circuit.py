@@ -65,7 +65,10 @@ class Breaker:
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
     ) -> None:
-        """`service` is what is asked of the destination, for the log; `urged` tells whether an operator asked since a time."""
+        """`service` is what is asked of the destination, for the log.
+
+        `urged` tells whether an operator has asked for a trial since a time.
+        """
         self._about = {"destination": destination, "service": service}
         self._policy, self._urged, self._clock, self._randomness = policy, urged, clock, randomness
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
 """A large object while it arrives: written and hashed beside its reception, so that little is left when it is whole.
 
-It has no name before its last byte. Until `Blobs.adopt` gives it one it is a half-written file, which the next start
+It has no name before its last byte. Until `Blobs.write` gives it one it is a half-written file, which the next start
 removes; what was received in this way is as durable as any other blob once it is adopted, and no sooner.
 """
 
@@ -31,7 +31,7 @@ class Arriving:
         translated: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         """Begin; what goes wrong from here on is raised by `seal`."""
-        self.path, self.size_bytes = path, 0
+        self.path, self._size_bytes = path, 0
         self._write, self._fsync, self._require_space, self._translated = write, fsync, require_space, translated
         self._pieces: queue.SimpleQueue[bytes | memoryview | None] = queue.SimpleQueue()
         self._digest = hashlib.sha256()
@@ -40,6 +40,10 @@ class Arriving:
         self._whole = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="arriving", daemon=True)
         self._thread.start()
+
+    def __len__(self) -> int:
+        """Return how many bytes are written by now."""
+        return self._size_bytes
 
     def write(self, piece: bytes | memoryview) -> None:
         """Take the next piece, which is not to be changed afterwards."""
@@ -96,12 +100,12 @@ class Arriving:
             while (piece := self._pieces.get()) is not None:
                 self._digest.update(piece)
                 self._append(descriptor, memoryview(piece))
-                if self.size_bytes - begun >= _EARLY_BYTES:
+                if self._size_bytes - begun >= _EARLY_BYTES:
                     self._require_space(0)
                     with contextlib.suppress(OSError):
                         # The one call of Python's that starts writing without waiting for it.
-                        os.posix_fadvise(descriptor, begun, self.size_bytes - begun, os.POSIX_FADV_DONTNEED)
-                    begun = self.size_bytes
+                        os.posix_fadvise(descriptor, begun, self._size_bytes - begun, os.POSIX_FADV_DONTNEED)
+                    begun = self._size_bytes
             if not self._abandoned:
                 self._require_space(0)
                 self._fsync(descriptor)
@@ -109,6 +113,6 @@ class Arriving:
             os.close(descriptor)
 
     def _append(self, descriptor: int, rest: memoryview) -> None:
-        self.size_bytes += len(rest)
+        self._size_bytes += len(rest)
         while rest:
             rest = rest[self._write(descriptor, rest) :]

@@ -90,11 +90,13 @@ class Blobs:
                 self._sync_folder(folder.parent)
         return self
 
-    def write(self, data: bytes) -> str:
-        """Make bytes durable and return their name.
+    def write(self, data: bytes | Arriving) -> str:
+        """Make bytes, or what has arrived, durable and return their name.
 
         Raises: DiskFull, StoreUnavailable. After an error nothing is promised.
         """
+        if isinstance(data, Arriving):
+            return self._adopt(data)
         name = hashlib.sha256(data).hexdigest()
         with _translated():
             self._require_space(len(data))
@@ -111,7 +113,7 @@ class Blobs:
         return name
 
     def arriving(self) -> Arriving:
-        """Begin a blob whose bytes come piece by piece; `adopt` gives it its name, `discard` removes it."""
+        """Begin a blob whose bytes come piece by piece; `write` gives it its name, `discard` removes it."""
         return Arriving(
             self._root / f"{os.getpid()}-{next(self._serial)}{_PARTIAL}",
             write=self._calls.write,
@@ -120,26 +122,14 @@ class Blobs:
             translated=_translated,
         )
 
-    def adopt(self, arrived: Arriving) -> str:
-        """Make what has arrived durable and return its name.
-
-        Raises: DiskFull, StoreUnavailable. After an error nothing is promised.
-        """
-        name = arrived.seal()
-        with _translated():
-            folder = self._durable_folder(name[:2])
-            self._calls.replace(arrived.path, folder / name)
-            self._sync_folder(folder)
-        return name
-
-    def ensure(self, name: str, data: bytes | None) -> None:
+    def ensure(self, name: str, data: bytes | Arriving) -> None:
         """Write the bytes of that name again if they were removed since; a write transaction keeps them from going.
 
-        Raises: DiskFull, StoreUnavailable; also where the bytes are not at hand (None), whose sender is to try again.
+        Raises: DiskFull, StoreUnavailable; also for what arrived, whose bytes are not at hand: its sender tries again.
         """
         if self._path(name).exists():
             return
-        if data is None:
+        if isinstance(data, Arriving):
             raise StoreUnavailable("the same image was removed while it came again")
         self.write(data)
 
@@ -232,6 +222,14 @@ class Blobs:
             elif _NAME.fullmatch(name):
                 present.add(name)
         return present, removed
+
+    def _adopt(self, arrived: Arriving) -> str:
+        name = arrived.seal()
+        with _translated():
+            folder = self._durable_folder(name[:2])
+            self._calls.replace(arrived.path, folder / name)
+            self._sync_folder(folder)
+        return name
 
     def _path(self, name: str) -> Path:
         if _NAME.fullmatch(name) is None:

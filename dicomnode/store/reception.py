@@ -115,8 +115,7 @@ class Reception:
         """
         if (known := self._known(ref, association, now)) is not None:
             return known
-        data = part10 if isinstance(part10, bytes) else None
-        blob = self._blobs.adopt(part10) if isinstance(part10, Arriving) else self._blobs.write(part10)
+        blob = self._blobs.write(part10)
         facts = {
             "study": ref.study,
             "series": ref.series,
@@ -124,7 +123,7 @@ class Reception:
             "sop_instance": ref.sop_instance,
             "transfer_syntax": transfer_syntax,
             "blob": blob,
-            "size_bytes": part10.size_bytes if isinstance(part10, Arriving) else len(part10),
+            "size_bytes": len(part10),
             "association_id": association.association_id,
             "received_at": to_text(now),
         }
@@ -132,7 +131,7 @@ class Reception:
         def add(connection: sqlite3.Connection) -> Receipt:
             receipt = self._add(connection, ref, facts, association, now)
             # The same bytes may have been removed from a study that was settled, since they were written above.
-            self._blobs.ensure(blob, data)
+            self._blobs.ensure(blob, part10)
             return receipt
 
         return self._commits.commit(add)

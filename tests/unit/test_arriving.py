@@ -49,11 +49,11 @@ def failing(code: int) -> Any:
 def test_pieces_make_the_same_blob_as_their_whole(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
     arriving = arrived(blobs)
-    name = blobs.adopt(arriving)
+    name = blobs.write(arriving)
     arriving.discard()
     assert name == prepared(tmp_path / "other").write(WHOLE)
     assert blobs.read(name) == WHOLE
-    assert arriving.size_bytes == len(WHOLE)
+    assert len(arriving) == len(WHOLE)
     assert len(files(tmp_path / "blobs")) == 1
 
 
@@ -71,7 +71,7 @@ def test_its_bytes_are_synced_before_it_has_a_name_and_its_name_before_it_is_ado
 
     blobs = prepared(tmp_path, fsync=fsync, replace=replace)
     calls.clear()
-    blobs.adopt(arrived(blobs))
+    blobs.write(arrived(blobs))
     assert calls == ["sync file", "sync folder", "rename", "sync folder"]
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_what_is_abandoned(tmp_path: Path) -> None:
     arriving.abandon()
     wait_until(lambda: files(tmp_path / "blobs") == [], LIMIT_S, "the removal of the file")
     with pytest.raises(StoreUnavailable):
-        blobs.adopt(arriving)
+        blobs.write(arriving)
     arriving.discard()
 
 
@@ -113,7 +113,7 @@ def test_what_the_disk_refuses_is_refused_and_leaves_nothing(
     )
     arriving = arrived(blobs)
     with pytest.raises(error):
-        blobs.adopt(arriving)
+        blobs.write(arriving)
     arriving.discard()
     assert files(tmp_path / "blobs") == []
 
@@ -122,7 +122,7 @@ def test_a_disk_that_is_nearly_full_takes_no_large_object(tmp_path: Path) -> Non
     blobs = prepared(tmp_path, minimum_free_bytes=5_000, free_bytes=lambda _: 4_999)
     arriving = arrived(blobs)
     with pytest.raises(DiskFull):
-        blobs.adopt(arriving)
+        blobs.write(arriving)
     arriving.discard()
     assert files(tmp_path / "blobs") == []
 
