@@ -8,8 +8,10 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from io import BytesIO
 from typing import Any, Protocol
 
 from pydicom.dataset import Dataset
@@ -275,31 +277,31 @@ class StorageScp:
         if info is None or request.DataSet is None:
             raise UnreadableObject("a C-STORE request without association or data set")
         transfer_syntax = str(context.transfer_syntax)
-        if isinstance(request.DataSet, Tail):
-            return self._receive_rest(event, info, request.DataSet)
-        data_set = request.DataSet.getvalue()
-        ref = read_ref(data_set, transfer_syntax)
-        _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
-        part10 = part10_bytes(
-            data_set, sop_class=ref.sop_class, sop_instance=ref.sop_instance, transfer_syntax=transfer_syntax
-        )
-        self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
+        with _content(request.DataSet, transfer_syntax) as (ref, part10):
+            _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
+            self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
         return ref
 
-    def _receive_rest(self, event: Any, info: AssociationInfo, tail: Tail) -> InstanceRef:
-        """Receive an object of which all but the end is written down already."""
-        try:
-            _check_command(
-                tail.ref,
-                str(event.request.AffectedSOPClassUID),
-                str(event.request.AffectedSOPInstanceUID),
-                event.context,
-            )
-            tail.arriving.write(tail.getvalue())
-            self._inbox.accept(tail.ref, str(event.context.transfer_syntax), tail.arriving, info, self._clock())
-        finally:
-            tail.arriving.discard()
-        return tail.ref
+
+@contextmanager
+def _content(data_set: BytesIO, transfer_syntax: str) -> Iterator[tuple[InstanceRef, bytes | Arriving]]:
+    """Give what a data set is and its Part 10 file, of which all but the end may be written down already.
+
+    Raises: UnreadableObject.
+    """
+    if not isinstance(data_set, Tail):
+        data = data_set.getvalue()
+        ref = read_ref(data, transfer_syntax)
+        yield (
+            ref,
+            part10_bytes(data, sop_class=ref.sop_class, sop_instance=ref.sop_instance, transfer_syntax=transfer_syntax),
+        )
+        return
+    try:
+        data_set.arriving.write(data_set.getvalue())
+        yield data_set.ref, data_set.arriving
+    finally:
+        data_set.arriving.discard()
 
 
 def _refuse_operation(_: Any) -> tuple[int, None]:

@@ -10,7 +10,8 @@ from pydicom import uid as uids
 from pynetdicom.presentation import build_context
 
 from dicomnode.domain.errors import DiskFull
-from dicomnode.domain.job import Accepted, NoAnswer
+from dicomnode.domain.job import Accepted, NoAnswer, Refused
+from dicomnode.net.part10 import read_ref
 from dicomnode.net.scu import send
 from dicomnode.settings import DeliverySettings
 from dicomnode.store import Store
@@ -104,6 +105,19 @@ def test_a_store_that_refuses_leaves_nothing_and_the_association_goes_on(
         with requested(destination, context) as association:
             assert association.is_established
         assert send_raw(destination, large).Status == 0x0000
+    assert len(kept(tmp_path)) == 1
+
+
+def test_what_is_refused_again_and_again_over_one_association_leaves_nothing(
+    large: bytes, inbox: Watched, tmp_path: Path
+) -> None:
+    instance = read_ref(data_set_of(large), str(uids.ExplicitVRLittleEndian)).sop_instance
+    elsewhere = encode(build("cr", rows=SIDE, columns=SIDE, study_uid="1.2.3.4", sop_uid=instance))
+    with running_scp(inbox) as (_, destination):
+        assert send_raw(destination, large).Status == 0x0000
+        refused = send(destination, [outgoing(elsewhere)] * 5, calling_ae="S", settings=PATIENT)
+        assert [type(outcome) for outcome in refused] == [Refused] * 5
+    assert len(inbox.begun) == 6
     assert len(kept(tmp_path)) == 1
 
 
