@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dicomnode.domain.finding import Assessment, Finding
+from dicomnode.domain.finding import Assessment, Finding, Presence
 from dicomnode.domain.job import Rejection
 
 _DIGITS = 6
@@ -54,26 +54,26 @@ def _finding(finding: Finding) -> dict[str, object]:
 
 
 class SaidFinding(_Said):
-    """What a summary says of one label; None where an older one does not."""
+    """What a summary says of one label."""
 
     label: str
     probability: float
-    spread: float | None = None
-    presence: str = ""
-    operating_point: str = ""
-    threshold: float | None = None
+    spread: float
+    presence: Presence
+    operating_point: str
+    threshold: float
 
 
 class SaidImage(_Said):
     """What a summary says of one image that was analysed."""
 
     sop_instance: str
-    abnormality: SaidFinding | None = None
+    abnormality: SaidFinding
     findings: tuple[SaidFinding, ...] = ()
 
     def labels(self) -> tuple[SaidFinding, ...]:
         """Return what is said of every label, abnormality first."""
-        return (self.abnormality, *self.findings) if self.abnormality is not None else self.findings
+        return (self.abnormality, *self.findings)
 
 
 class SaidModel(_Said):

@@ -1,11 +1,13 @@
 """Between rows and the domain's types: times as text, and an event for everything that happens."""
 
+import json
 import sqlite3
 from datetime import UTC, datetime
 from enum import StrEnum
 
 from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance
 from dicomnode.domain.job import Delivery, ResultKind
+from dicomnode.results.summary import Summary, read_summary
 
 _LONGEST_DETAIL = 500
 
@@ -100,6 +102,11 @@ def to_stored_instance(row: sqlite3.Row) -> StoredInstance:
         calling_ae=row["calling_ae"],
         received_at=to_time(row["received_at"]),
     )
+
+
+def to_summary(row: sqlite3.Row) -> Summary:
+    """Return what the version of an answer in a row of `job` said; nothing, if it was not answered."""
+    return read_summary(json.loads(row["summary"] or "{}"))
 
 
 def to_delivery(row: sqlite3.Row) -> Delivery:

@@ -10,8 +10,9 @@ from typing import Any
 
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import JobState, RejectionReason, ResultKind, Subject
+from dicomnode.results.summary import Summary
 from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, to_ref, to_stored_instance, to_text, to_time
+from dicomnode.store.rows import EventKind, to_ref, to_stored_instance, to_summary, to_text, to_time
 from dicomnode.store.search import SearchIndex
 
 _EVENTS_LOOKED_AT = 50_000
@@ -78,7 +79,7 @@ class StudyEntry:
     received_at: datetime
     changed_at: datetime
     last_error: str | None
-    summary: Mapping[str, Any]
+    summary: Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,14 +154,14 @@ class Studies:
         with self._database.reading() as connection:
             return tuple(map(_to_result, connection.execute(RESULTS, (study,)).fetchall()))
 
-    def summary_of(self, study: str) -> Mapping[str, Any]:
-        """Return what the newest answered version said; empty if there is none.
+    def summary_of(self, study: str) -> Summary:
+        """Return what the newest answered version said; nothing, if there is none.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
             row = connection.execute(SUMMARY, (study,)).fetchone()
-        return _summary(row["summary"]) if row is not None else {}
+        return to_summary(row) if row is not None else Summary()
 
     def recent(self, now: datetime, *, minutes: int = 60) -> Recent:
         """Return what happened in the last minutes; of very many events, the newest.
@@ -220,7 +221,7 @@ def _to_study(row: sqlite3.Row) -> StudyEntry:
         received_at=to_time(row["first_instance_at"]),
         changed_at=to_time(row["changed_at"]),
         last_error=row["last_error"],
-        summary=_summary(row["summary"]),
+        summary=to_summary(row),
     )
 
 
@@ -236,7 +237,3 @@ def _to_result(row: sqlite3.Row) -> ResultEntry:
         created_at=to_time(row["created_at"]),
         is_purged=row["purged_at"] is not None,
     )
-
-
-def _summary(text: str | None) -> Mapping[str, Any]:
-    return dict(json.loads(text)) if text else {}

@@ -179,7 +179,7 @@ def _score(finding: SaidFinding) -> dict[str, object]:
         "point": finding.operating_point,
         "label": finding.label,
         "bound": score_bound(finding.probability),
-        "above": int(finding.threshold is not None and finding.probability >= finding.threshold),
+        "above": int(finding.probability >= finding.threshold),
         "undetermined": int(finding.presence == "undetermined"),
         "total": finding.probability,
     }

@@ -12,9 +12,9 @@ from typing import Any
 
 from dicomnode.bundle.scores import SCORE_BOUNDS
 from dicomnode.domain.job import DeliveryState, JobState, Stage
-from dicomnode.results.summary import Summary, read_summary
+from dicomnode.results.summary import Summary
 from dicomnode.store.database import Database
-from dicomnode.store.rows import to_optional_time, to_text, to_time
+from dicomnode.store.rows import to_optional_time, to_summary, to_text, to_time
 from dicomnode.store.tallies import LATENCY_BOUNDS_S, week_of
 
 WAITING_JOBS = """
@@ -306,5 +306,5 @@ def _result(row: sqlite3.Row) -> StudyResult:
         received_at=to_time(row["first_instance_at"]),
         ended_at=to_time(row["changed_at"]),
         senders=tuple(json.loads(row["senders"])),
-        summary=read_summary(json.loads(row["summary"] or "{}")),
+        summary=to_summary(row),
     )

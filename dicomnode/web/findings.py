@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dicomnode.domain.finding import Presence
 from dicomnode.domain.job import RejectionReason
+from dicomnode.results.summary import SaidFinding, SaidImage, Summary
 
 REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.OWN_RESULT: "A result of this node",
@@ -44,18 +44,17 @@ class Bar:
     point: str
 
 
-def bars_of(image: Mapping[str, Any]) -> tuple[Bar, ...]:
+def bars_of(image: SaidImage) -> tuple[Bar, ...]:
     """Return what was said of an image: abnormality first, then what is present, most over its threshold first."""
-    return (_bar(image["abnormality"]), *sorted(map(_bar, image["findings"]), key=_rank))
+    return (_bar(image.abnormality), *sorted(map(_bar, image.findings), key=_rank))
 
 
-def images_by_uid(summary: Mapping[str, Any]) -> dict[str, tuple[Bar, ...]]:
+def images_by_uid(summary: Summary) -> dict[str, tuple[Bar, ...]]:
     """Return the bars of every image of an answer by its SOP Instance UID."""
-    images = summary.get("images", ())
-    return {image["sop_instance"]: bars_of(image) for image in images} if isinstance(images, list) else {}
+    return {image.sop_instance: bars_of(image) for image in summary.images}
 
 
-def headline(summary: Mapping[str, Any]) -> tuple[str, Presence | None]:
+def headline(summary: Summary) -> tuple[str, Presence | None]:
     """Return an answer in a few words, and how it is to be marked."""
     bars = [bar for bars in images_by_uid(summary).values() for bar in bars]
     if not bars:
@@ -73,18 +72,17 @@ def first_to_show(bars: Sequence[Bar], labels: Sequence[str]) -> str:
     return next((bar.label for bar in ranked if bar.label in labels), "")
 
 
-def _bar(said: Mapping[str, Any]) -> Bar:
-    probability, spread = float(said["probability"]), float(said["spread"])
+def _bar(said: SaidFinding) -> Bar:
     return Bar(
-        label=str(said["label"]),
-        name=str(said["label"]).replace("_", " "),
-        probability=100 * probability,
-        spread=100 * spread,
-        low=100 * max(0.0, probability - spread),
-        high=100 * min(1.0, probability + spread),
-        threshold=100 * float(said["threshold"]),
-        presence=Presence(said["presence"]),
-        point=str(said["operating_point"]),
+        label=said.label,
+        name=said.label.replace("_", " "),
+        probability=100 * said.probability,
+        spread=100 * said.spread,
+        low=100 * max(0.0, said.probability - said.spread),
+        high=100 * min(1.0, said.probability + said.spread),
+        threshold=100 * said.threshold,
+        presence=said.presence,
+        point=said.operating_point,
     )
 
 

@@ -120,8 +120,7 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
-    model = summary.get("model") or {}
-    is_current = model.get("bundle_hash") == parts.bundle.identity.bundle_hash
+    is_current = summary.model is not None and summary.model.bundle_hash == parts.bundle.identity.bundle_hash
     said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
@@ -140,7 +139,7 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
         "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
-        "model": model,
+        "model": summary.model,
         "is_current_model": is_current,
         "heat_labels": {label.name: at for at, label in enumerate(parts.bundle.manifest.labels)},
         "opacity": _step(chosen.get("opacity", "")),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from dicomnode.cli import status as status_command
 from dicomnode.cli.main import app
 from dicomnode.domain.audit import AuditKind, Disclosure
+from dicomnode.domain.finding import Presence
 from dicomnode.domain.job import JobState
 from dicomnode.node import utc_now
 from dicomnode.results.summary import SaidFinding, SaidImage, SaidModel, SaidRejection, Summary
@@ -28,7 +29,14 @@ from dicomnode.watch.table import safe_cell, write_table
 from tests.make import build, encode, ref_of
 from tests.stores import EXPLICIT_LE, accept, answer, association, at, claim, open_store, rejection_of_all, to
 
-FINDING = SaidFinding(label="Mass", probability=0.25, presence="absent", operating_point="standard", threshold=0.5)
+FINDING = SaidFinding(
+    label="Mass",
+    probability=0.25,
+    spread=0.01,
+    presence=Presence.ABSENT,
+    operating_point="standard",
+    threshold=0.5,
+)
 
 
 CONFIG = """
