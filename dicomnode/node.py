@@ -28,7 +28,7 @@ from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
 from dicomnode.watch.health import Running
 from dicomnode.watch.views import Watched, watch_pages
-from dicomnode.web.app import Extra, create_app
+from dicomnode.web.app import create_app
 from dicomnode.web.imagery import Gallery
 from dicomnode.web.parts import Parts
 from dicomnode.web.server import WebServer
@@ -105,65 +105,12 @@ class Node:
             retention=settings.retention,
             audited=settings.audit.to != "off",
         )
-        to_destinations = deliveries(
-            settings.delivery.destinations,
-            Surroundings(
-                outbox=store.outbox,
-                commitments=store.commitments,
-                settings=settings.delivery,
-                calling_ae=settings.scp.ae_title,
-                clock=clock,
-                randomness=randomness,
-                transactions=lambda: derive_uid("transaction", uuid.uuid4().hex),
-                fallback=fallback,
-            ),
-        )
-        ahead = WorkAhead(pipeline)
-        worker = Worker(
-            inbox=store.inbox,
-            read=store.blobs.read_instance,
-            answer=ahead.answer,
-            prepare=ahead.prepare,
-            routing=settings.delivery.routing(),
-            settings=settings.work,
-            # Results carry the hospital's wall clock, unless the source states a zone of its own.
-            clock=lambda: clock().astimezone(),
-            answered=to_destinations.wake,
-        )
+        to_destinations = _deliveries(settings, store, clock, randomness)
         audit = _audit_trail(settings, store, clock, randomness)
-        scp = StorageScp(
-            settings.scp,
-            store.inbox,
-            clock=clock,
-            identifiers=lambda: uuid.uuid4().hex,
-            reports=to_destinations.desk.receive,
-            alert=audit.alert if audit is not None else None,
-            arriving=store.inbox.arriving,
-        )
-        retention = Loop(
-            "retention",
-            lambda: store.retention.step(clock()),
-            store.retention.next_due,
-            clock=clock,
-            about={"of": "retention"},
-        )
-        watched = Watched(
-            settings=settings,
-            store=store,
-            bundle=bundle,
-            operating_point=pipeline.operating_point,
-            running=_running(scp, worker, to_destinations, retention, audit),
-            clock=clock,
-        )
-        gallery = Gallery(pipeline, store.blobs.read_instance)
-        parts = Parts(
-            settings=settings,
-            store=store,
-            bundle=bundle,
-            gallery=gallery,
-            clock=clock,
-            record_shown=audit.shown if audit is not None else lambda *_: None,
-        )
+        worker = _worker(settings, store, pipeline, to_destinations.wake, clock)
+        scp = _scp(settings, store, to_destinations, audit, clock)
+        retention = _retention(store, clock)
+        running = _running(scp, worker, to_destinations, retention, audit)
         return cls(
             settings=settings,
             bundle=bundle,
@@ -173,7 +120,7 @@ class Node:
             deliveries=to_destinations,
             retention=retention,
             audit=audit,
-            web=_web_page(settings, parts, watch_pages(watched)),
+            web=_web_page(settings, store, bundle, pipeline, running, audit, clock) if settings.http.enabled else None,
             clock=clock,
         )
 
@@ -234,6 +181,69 @@ class Node:
                 log.warning("commitment-reports-not-admitted", extra=about)
 
 
+def _deliveries(
+    settings: Settings, store: Store, clock: Callable[[], datetime], randomness: Callable[[], float]
+) -> Deliveries:
+    return deliveries(
+        settings.delivery.destinations,
+        Surroundings(
+            outbox=store.outbox,
+            commitments=store.commitments,
+            settings=settings.delivery,
+            calling_ae=settings.scp.ae_title,
+            clock=clock,
+            randomness=randomness,
+            transactions=lambda: derive_uid("transaction", uuid.uuid4().hex),
+            fallback=fallback,
+        ),
+    )
+
+
+def _worker(
+    settings: Settings, store: Store, pipeline: Pipeline, answered: Callable[[], None], clock: Callable[[], datetime]
+) -> Worker:
+    ahead = WorkAhead(pipeline)
+    return Worker(
+        inbox=store.inbox,
+        read=store.blobs.read_instance,
+        answer=ahead.answer,
+        prepare=ahead.prepare,
+        routing=settings.delivery.routing(),
+        settings=settings.work,
+        # Results carry the hospital's wall clock, unless the source states a zone of its own.
+        clock=lambda: clock().astimezone(),
+        answered=answered,
+    )
+
+
+def _scp(
+    settings: Settings,
+    store: Store,
+    to_destinations: Deliveries,
+    audit: AuditTrail | None,
+    clock: Callable[[], datetime],
+) -> StorageScp:
+    return StorageScp(
+        settings.scp,
+        store.inbox,
+        clock=clock,
+        identifiers=lambda: uuid.uuid4().hex,
+        reports=to_destinations.desk.receive,
+        alert=audit.alert if audit is not None else None,
+        arriving=store.inbox.arriving,
+    )
+
+
+def _retention(store: Store, clock: Callable[[], datetime]) -> Loop:
+    return Loop(
+        "retention",
+        lambda: store.retention.step(clock()),
+        store.retention.next_due,
+        clock=clock,
+        about={"of": "retention"},
+    )
+
+
 def _running(
     scp: StorageScp, worker: Worker, to_destinations: Deliveries, retention: Loop, audit: AuditTrail | None
 ) -> Running:
@@ -254,9 +264,33 @@ def _running(
     )
 
 
-def _web_page(settings: Settings, parts: Parts, pages: Sequence[Extra]) -> WebServer | None:
-    """Return the server of the web page, if there is to be one."""
-    return WebServer(create_app(parts, extra=pages), settings.http) if settings.http.enabled else None
+def _web_page(
+    settings: Settings,
+    store: Store,
+    bundle: Bundle,
+    pipeline: Pipeline,
+    running: Running,
+    audit: AuditTrail | None,
+    clock: Callable[[], datetime],
+) -> WebServer:
+    """Return the server of the page, and of what watches the node."""
+    parts = Parts(
+        settings=settings,
+        store=store,
+        bundle=bundle,
+        gallery=Gallery(pipeline, store.blobs.read_instance),
+        clock=clock,
+        record_shown=audit.shown if audit is not None else lambda *_: None,
+    )
+    watched = Watched(
+        settings=settings,
+        store=store,
+        bundle=bundle,
+        operating_point=pipeline.operating_point,
+        running=running,
+        clock=clock,
+    )
+    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http)
 
 
 def _audit_trail(

@@ -75,12 +75,7 @@ class Store:
                 _require_store(settings.path)
             database = Database(settings.path / DATABASE, busy_timeout_s=busy_timeout_s)
             opened.callback(database.close)
-            blobs = Blobs(
-                settings.path / BLOBS,
-                settings.path / UNCLAIMED,
-                minimum_free_bytes=settings.minimum_free_bytes,
-                calls=calls,
-            )
+            blobs = _blobs(settings, calls)
             search = SearchIndex.of(settings.path / SEARCH_KEY, create=exclusive)
             if exclusive:
                 _tidy(database, blobs, settings.path)
@@ -128,6 +123,12 @@ def _own(path: Path, opened: contextlib.ExitStack) -> StoreLock:
     lock = StoreLock.acquire(path / LOCK)
     opened.callback(lock.release)
     return lock
+
+
+def _blobs(settings: StoreSettings, calls: SystemCalls | None) -> Blobs:
+    return Blobs(
+        settings.path / BLOBS, settings.path / UNCLAIMED, minimum_free_bytes=settings.minimum_free_bytes, calls=calls
+    )
 
 
 def _require_store(path: Path) -> None:
