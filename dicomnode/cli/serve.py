@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.hardening import keep_to_oneself
-from dicomnode.cli.memory import return_images_at_once
+from dicomnode.cli.memory import return_images_at_once, return_what_is_free
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, settings_from
 from dicomnode.node import Node
 from dicomnode.telemetry import start_logging, tell_uncaught
@@ -49,6 +49,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.set())
     node = Node.build(settings)
+    return_what_is_free()
     try:
         node.start()
         asked_to_stop.wait()

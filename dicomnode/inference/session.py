@@ -1,7 +1,5 @@
 """ONNX Runtime, set up: the graph on the execution providers that the settings name, with threads that step aside."""
 
-import contextlib
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +27,7 @@ _REFUSALS = (
 _ERRORS_ONLY = 3
 
 
-def open_session(model: Path, *, threads: int, providers: Sequence[str] = ("cpu",)) -> onnxruntime.InferenceSession:
+def open_session(model: Path, *, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
     """Load a graph with `threads` threads (0: one per core) on the first of the `providers` that runs its nodes.
 
     Raises: BundleInvalid, if the runtime refuses the graph; ConfigurationError, if a provider is not to be had here.
@@ -48,14 +46,7 @@ def open_session(model: Path, *, threads: int, providers: Sequence[str] = ("cpu"
     for name in providers:
         if _PROVIDERS[name] not in session.get_providers():
             raise ConfigurationError(f"inference.providers: {name} cannot be started on this machine")
-    _return_freed_memory()
     return session
-
-
-def _return_freed_memory() -> None:
-    """Give back what loading took for a while: of five EfficientNet-B2 165 of 345 MB, which glibc would keep."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _available(name: str) -> str:
