@@ -1,6 +1,5 @@
 """`cxrnode demo`: what the node does, on this machine, with studies that belong to nobody."""
 
-import signal
 import sys
 import tempfile
 import threading
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dicomnode.cli.hardening import keep_to_oneself
-from dicomnode.cli.terminal import BundleOption, err, escape, out
+from dicomnode.cli.terminal import BundleOption, asked_to_stop, err, escape, out
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import Reported
 from dicomnode.demo.stage import SENDER, Outcome, Stage, staged
@@ -49,9 +48,7 @@ def demo(
     keep_to_oneself()
     start_logging(LogSettings(level="WARNING", format="text"))
     tell_uncaught()
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = asked_to_stop()
     with _folders(output) as (store, kept):
         _say("1", "Loading the model: hashes and golden vectors are checked before anything is received.")
         with staged(store, kept / "archive", bundle=bundle, show_patients=not paths) as stage:

@@ -1,14 +1,12 @@
 """`cxrnode serve`."""
 
-import signal
-import threading
 from typing import Annotated
 
 import typer
 
 from dicomnode.cli.hardening import keep_to_oneself
 from dicomnode.cli.memory import return_images_at_once, return_what_is_free
-from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, settings_from
+from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, asked_to_stop, settings_from
 from dicomnode.node import Node
 from dicomnode.telemetry import start_logging, tell_uncaught
 
@@ -45,13 +43,11 @@ def serve(
     return_images_at_once()
     start_logging(settings.log)
     tell_uncaught()
-    asked_to_stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked_to_stop.set())
+    ended = asked_to_stop()
     node = Node.build(settings)
     return_what_is_free()
     try:
         node.start()
-        asked_to_stop.wait()
+        ended.wait()
     finally:
         node.stop()

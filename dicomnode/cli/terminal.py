@@ -1,6 +1,8 @@
 """What every command shares: its consoles, and how settings are made of options."""
 
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -60,6 +62,14 @@ def settings_from(
     if config is None and DEFAULT_CONFIG.is_file():
         config = DEFAULT_CONFIG
     return read_settings(config, options)
+
+
+def asked_to_stop() -> threading.Event:
+    """Return what SIGTERM and Ctrl-C set from now on; they no longer end the process by themselves."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    return asked
 
 
 def stop_with(message: str, code: int) -> NoReturn:
