@@ -28,6 +28,12 @@ class Presence(StrEnum):
     UNDETERMINED = "undetermined"
 
 
+def odds_ratio(probability: float, threshold: float) -> float:
+    """Return how far a probability stands over a threshold: the ratio of their odds, which is 1 at the threshold."""
+    p, t = (min(max(value, 1e-6), 1 - 1e-6) for value in (probability, threshold))
+    return (p / (1 - p)) / (t / (1 - t))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
     """A threshold on the calibrated probability, with how it performed where it was chosen."""

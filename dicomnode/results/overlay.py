@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.domain.finding import Assessment, Finding, Presence, SaliencyMap
+from dicomnode.domain.finding import Assessment, Finding, Presence, SaliencyMap, odds_ratio
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.results.context import Equipment
 from dicomnode.results.panel import OUTLINE_LEVEL, Colour, PanelContent, Shown, draw_panel
@@ -98,8 +98,7 @@ def positive_findings(assessment: Assessment) -> tuple[Finding, ...]:
 
 
 def _odds_over_threshold(finding: Finding) -> float:
-    p, t = (min(max(value, 1e-6), 1 - 1e-6) for value in (finding.probability, finding.operating_point.threshold))
-    return (p / (1 - p)) / (t / (1 - t))
+    return odds_ratio(finding.probability, finding.operating_point.threshold)
 
 
 def _scale(shape: tuple[int, ...], maximum_side: int) -> float:
@@ -169,15 +168,22 @@ def _onto(values: FloatArray, picture: Picture) -> FloatArray:
 
 
 def _tint(picture: Picture, heat: FloatArray, strength: float) -> Picture:
-    """Lay heat over a picture in 256 steps, by tables: 8 ms where floating point throughout took 50."""
+    colours, alpha = heat_colours(heat, strength)
+    return np.asarray(cv2.blendLinear(picture, colours, 1.0 - alpha, alpha), dtype=np.uint8)
+
+
+def heat_colours(heat: FloatArray, strength: float) -> tuple[Picture, FloatArray]:
+    """Return what heat in [0, 1] looks like: its colours, and how opaque they are, clear where low, up to `strength`.
+
+    In 256 steps, by tables: 8 ms where floating point throughout took 50.
+    """
     levels = cv2.convertScaleAbs(heat, alpha=255.0)
     ramp = np.clip((np.linspace(0.0, 1.0, 256) - _ONSET) / (_FULL - _ONSET), 0.0, 1.0)
     alpha = cv2.LUT(levels, (strength * ramp * ramp * (3 - 2 * ramp)).astype(np.float32))
     # Inferno is perceptually uniform; its black end would darken the radiograph, so only the upper part is used.
     upper = np.round(64 + np.linspace(0.0, 1.0, 256) * 181).astype(np.uint8)
     table = cv2.cvtColor(cv2.applyColorMap(upper[:, None], cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    colours = cv2.applyColorMap(levels, table)
-    return np.asarray(cv2.blendLinear(picture, colours, 1.0 - alpha, alpha), dtype=np.uint8)
+    return np.asarray(cv2.applyColorMap(levels, table), dtype=np.uint8), np.asarray(alpha, dtype=np.float32)
 
 
 def _outline(picture: Picture, values: FloatArray, colour: Colour) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.domain.finding import Assessment, Finding, Presence
+from dicomnode.domain.finding import Assessment, Finding, Presence, odds_ratio
 from dicomnode.results.context import Equipment
 
 Canvas = npt.NDArray[np.uint8]
@@ -184,8 +184,7 @@ def _row(pen: _Pen, finding: Finding, outline: Colour | None, name: str) -> None
 
 def _evidence(finding: Finding) -> float:
     """Return the log odds of the probability over those of the threshold."""
-    p, t = (min(max(value, 1e-4), 1 - 1e-4) for value in (finding.probability, finding.operating_point.threshold))
-    return math.log(p / (1 - p)) - math.log(t / (1 - t))
+    return math.log(odds_ratio(finding.probability, finding.operating_point.threshold))
 
 
 def _evidence_bar(pen: _Pen, finding: Finding, colour: Colour) -> None:

@@ -1,10 +1,9 @@
 """What the model said, as bars and words: read from an answer's summary."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dicomnode.domain.finding import Presence
+from dicomnode.domain.finding import Presence, odds_ratio
 from dicomnode.domain.job import RejectionReason
 from dicomnode.results.summary import SaidFinding, SaidImage, Summary
 
@@ -87,9 +86,4 @@ def _bar(said: SaidFinding) -> Bar:
 
 
 def _rank(bar: Bar) -> tuple[int, float]:
-    return _ORDER.index(bar.presence), -_log_odds(bar.probability) + _log_odds(bar.threshold)
-
-
-def _log_odds(percent: float) -> float:
-    p = min(max(percent / 100, 1e-6), 1 - 1e-6)
-    return math.log(p / (1 - p))
+    return _ORDER.index(bar.presence), -odds_ratio(bar.probability / 100, bar.threshold / 100)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -22,11 +23,13 @@ from dicomnode.imaging.pixels import render
 from dicomnode.imaging.reader import read
 from dicomnode.imaging.tags import text
 from dicomnode.pipeline import Examined, Pipeline
-from dicomnode.results.overlay import enlarge
+from dicomnode.results.overlay import enlarge, heat_colours
 
-_LONGEST_SIDE, _HEAT_SIDE = 1280, 512
+_LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600
 _KEPT = 12
-_ONSET, _FULL = 0.4, 0.95
+_OPAQUE = 1.0
+
+Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +69,10 @@ class Gallery:
         examined = self._pipeline.examine(instance, part10)
         try:
             dataset = read(part10)
-            # Nothing says what stands in a picture but the sender; what was photographed is not trusted.
-            named = text(dataset, "BurnedInAnnotation").upper() != "NO" and text(dataset, "ConversionType") != ""
-            named = named or text(dataset, "BurnedInAnnotation").upper() == "YES"
+            # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
+            # that says NO.
+            annotated = text(dataset, "BurnedInAnnotation").upper()
+            named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
             if isinstance(examined, Examined):
                 pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
             else:
@@ -86,11 +90,9 @@ def heat_png(look: Look, label: str) -> bytes | None:
     if values is None or float(values.max()) <= 0:
         return None
     scale = _HEAT_SIDE / max(look.rows, look.columns)
-    heat = np.clip(enlarge(values, (max(1, round(look.rows * scale)), max(1, round(look.columns * scale)))), 0, 1)
-    ramp = np.clip((heat - _ONSET) / (_FULL - _ONSET), 0.0, 1.0)
-    colours = cv2.applyColorMap(np.round(64 + heat * 181).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    alpha = np.round(255 * ramp * ramp * (3 - 2 * ramp)).astype(np.uint8)
-    return _png(np.dstack([colours, alpha]))
+    heat = enlarge(values, (max(1, round(look.rows * scale)), max(1, round(look.columns * scale))))
+    colours, alpha = heat_colours(heat, _OPAQUE)
+    return _png(np.dstack([cv2.cvtColor(colours, cv2.COLOR_RGB2BGR), cv2.convertScaleAbs(alpha, alpha=255.0)]))
 
 
 def capture_png(part10: bytes) -> bytes | None:
@@ -99,23 +101,16 @@ def capture_png(part10: bytes) -> bytes | None:
     pixels = dataset.pixel_array
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         return None
-    return _png(cv2.cvtColor(_smaller(pixels, 1600), cv2.COLOR_RGB2BGR))
+    return _png(cv2.cvtColor(_reduced(pixels, _CAPTURE_SIDE), cv2.COLOR_RGB2BGR))
 
 
-def _reduced(pixels: FloatArray, side: int) -> FloatArray:
-    scale = side / max(pixels.shape)
-    if scale >= 1:
-        return pixels
-    rows, columns = (max(1, round(length * scale)) for length in pixels.shape)
-    return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.float32)
-
-
-def _smaller(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+def _reduced(pixels: Pixels, side: int) -> Pixels:
+    """Return pixels, grey or coloured, of which neither side is longer than `side`."""
     scale = side / max(pixels.shape[:2])
     if scale >= 1:
         return pixels
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    rows, columns = (max(1, round(length * scale)) for length in pixels.shape[:2])
+    return cast("Pixels", cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydicom import Dataset
 
 from dicomnode.bundle.reader import open_bundle
@@ -210,6 +212,10 @@ def test_a_study_shows_pictures_bars_report_and_story(web: Web) -> None:
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png"), address
         assert picture.content.startswith(PNG)
         assert "no-store" in picture.headers["cache-control"]
+    (heat,) = [str(given["src"]) for tag, given in Page(text).elements if given.get("id") == "heat"]
+    with Image.open(BytesIO(web.client.get(heat).content)) as drawn:
+        assert drawn.mode == "RGBA"
+        assert drawn.getchannel("A").getextrema() == (0, 255)
 
 
 def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
@@ -237,13 +243,23 @@ def test_a_rejected_study_says_why_and_shows_the_picture(web: Web) -> None:
     assert f"/studies/{HAND}/images/" in text
 
 
-def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_masked(own: Web) -> None:
-    own.answer(image(tags={"BurnedInAnnotation": "YES"}))
+@pytest.mark.parametrize("tags", [{"BurnedInAnnotation": "YES"}, {"BurnedInAnnotation": None, "ConversionType": "DF"}])
+def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_masked(
+    own: Web, tags: dict[str, str]
+) -> None:
+    own.answer(image(tags=tags))
     uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
     assert "may carry the patient" in own.client.get(f"/studies/{STUDY}").text
     assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 403
     assert own.client.get(f"/studies/{STUDY}/images/{uid}/1.png").status_code == 403
     own.post("/patients", show="yes")
+    assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 200
+
+
+@pytest.mark.parametrize("tags", [{"BurnedInAnnotation": None}, {"BurnedInAnnotation": "NO", "ConversionType": "DF"}])
+def test_a_picture_that_is_said_or_made_to_name_nobody_is_shown(own: Web, tags: dict[str, str]) -> None:
+    own.answer(image(tags=tags))
+    uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
     assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 200
 
 
