@@ -1,6 +1,5 @@
 """Images examined before their study is complete: the same answer, sooner; bounded, and nothing but time to lose."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,15 +8,12 @@ import pytest
 from pydicom import Dataset
 
 from dicomnode.ahead import WorkAhead
-from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, ResultKind, StudyAnswer, Wanted
-from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
-from tests.bundles import make_bundle
-from tests.make import build, encode, ref_of
+from tests.make import build, encode
+from tests.pipelines import make_pipeline, stored_instance
 
 NOW, LATER = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, 7, tzinfo=UTC)
 STUDY = "1.2.826.7"
@@ -28,7 +24,8 @@ class Held:
     """Received images, with a count of how often each was read."""
 
     def __init__(self, *datasets: Dataset) -> None:
-        self.part10 = {self._stored(dataset): encode(dataset) for dataset in datasets}
+        files = {encode(dataset): dataset for dataset in datasets}
+        self.part10 = {stored_instance(dataset, part10, NOW): part10 for part10, dataset in files.items()}
         self.reads: list[StoredInstance] = []
 
     def read(self, instance: StoredInstance) -> bytes:
@@ -38,32 +35,10 @@ class Held:
     def job(self) -> Job:
         return Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(self.part10))
 
-    @staticmethod
-    def _stored(dataset: Dataset) -> StoredInstance:
-        part10 = encode(dataset)
-        return StoredInstance(
-            ref=ref_of(dataset),
-            transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
-            blob="",
-            sha256=hashlib.sha256(part10).hexdigest(),
-            size_bytes=len(part10),
-            calling_ae="PACS",
-            received_at=NOW,
-        )
-
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    opened = open_bundle(make_bundle(tmp_path_factory.mktemp("bundle")))
-    return Pipeline(
-        predictor=Predictor(opened, threads=1),
-        manifest=opened.manifest,
-        identity=opened.identity,
-        operating_point="youden",
-        eligibility=EligibilitySettings(),
-        pixels=PixelSettings(),
-        results=ResultSettings(),
-    )
+    return make_pipeline(tmp_path_factory.mktemp("bundle"))
 
 
 def image(seed: int, **options: object) -> Dataset:

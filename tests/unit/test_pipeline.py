@@ -1,6 +1,5 @@
 """A study's instances in, result instances and rejections out: which results, of which identity, and why not."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,43 +18,24 @@ from dicomnode.domain.job import Job, RejectionReason, ResultKind, Stage, StudyA
 from dicomnode.imaging.reader import read
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
-from tests.bundles import ORIENTATIONS, make_bundle
+from dicomnode.settings import ResultSettings
+from tests.bundles import ORIENTATIONS
 from tests.make import CANARY_ACCESSION, CANARY_ID, build, encode, ref_of
+from tests.pipelines import make_pipeline, stored_instance
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STUDY = "1.2.826.7"
 
 
 def pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: float) -> Pipeline:
-    opened = open_bundle(make_bundle(folder / "bundle", **bundle))
-    return Pipeline(
-        predictor=Predictor(opened, threads=1),
-        manifest=opened.manifest,
-        identity=opened.identity,
-        operating_point="youden",
-        eligibility=EligibilitySettings(),
-        pixels=PixelSettings(),
-        results=results or ResultSettings(),
-    )
+    return make_pipeline(folder / "bundle", results=results, **bundle)
 
 
 def answer(
     to: Pipeline, datasets: Sequence[Dataset], now: datetime = NOW, wanted: Sequence[Wanted] = (Wanted(),)
 ) -> StudyAnswer:
     files = {encode(dataset): dataset for dataset in datasets}
-    held = {
-        StoredInstance(
-            ref=ref_of(dataset),
-            transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
-            blob=str(number),
-            sha256=hashlib.sha256(part10).hexdigest(),
-            size_bytes=len(part10),
-            calling_ae="PACS",
-            received_at=now,
-        ): part10
-        for number, (part10, dataset) in enumerate(files.items())
-    }
+    held = {stored_instance(dataset, part10, now): part10 for part10, dataset in files.items()}
     job = Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(held))
     return to.answer(job, held.__getitem__, now, wanted)
 
