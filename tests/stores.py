@@ -1,14 +1,16 @@
 """Stores, images and answers for the store's tests: literal, small, on an explicit clock."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance
 from dicomnode.domain.job import (
     Job,
+    JobState,
     Rejection,
     RejectionReason,
     ResultInstance,
@@ -20,6 +22,7 @@ from dicomnode.settings import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.blobs import SystemCalls
 from dicomnode.store.reception import Receipt
+from dicomnode.store.rows import EventKind
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -119,3 +122,25 @@ def rejection_of_all(job: Job) -> StudyAnswer:
         for instance in job.instances
     )
     return StudyAnswer(results=(), rejections=rejections, summary={})
+
+
+def finished(store: Store, seconds: float, *destinations: str) -> StudyAnswer:
+    """Claim a job that is due, and answer it."""
+    job = claim(store, seconds)
+    given = answer(job)
+    store.inbox.finish(job, given, to(*destinations), at(seconds))
+    return given
+
+
+def states(store: Store, study: str = "1.1") -> list[JobState]:
+    """Return the state of each version of a study's answer."""
+    return [entry.state for entry in store.ledger.jobs_of(study)]
+
+
+def kinds(store: Store, study: str = "1.1") -> list[EventKind]:
+    """Return what happened to a study."""
+    return [event.kind for event in store.ledger.explain(study)]
+
+
+def uids(instances: Sequence[StoredInstance]) -> list[str]:
+    return [instance.ref.sop_instance for instance in instances]

@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(jitter=0)
 NOTHING = Changed(jobs=0, deliveries=0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "store") as opened:
-        yield opened
 
 
 def answered(store: Store, study: str = "1.1", *destinations: str) -> None:

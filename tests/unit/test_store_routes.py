@@ -1,10 +1,6 @@
 """What the store makes of routes: who sent a study, which results go where, and what happens without a route."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from dicomnode.domain.instance import StudySender
 from dicomnode.domain.job import JobState, ResultKind, StudyAnswer
@@ -13,16 +9,10 @@ from dicomnode.store import Store
 from dicomnode.store.actions import OneJob
 from dicomnode.store.ledger import Balance
 from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, result, to
+from tests.stores import QUIET_S, accept, answer, at, claim, result, to
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
 NOWHERE = Route(recipients=(), unrouted=(StudySender(calling_ae="MODALITY", called_ae="CXRNODE"),))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "store") as opened:
-        yield opened
 
 
 def queued(store: Store, study: str = "1.1") -> list[tuple[str, str]]:

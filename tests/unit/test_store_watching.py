@@ -1,14 +1,11 @@
 """What the store counts while it works: each image once, in the transaction that ends it, and nothing with a name."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
 from dicomnode.domain.instance import StoredInstance
@@ -24,12 +21,6 @@ from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejecti
 MODEL = {"name": "m", "version": "1", "bundle_hash": "b" * 64}
 WEEK = "2025-01-27"
 """The Monday before the tests' first day."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "store") as opened:
-        yield opened
 
 
 def finding(label: str, probability: float, presence: str = "absent", threshold: float = 0.5) -> dict[str, Any]:
