@@ -3,6 +3,7 @@
 import hashlib
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
 
@@ -14,7 +15,7 @@ from tests.bundles import make_bundle
 from tests.make import ref_of
 
 
-def make_pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: float) -> Pipeline:
+def make_pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: Any) -> Pipeline:
     """Build the node's pipeline around a bundle that is made in this folder; `bundle`: what `make_bundle` takes."""
     inference = InferenceSettings(bundle=make_bundle(folder, **bundle), threads=1)
     _, pipeline = load_pipeline(Settings(inference=inference, results=results or ResultSettings()))

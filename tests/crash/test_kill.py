@@ -1,21 +1,17 @@
 """SIGKILL at each step from reception to delivery: what was promised is answered, once, after the restart."""
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from dicomnode.delivery_settings import DeliverySettings
-from dicomnode.domain.job import Accepted, Destination
-from dicomnode.net.outgoing import Outgoing
-from dicomnode.net.part10 import read_file_head
-from dicomnode.net.scu import send
 from tests.archives import Archive, CommittingArchive
 from tests.bundles import make_bundle
+from tests.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
 from tests.make import build, encode
 from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
@@ -23,21 +19,6 @@ pytestmark = pytest.mark.crash
 
 STUDIES = 3
 WITHIN_S = 40.0
-STEP_WITHIN_S = 150.0
-"""The sender is a process that starts while the step is waited for."""
-CONFIG = """
-[scp]
-bind = "127.0.0.1"
-[assembly]
-quiet_s = 0.2
-[delivery]
-batch = 1
-[delivery.retry]
-first_delay_s = 0.2
-max_delay_s = 0.3
-[work]
-retry_delay_s = 0.1
-"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ def link(tmp_path: Path) -> Iterator[Link]:
     bundle = make_bundle(tmp_path / "bundle")
     with Archive() as archive:
         node = NodeProcess(
-            tmp_path / "node", port=free_port(), bundle=bundle, send_to=[archive.peer], config=CONFIG
+            tmp_path / "node", port=free_port(), bundle=bundle, send_to=[archive.peer], config=HASTY
         ).start()
         yield Link(node, archive)
         node.close()
@@ -111,46 +92,35 @@ def test_killed_at_a_step_it_answers_every_study_once(step: str, link: Link, tmp
     require_one_answer_each(link)
 
 
-COMMITTING = """
-[[delivery.destinations]]
-name = "archive"
-ae_title = "{archive.ae_title}"
-host = "127.0.0.1"
-port = {archive.port}
-commitment = true
-commitment_timeout_s = 2.0
-commitment_linger_s = 0
-"""
-COMMITTED = "state = 'committed'"
-COMMITMENT_STEPS: dict[str, Callable[[NodeProcess, CommittingArchive], int]] = {
-    "the request is written down": lambda node, archive: node.count("commitment_request"),
-    "the archive is asked, and does not answer": lambda node, archive: len(archive.asked),
-    "the archive has answered, and reports later": lambda node, archive: len(node.events("commitment-requested")),
-    "the archive has an association to report over": lambda node, archive: archive.knocks,
-    "the report is written down": lambda node, archive: node.count("commitment", COMMITTED),
+@dataclass(frozen=True)
+class CommitmentStep:
+    """A step between request and report: `count` grows with it, and the archive does not do what is `held_up`."""
+
+    count: Callable[[NodeProcess, CommittingArchive], int]
+    held_up: Literal["respond", "report"] | None = None
+
+
+COMMITMENT_STEPS = {
+    "the request is written down": CommitmentStep(lambda node, archive: node.count("commitment_request")),
+    "the archive is asked": CommitmentStep(lambda node, archive: len(archive.asked), held_up="respond"),
+    "the archive has answered": CommitmentStep(
+        lambda node, archive: len(node.events("commitment-requested")), held_up="report"
+    ),
+    "the archive has an association to report over": CommitmentStep(
+        lambda node, archive: archive.knocks, held_up="report"
+    ),
+    "the report is written down": CommitmentStep(lambda node, archive: node.count("commitment", COMMITTED)),
 }
-"""The steps between request and report, each as a number that grows with it."""
 
 
 def test_killed_between_a_request_for_commitment_and_its_report_everything_is_committed_once(tmp_path: Path) -> None:
     port, bundle = free_port(), make_bundle(tmp_path / "bundle")
     with CommittingArchive(port) as archive:
-        config = CONFIG + COMMITTING.format(archive=archive)
+        config = HASTY + committing(archive.ae_title, archive.port)
         node = NodeProcess(tmp_path / "node", port=port, bundle=bundle, config=config).start()
-        link = Link(node, archive)
         try:
             for number, (name, step) in enumerate(COMMITMENT_STEPS.items(), start=1):
-                before = step(node, archive)
-                (archive.respond.clear if "does not answer" in name else archive.respond.set)()
-                (archive.report.clear if "report" in name else archive.report.set)()
-                send_at_once(node, encode(build("dx", seed=number)))
-                if name == "the report is written down":
-                    archive.report.set()
-                wait_until(lambda step=step, before=before: step(node, archive) > before, STEP_WITHIN_S, name)
-                node.kill()
-                archive.respond.set()
-                archive.report.set()
-                node.start()
+                kill_at(name, step, node, archive, encode(build("dx", seed=number)))
                 wait_until(
                     lambda number=number: node.count("commitment", COMMITTED) == 2 * number,
                     STEP_WITHIN_S,
@@ -158,18 +128,23 @@ def test_killed_between_a_request_for_commitment_and_its_report_everything_is_co
                 )
             # No report was about a transaction that the node had forgotten.
             wait_until(lambda: sorted(archive.heard) == sorted(archive.asked), STEP_WITHIN_S, "an end to the reports")
-            require_one_answer_each(link, len(COMMITMENT_STEPS))
+            require_one_answer_each(Link(node, archive), len(COMMITMENT_STEPS))
         finally:
             node.close()
     assert node.count("commitment") == 2 * len(COMMITMENT_STEPS)
 
 
-def send_at_once(node: NodeProcess, part10: bytes) -> None:
-    """Send a study from within this process, which starts nothing."""
-    to = Destination(name="node", ae_title="CXRNODE", host="127.0.0.1", port=node.port)
-    head = read_file_head(part10)
-    item = Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=lambda: part10)
-    assert send(to, [item], calling_ae="MODALITY", settings=DeliverySettings()) == [Accepted()]
+def kill_at(name: str, step: CommitmentStep, node: NodeProcess, archive: CommittingArchive, part10: bytes) -> None:
+    """Have an image sent, end the node as soon as it has come so far, and start it again."""
+    before = step.count(node, archive)
+    if step.held_up is not None:
+        getattr(archive, step.held_up).clear()
+    assert is_acknowledged(node, part10)
+    wait_until(lambda: step.count(node, archive) > before, STEP_WITHIN_S, name)
+    node.kill()
+    archive.respond.set()
+    archive.report.set()
+    node.start()
 
 
 def test_killed_while_receiving_it_answers_what_it_promised(link: Link, tmp_path: Path) -> None:
@@ -196,8 +171,7 @@ def written_studies(folder: Path) -> Path:
 
 def require_one_answer_each(link: Link, expected: int = STUDIES) -> None:
     wait_until(lambda: len(link.archive.datasets) >= 2 * expected, WITHIN_S, "an answer to every study")
-    settled = re.compile(r"\b0 analyses and 0 deliveries unfinished")
-    wait_until(lambda: settled.search(link.node.command("queue", "list").stdout), WITHIN_S, "an empty queue")
+    wait_until(lambda: owes_nothing(link.node), WITHIN_S, "an empty queue")
     assert link.node.terminate() == 0
     check = link.node.command("store", "check")
     assert check.returncode == 0, check.stdout + check.stderr

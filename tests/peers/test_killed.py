@@ -1,6 +1,5 @@
 """SIGKILL at each step of a study with Orthanc as the PACS, and the books of both sides held against each other."""
 
-import re
 import sqlite3
 import threading
 from collections import Counter
@@ -13,42 +12,16 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomnode.delivery_settings import DeliverySettings
-from dicomnode.domain.job import Accepted, Destination
-from dicomnode.net.outgoing import Outgoing
-from dicomnode.net.part10 import read_file_head
-from dicomnode.net.scu import send
 from dicomnode.settings import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from tests.bundles import make_bundle
+from tests.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
 from tests.make import build, encode
 from tests.processes import NodeProcess, Orthanc, free_port, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.crash]
 
-WITHIN_S = 150.0
 PAUSE_S = 0.2
-CONFIG = """
-[scp]
-bind = "127.0.0.1"
-[assembly]
-quiet_s = 0.3
-[delivery]
-batch = 1
-[delivery.retry]
-first_delay_s = 0.2
-max_delay_s = 0.3
-[work]
-retry_delay_s = 0.1
-[[delivery.destinations]]
-name = "orthanc"
-ae_title = "{pacs.ae_title}"
-host = "127.0.0.1"
-port = {pacs.dicom_port}
-commitment = true
-commitment_timeout_s = 3.0
-commitment_linger_s = 0
-"""
 
 
 @dataclass
@@ -69,11 +42,8 @@ class Modality:
 
     def _send(self, image: pydicom.Dataset) -> None:
         part10 = encode(image)
-        head = read_file_head(part10)
-        to = Destination(name="node", ae_title="CXRNODE", host="127.0.0.1", port=self.node.port)
-        item = Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=lambda: part10)
         while not self._leaving.is_set():
-            if send(to, [item], calling_ae="MODALITY", settings=DeliverySettings()) == [Accepted()]:
+            if is_acknowledged(self.node, part10):
                 self.acknowledged[str(image.SOPInstanceUID)] = str(image.StudyInstanceUID)
                 return
             self._leaving.wait(PAUSE_S)
@@ -98,7 +68,7 @@ STEPS: dict[str, Callable[[NodeProcess, Orthanc], int]] = {
     "send: the PACS has an object": lambda node, pacs: pacs.count(),
     "commit: the request is written down": lambda node, pacs: node.count("commitment_request"),
     "commit: the PACS was asked": lambda node, pacs: len(node.events("commitment-requested")),
-    "commit: the report is written down": lambda node, pacs: node.count("commitment", "state = 'committed'"),
+    "commit: the report is written down": lambda node, pacs: node.count("commitment", COMMITTED),
 }
 """The steps of a study, each as a number that grows with it."""
 
@@ -106,16 +76,15 @@ STEPS: dict[str, Callable[[NodeProcess, Orthanc], int]] = {
 def test_killed_at_every_step_nothing_is_lost_doubled_or_left_behind(tmp_path: Path) -> None:
     port = free_port()
     pacs = Orthanc(tmp_path / "pacs", node_port=port)
-    node = NodeProcess(
-        tmp_path / "node", port=port, bundle=make_bundle(tmp_path / "bundle"), config=CONFIG.format(pacs=pacs)
-    )
+    config = HASTY + committing(pacs.ae_title, pacs.dicom_port)
+    node = NodeProcess(tmp_path / "node", port=port, bundle=make_bundle(tmp_path / "bundle"), config=config)
     modality = Modality(node)
     try:
         pacs.start()
         node.start()
         for number, (name, step) in enumerate(STEPS.items(), start=1):
             kill_at(name, step, node, pacs, modality, build("dx", seed=number))
-            wait_until(lambda number=number: committed(node) == 2 * number, WITHIN_S, f"the end after: {name}")
+            wait_until(lambda number=number: committed(node) == 2 * number, STEP_WITHIN_S, f"the end after: {name}")
         assert node.terminate() == 0
         require_balanced_books(node, modality.acknowledged)
         require_one_answer_each(pacs, set(modality.acknowledged.values()))
@@ -136,21 +105,21 @@ def kill_at(
     """Have an image sent, and end the node as soon as it has come so far."""
     before = step(node, pacs)
     sending = modality.start(image)
-    wait_until(lambda: step(node, pacs) > before, WITHIN_S, name)
+    wait_until(lambda: step(node, pacs) > before, STEP_WITHIN_S, name)
     node.kill()
     node.start()
-    sending.join(WITHIN_S)
+    sending.join(STEP_WITHIN_S)
     assert str(image.SOPInstanceUID) in modality.acknowledged, name
 
 
 def committed(node: NodeProcess) -> int:
-    return node.count("commitment", "state = 'committed'")
+    return node.count("commitment", COMMITTED)
 
 
 def require_balanced_books(node: NodeProcess, acknowledged: dict[str, str]) -> None:
     check = node.command("store", "check")
     assert check.returncode == 0, check.stdout + check.stderr
-    assert re.search(r"\b0 analyses and 0 deliveries unfinished", node.command("queue", "list").stdout)
+    assert owes_nothing(node)
     with closing(sqlite3.connect(node.store / "store.db")) as aside:
         held = {row[0] for row in aside.execute("SELECT sop_instance FROM instance")}
         named = {row[0] for row in aside.execute("SELECT blob FROM instance UNION SELECT blob FROM result")}
