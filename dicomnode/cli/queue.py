@@ -1,5 +1,7 @@
-"""`cxrnode queue`: what waits, what failed and why; try it again or give it up."""
+"""`cxrnode queue`: what waits, what failed and why; try it again, give it up, or have it analysed anew."""
 
+import os
+import pwd
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,15 +21,21 @@ from dicomnode.node import utc_now
 from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
+from dicomnode.store.studies import Wanted
 
-queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try it again or give it up.")
+queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
 
 _UNFINISHED_JOBS = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
 _UNFINISHED_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEAD)
+_PER_PAGE = 500
 _ENTRY = re.compile(r"(?P<kind>[AaDd])(?P<number>[0-9]{1,18})")
 
 EntryArgument = Annotated[
     list[str] | None, typer.Argument(metavar="ENTRY...", help="A12 or D34, as listed, or a Study Instance UID.")
+]
+StudiesArgument = Annotated[list[str] | None, typer.Argument(metavar="STUDY_UID...", help="Study Instance UID.")]
+AllRejectedOption = Annotated[
+    bool, typer.Option("--all-rejected", help="Every study without findings whose images are kept.")
 ]
 AllDeadOption = Annotated[bool, typer.Option("--all-dead", help="Every dead letter.")]
 
@@ -104,6 +112,48 @@ def drop(
 ) -> None:
     """Give up what waits or is dead; its records stay, and `retry` brings it back."""
     _act(entries, all_dead, config, store, lambda opened, chosen: opened.ledger.drop(chosen, utc_now()), "dropped")
+
+
+@queue.command()
+def reanalyse(
+    studies: StudiesArgument = None,
+    all_rejected: AllRejectedOption = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Have finished studies analysed again, by the model and settings of now; what comes out the same is not resent."""
+    if bool(studies) == all_rejected:
+        raise ConfigurationError("name studies by their Study Instance UIDs, or --all-rejected, not both")
+    named = [checked_uid(study) for study in studies or ()]
+    by = f"{_operator()}, at a terminal,"
+    with open_beside_node(config, store) as opened:
+        chosen = _rejected(opened) if all_rejected else named
+        asked = [opened.ledger.analyse_again(study, by, utc_now()) for study in chosen]
+    for one in asked:
+        if one.version is None:
+            out.print(f"{one.study} is not analysed again: {one.why_not}")
+    count = sum(one.version is not None for one in asked)
+    out.print(f"{count} studies to be analysed again")
+    if not count:
+        sys.exit(1)
+
+
+def _rejected(opened: Store) -> list[str]:
+    """Return every study whose newest answer is a rejection and whose images are kept, the oldest first."""
+    found: list[str] = []
+    before: int | None = None
+    while page := opened.studies.page(Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE, before=before):
+        found += [entry.study for entry in page if entry.is_kept]
+        before = page[-1].number
+    return found[::-1]
+
+
+def _operator() -> str:
+    """Return who types: the user's name, or their number where it has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
 
 
 def open_beside_node(config: Path | None, store: Path | None) -> Store:

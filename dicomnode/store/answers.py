@@ -79,8 +79,8 @@ def write_answer(
     now: datetime,
 ) -> None:
     """Write down the answer to a job in work; `blobs` are the names of the results' bytes, in their order."""
-    for result, blob in zip(answer.results, blobs, strict=True):
-        _write_result(connection, job, result, blob, route, now)
+    pairs = zip(answer.results, blobs, strict=True)
+    known = sum(not _write_result(connection, job, result, blob, route, now) for result, blob in pairs)
     for rejection in answer.rejections:
         uid, reason = rejection.source.sop_instance, rejection.reason.value
         facts = {"job_id": job.job_id, "sop_instance": uid, "reason": reason, "detail": shortened(rejection.detail)}
@@ -88,7 +88,7 @@ def write_answer(
         detail = f"{uid}: {reason}: {rejection.detail}"
         record(connection, now, job.study, job.version, EventKind.IMAGE_REJECTED, detail)
     _seal_fates(connection, job, answer, route, now)
-    _record_answer(connection, job, answer, route, now)
+    _record_answer(connection, job, answer, route, known, now)
 
 
 def no_route(route: Route) -> str:
@@ -104,7 +104,8 @@ def _write_result(
     blob: str,
     route: Route,
     now: datetime,
-) -> None:
+) -> bool:
+    """Write down one result and whom it goes to; tell whether it is new."""
     facts = {
         "study": result.ref.study,
         "series": result.ref.series,
@@ -118,6 +119,7 @@ def _write_result(
         "derived_from": json.dumps(result.derived_from),
         "now": to_text(now),
     }
+    is_new = connection.execute(RESULT_ID, (result.ref.sop_instance,)).fetchone() is None
     connection.execute(ADD_RESULT, facts)
     result_id = connection.execute(RESULT_ID, (result.ref.sop_instance,)).fetchone()["result_id"]
     connection.execute(LINK_RESULT, (job.job_id, result_id))
@@ -128,6 +130,7 @@ def _write_result(
         if connection.execute(ADD_DELIVERY, delivery).rowcount:
             detail = f"{result.kind.value} {result.ref.sop_instance} for {recipient.name}"
             record(connection, now, job.study, job.version, EventKind.QUEUED, detail)
+    return is_new
 
 
 def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
@@ -150,12 +153,17 @@ def _seal_fates(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, r
             log.error("image-unmentioned", extra={"study": job.study, "version": job.version, "instance": uid})
 
 
-def _record_answer(connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+def _record_answer(
+    connection: sqlite3.Connection, job: Job, answer: StudyAnswer, route: Route, known: int, now: datetime
+) -> None:
+    """Record what the answer is; `known`: how many of its results were there already."""
     if answer.rejections and not (answer.results or answer.analysed):
         detail = f"all {len(answer.rejections)} image(s) were rejected"
         record(connection, now, job.study, job.version, EventKind.REJECTED, detail)
         return
     detail = f"{len(answer.results)} result(s), {len(answer.rejections)} image(s) rejected"
+    if known:
+        detail += f"; {known} of the results were made before, and go only where they have not been"
     record(connection, now, job.study, job.version, EventKind.ANSWERED, detail)
     if answer.results and route.is_missing:
         detail = f"{len(answer.results)} result(s) stay in the store: {no_route(route)}"

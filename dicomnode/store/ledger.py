@@ -10,6 +10,7 @@ from dicomnode.domain.errors import UnknownStudy
 from dicomnode.domain.job import DeliveryState, JobState, RejectionReason, ResultKind
 from dicomnode.store.actions import Changed, OfStudy, Selection, drop, retry
 from dicomnode.store.database import Database
+from dicomnode.store.reanalysis import Reanalysis, analyse_again
 from dicomnode.store.rows import EventKind, to_optional_time, to_time
 
 JOB_ENTRY = """
@@ -273,6 +274,17 @@ class Ledger:
         with self._database.transaction() as connection:
             _require_known(connection, selection)
             return drop(connection, selection, now)
+
+    def analyse_again(self, study: str, by: str, now: datetime) -> Reanalysis:
+        """Open a new version of a study's answer, if the last one is finished and its images are kept.
+
+        `by`: who asks, and where, for the ledger.
+
+        Raises: UnknownStudy, StoreUnavailable.
+        """
+        with self._database.transaction() as connection:
+            _require_known(connection, OfStudy(study=study))
+            return analyse_again(connection, study, by, now)
 
 
 def _require_known(connection: sqlite3.Connection, selection: Selection) -> None:

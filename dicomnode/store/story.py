@@ -49,6 +49,8 @@ def conclusion(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]
     if not jobs:
         return "The node holds no image of this study that it owes an answer for."
     newest = max(jobs, key=lambda entry: entry.version)
+    if newest.state is JobState.WAITING and not newest.attempts and newest.last_error is None:
+        return "It waits for its analysis, which an operator asked for."
     if newest.state is not JobState.DONE:
         return _UNANSWERED[newest.state].format(reason=newest.last_error or "no reason recorded")
     if not deliveries:

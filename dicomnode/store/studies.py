@@ -20,6 +20,7 @@ _EVENTS_LOOKED_AT = 50_000
 # Of each study the newest version; the primary key is the order of arrival, so a page is one walk of an index.
 _STUDIES = """
 SELECT job.*, (SELECT COUNT(*) FROM instance WHERE instance.study = job.study AND current = 1) AS images,
+    EXISTS (SELECT 1 FROM instance WHERE instance.study = job.study AND current = 1 AND purged_at IS NULL) AS kept,
     (SELECT json_group_array(DISTINCT calling_ae) FROM study_sender WHERE study_sender.study = job.study) AS senders,
     (SELECT json_group_array(DISTINCT reason) FROM rejection WHERE rejection.job_id = job.job_id) AS reasons
 FROM job
@@ -67,13 +68,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry:
-    """A study in a list: its newest version. `number` orders the list, and is where the next page goes on."""
+    """A study in a list: its newest version. `number` orders the list, and is where the next page goes on.
+
+    `is_kept`: whether the bytes of its images are there.
+    """
 
     number: int
     study: str
     version: int
     state: JobState
     images: int
+    is_kept: bool
     senders: tuple[str, ...]
     reasons: tuple[RejectionReason, ...]
     received_at: datetime
@@ -216,6 +221,7 @@ def _to_study(row: sqlite3.Row) -> StudyEntry:
         version=row["version"],
         state=JobState(row["state"]),
         images=row["images"],
+        is_kept=bool(row["kept"]),
         senders=tuple(json.loads(row["senders"])),
         reasons=tuple(map(RejectionReason, json.loads(row["reasons"]))),
         received_at=to_time(row["first_instance_at"]),

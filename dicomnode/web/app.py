@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from dicomnode.domain.errors import CxrNodeError, UnknownStudy
 from dicomnode.http_settings import Role
 from dicomnode.web.access import Access, Sessions
+from dicomnode.web.acting import act_on_study
 from dicomnode.web.guard import Guard, guarded
 from dicomnode.web.identity import switch
 from dicomnode.web.letters import act_on_letters, letters
@@ -32,7 +33,7 @@ from dicomnode.web.pages import NavEntry, Pages
 from dicomnode.web.parts import Parts, Site, site_of
 from dicomnode.web.signing import sign_in, sign_in_page, sign_out
 from dicomnode.web.studies import search_studies, studies
-from dicomnode.web.study import act_on_study, capture, heat, radiograph, study
+from dicomnode.web.study import capture, heat, radiograph, study
 
 log = logging.getLogger(__name__)
 

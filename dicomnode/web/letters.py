@@ -2,14 +2,17 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import DeliveryState, JobState
 from dicomnode.store.actions import AllDead, OneDelivery, OneJob, Selection
 from dicomnode.store.studies import Wanted
+from dicomnode.web.acting import REANALYSE, reanalyse
 from dicomnode.web.findings import REASONS
 from dicomnode.web.guard import values_of
 from dicomnode.web.parts import Parts, session_of, site_of
@@ -43,8 +46,12 @@ async def letters(request: Request) -> Response:
 
 
 async def act_on_letters(request: Request) -> Response:
-    """Try the chosen dead letters, or all of them, again, or give them up."""
+    """Try the chosen dead letters, or all of them, again, or give them up; have chosen studies analysed anew."""
     site, act = site_of(request), (await values_of(request, "act"))[-1:]
+    if act == [REANALYSE]:
+        chosen_studies = [study for study in await values_of(request, "study") if is_valid_uid(study)]
+        session_of(request).message = await run_in_threadpool(_reanalyse, request, chosen_studies)
+        return RedirectResponse("/letters", status_code=303)
     chosen = [_selection(entry) for entry in await values_of(request, "entry")]
     selections: list[Selection] = [AllDead()] if act == ["retry-all"] else [one for one in chosen if one is not None]
     changed = await run_in_threadpool(_act, site.parts, selections, is_drop=act == ["drop"])
@@ -53,6 +60,14 @@ async def act_on_letters(request: Request) -> Response:
         f"{changed} dead letters {done}." if changed else "Nothing was chosen, or nothing of it is a dead letter now."
     )
     return RedirectResponse("/letters", status_code=303)
+
+
+def _reanalyse(request: Request, studies: Sequence[str]) -> str:
+    asked = [reanalyse(request, study) for study in studies]
+    count = sum(one.version is not None for one in asked)
+    why_not = Counter(one.why_not for one in asked if one.version is None)
+    refused = "".join(f" {times} not: {why}." for why, times in why_not.items())
+    return f"{count} studies to be analysed again.{refused}" if asked else "Nothing was chosen."
 
 
 def _act(parts: Parts, selections: list[Selection], *, is_drop: bool) -> int:

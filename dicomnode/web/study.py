@@ -7,21 +7,19 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import DeliveryState, JobState, ResultKind
-from dicomnode.store.actions import OfStudy, OneDelivery
-from dicomnode.store.ledger import DeliveryEntry
+from dicomnode.domain.job import ResultKind
 from dicomnode.store.rows import EventKind
 from dicomnode.store.story import conclusion, sentence
 from dicomnode.store.studies import ImageEntry, ResultEntry
+from dicomnode.web.acting import acts_on
 from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
-from dicomnode.web.guard import form_of
 from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
-from dicomnode.web.parts import Parts, session_of, site_of
+from dicomnode.web.parts import Parts, site_of
 from dicomnode.web.reports import Item, read_report
 
 _MOST_EVENTS = 500
@@ -102,19 +100,6 @@ async def capture(request: Request) -> Response:
     return _picture(await run_in_threadpool(made))
 
 
-async def act_on_study(request: Request) -> Response:
-    """Try a study, or one delivery of it, again, or give it up; then show it."""
-    site, uid, form = site_of(request), _uid_in(request, "study"), await form_of(request)
-    number = form.get("delivery", "")
-    selection = OneDelivery(delivery_id=int(number)) if number.isdecimal() and len(number) < 16 else OfStudy(study=uid)
-    ledger, now = site.parts.store.ledger, site.parts.clock()
-    act, done = (ledger.drop, "given up") if form.get("act") == "drop" else (ledger.retry, "to be tried again")
-    changed = await run_in_threadpool(act, selection, now)
-    counted = f"{changed.jobs} analyses and {changed.deliveries} deliveries {done}."
-    session_of(request).message = counted if changed.jobs + changed.deliveries else f"There is nothing {done}."
-    return RedirectResponse(f"/studies/{uid}", status_code=303)
-
-
 def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
     ledger, held = parts.store.ledger, parts.store.studies
     events = ledger.explain(uid)
@@ -134,8 +119,7 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
         "conclusion": conclusion(jobs, deliveries),
         "state": jobs[-1].state if jobs else None,
         "jobs": jobs,
-        "can_retry": _can_retry(jobs, deliveries),
-        "can_drop": _can_drop(jobs, deliveries),
+        "acts": acts_on(jobs, deliveries, images),
         "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
@@ -230,18 +214,6 @@ def _patient(parts: Parts, images: Sequence[ImageEntry], results: Sequence[Resul
     blobs = [image.instance.blob for image in images if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
     return patient_of(blobs[:3], parts.store.blobs.read)
-
-
-def _can_retry(jobs: Sequence[Any], deliveries: Sequence[DeliveryEntry]) -> bool:
-    revivable = (JobState.WAITING, JobState.DEAD, JobState.DROPPED)
-    unsent = (DeliveryState.WAITING, DeliveryState.DEAD, DeliveryState.DROPPED)
-    return any(job.state in revivable for job in jobs) or any(entry.state in unsent for entry in deliveries)
-
-
-def _can_drop(jobs: Sequence[Any], deliveries: Sequence[DeliveryEntry]) -> bool:
-    droppable = (JobState.COLLECTING, JobState.WAITING, JobState.DEAD)
-    waiting = (DeliveryState.WAITING, DeliveryState.DEAD)
-    return any(job.state in droppable for job in jobs) or any(entry.state in waiting for entry in deliveries)
 
 
 def _mark(kind: EventKind) -> str:

@@ -47,6 +47,8 @@ OUTCOMES: st.SearchStrategy[StoreOutcome] = st.sampled_from(
 POLICY = RetryPolicy(first_delay_s=10, max_delay_s=100, give_up_after_s=1000)
 OPEN = {JobState.COLLECTING, JobState.WAITING}
 OWING = OPEN | {JobState.WORKING, JobState.DEAD}
+ANSWERED = {JobState.DONE, JobState.REJECTED}
+SENT = {DeliveryState.DELIVERED}
 MAXIMUM_ATTEMPTS = 3
 # The test is of states, not of disks: memory makes it some ten times faster.
 MEMORY = Path("/dev/shm")
@@ -117,8 +119,9 @@ class StoreMachine(RuleBasedStateMachine):
         self._finish(job, given(job, rejected), destinations)
 
     def _finish(self, job: Job, said: StudyAnswer, destinations: tuple[str, ...]) -> None:
-        contents = self._bytes_of(job)
+        contents, delivered = self._bytes_of(job), self._delivered(job.study)
         self.opened.inbox.finish(job, said, to(*destinations), at(self.seconds))
+        assert delivered <= self._delivered(job.study), "what was delivered is not sent again"
         self.answered[job_key(job)] = contents
         for made in said.results:
             if made.kind is ResultKind.STRUCTURED_REPORT:
@@ -160,6 +163,23 @@ class StoreMachine(RuleBasedStateMachine):
     def an_operator_drops(self, study: str, whole: bool, pick: int) -> None:
         for selection in self._selection(study, whole, pick):
             self.opened.ledger.drop(selection, at(self.seconds))
+
+    @rule(study=STUDIES)
+    def an_operator_has_a_study_analysed_again(self, study: str) -> None:
+        states = [entry.state for entry in self.opened.ledger.jobs_of(study)]
+        if not states:
+            return
+        delivered = self._delivered(study)
+        asked = self.opened.ledger.analyse_again(study, "anna", at(self.seconds))
+        is_finished = states[-1] in ANSWERED and not (OPEN | {JobState.WORKING}) & set(states)
+        assert (asked.version is not None) is (is_finished and bool(self.contents[study])), asked.why_not
+        expected = [*states, JobState.WAITING] if asked.version is not None else states
+        assert [entry.state for entry in self.opened.ledger.jobs_of(study)] == expected
+        assert self._delivered(study) == delivered
+
+    def _delivered(self, study: str) -> set[tuple[str, str, int]]:
+        entries = self.opened.ledger.deliveries_of(study)
+        return {(one.sop_instance, one.destination, one.attempts) for one in entries if one.state in SENT}
 
     @rule(days=st.sampled_from([8, 31]))
     def what_is_settled_is_purged(self, days: int) -> None:
@@ -236,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.every_image_has_exactly_one_fate()
         for study, contents in self.contents.items():
             newest = self.opened.ledger.jobs_of(study)[-1:]
-            if contents and [entry.state in {JobState.DONE, JobState.REJECTED} for entry in newest] == [True]:
+            if contents and [entry.state in ANSWERED for entry in newest] == [True]:
                 assert self.answered[study, newest[0].version] == contents, "the last answer is about what is held"
 
 

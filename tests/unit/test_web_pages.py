@@ -1,5 +1,6 @@
 """The pages, asked without a socket: what they show, what they mask, and what they do."""
 
+import logging
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -309,6 +310,47 @@ def test_a_study_is_given_up_and_brought_back(own: Web) -> None:
     assert own.store.ledger.counts().jobs[JobState.WAITING] == 1
 
 
+def test_a_finished_study_is_analysed_again_and_who_asked_is_recorded(
+    own: Web, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    own.receive(image())
+    assert "Analyse again" not in own.client.get(f"/studies/{STUDY}").text, "it is not finished"
+    own.answer()
+    assert "Analyse again" in own.client.get(f"/studies/{STUDY}").text
+    said = own.post(f"/studies/{STUDY}", act="reanalyse").text
+    assert "that will be version 2" in said
+    assert "(this machine), on the page, asked for another analysis" in said
+    assert "Analyse again" not in said
+    assert "It is not analysed again" in own.post(f"/studies/{STUDY}", act="reanalyse").text
+    (told,) = [record for record in caplog.records if record.message == "study-reanalysed"]
+    assert told.__dict__["study"] == STUDY
+    own.answer()
+    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in event.detail]
+    assert told_of.version == 2
+
+
+def test_a_study_whose_images_are_gone_shows_no_button_and_says_why(own: Web) -> None:
+    own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
+    own.clock.advance(days=40)
+    own.store.retention.purge(own.clock())
+    assert "Analyse again" not in own.client.get(f"/studies/{HAND}").text
+    assert "removed by the rules of retention" in own.post(f"/studies/{HAND}", act="reanalyse").text
+    assert f'value="{HAND}"' not in own.client.get("/letters").text
+    assert own.post("/studies/1.2.3", act="reanalyse").status_code == 404
+
+
+def test_rejected_studies_are_analysed_again_together(own: Web) -> None:
+    for number, uid in enumerate((HAND, OTHER)):
+        own.answer(build("cr", seed=number, body_part="HAND", study_uid=uid))
+    assert "Nothing was chosen" in own.post("/letters", act="reanalyse").text
+    said = own.post("/letters", act="reanalyse", study=[HAND, OTHER, "'; DROP TABLE job"]).text
+    assert "2 studies to be analysed again" in said
+    assert own.store.ledger.counts().jobs[JobState.WAITING] == 2
+    said = own.post("/letters", act="reanalyse", study=HAND).text
+    assert "0 studies to be analysed again. 1 not: it is being received or analysed now." in said
+
+
 def test_who_may_only_look_cannot_act(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIEWER", "v" * 20)
     http = HttpSettings(tokens=(HttpToken(name="ward", role="view", env="VIEWER"),))
@@ -317,7 +359,9 @@ def test_who_may_only_look_cannot_act(tmp_path: Path, bundle: Path, monkeypatch:
         web.client.headers["authorization"] = f"Bearer {'v' * 20}"
         assert "Give up" not in web.client.get(f"/studies/{STUDY}").text
         assert web.post(f"/studies/{STUDY}", act="drop").status_code == 403
+        assert web.post(f"/studies/{STUDY}", act="reanalyse").status_code == 403
         assert web.post("/letters", act="retry-all").status_code == 403
+        assert web.post("/letters", act="reanalyse", study=STUDY).status_code == 403
         assert web.store.ledger.counts().jobs[JobState.DROPPED] == 0
 
 
