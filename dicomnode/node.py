@@ -290,7 +290,7 @@ def _web_page(
         running=running,
         clock=clock,
     )
-    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http)
+    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http, clock)
 
 
 def _audit_trail(

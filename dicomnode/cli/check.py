@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.certificates import certificate_expires
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.delivery_settings import DestinationSettings, DimseDestination
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
@@ -21,7 +22,7 @@ from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.delivery import check_destination
 from dicomnode.net.scp import listen_failure
-from dicomnode.net.tls import certificate_expires, listener_context
+from dicomnode.net.tls import listener_context
 from dicomnode.node import utc_now
 from dicomnode.settings import Settings, TlsSettings, default_bundle
 from dicomnode.web.access import Access

@@ -17,6 +17,7 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from dicomnode.certificates import RenewedContext
 from dicomnode.net.admission import Admission, Visit
 from dicomnode.net.diversion import Arriving, Diversion
 from dicomnode.net.held import HeldBytes
@@ -32,7 +33,7 @@ from dicomnode.net.pdus import (
     read_header,
 )
 from dicomnode.net.refusals import Refusals
-from dicomnode.net.tls import ListenerTls, shake_hands, tls_cause
+from dicomnode.net.tls import shake_hands, tls_cause
 from dicomnode.net.transport import BoundedSocket, receive
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,9 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
     daemon_threads = True
 
     gate: "Gate"
-    tls: ListenerTls | None
+    tls: RenewedContext | None
 
-    def take(self, gate: "Gate", tls: ListenerTls | None) -> None:
+    def take(self, gate: "Gate", tls: RenewedContext | None) -> None:
         """Take what it shares with others, and what it encrypts with; to be called before it serves."""
         self.gate, self.tls = gate, tls
         self._visits: dict[Any, Visit] = {}

@@ -19,6 +19,7 @@ from pynetdicom import evt
 from pynetdicom.service_class import StorageServiceClass, VerificationServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 
+from dicomnode.certificates import RenewedContext
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
@@ -31,7 +32,7 @@ from dicomnode.net.part10 import part10_bytes, read_ref
 from dicomnode.net.rates import Rates
 from dicomnode.net.refusals import Refusals
 from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
-from dicomnode.net.tls import ListenerTls
+from dicomnode.net.tls import listener_tls
 from dicomnode.net.transport import BoundedEntity, Limits, new_entity
 from dicomnode.settings import ScpSettings
 from dicomnode.telemetry import where_raised
@@ -128,7 +129,7 @@ class StorageScp:
         """
         self._stopping.clear()
         settings = self._settings
-        tls = ListenerTls(settings.tls, self._clock) if settings.tls.certificate is not None else None
+        tls = listener_tls(settings.tls, self._clock) if settings.tls.certificate is not None else None
         for position, sop_class in enumerate(settings.also_accept):
             _register(sop_class, position)
         entity = _entity(settings)
@@ -142,7 +143,7 @@ class StorageScp:
         for port, encrypted in settings.ports():
             self._listen(entity, port, gate, tls if encrypted else None)
 
-    def _listen(self, entity: Any, port: int, gate: Gate, tls: ListenerTls | None) -> None:
+    def _listen(self, entity: Any, port: int, gate: Gate, tls: RenewedContext | None) -> None:
         settings = self._settings
         try:
             server = entity.make_server(

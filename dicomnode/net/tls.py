@@ -3,24 +3,19 @@
 Source: PS3.15 B.12, BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile; RFC 9325 4.2.
 """
 
-import logging
 import select
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-from cryptography import x509
-
+from dicomnode.certificates import RenewedContext, load_certificate, tls_reason
 from dicomnode.delivery_settings import read_secret
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.job import PeerTls
 from dicomnode.settings import TlsSettings
-
-log = logging.getLogger(__name__)
 
 PROFILE = "BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile"
 # RFC 9325 4.2: forward secrecy and authenticated encryption only. TLS 1.3 has no other suites.
@@ -32,7 +27,6 @@ CIPHERS = (
 )
 # Refuses RSA keys below 2048 bits and signatures with SHA-1.
 _SECURITY_LEVEL = "@SECLEVEL=2"
-_EXPIRES_SOON = timedelta(days=30)
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_CERTIFICATES = {
     "none": ssl.CERT_NONE,
@@ -43,48 +37,12 @@ _CLIENT_CERTIFICATES = {
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 
 
-class ListenerTls:
-    """The listener's certificate and what it asks of clients, read again whenever a file has changed.
+def listener_tls(settings: TlsSettings, clock: Callable[[], datetime]) -> RenewedContext:
+    """Return the listener's certificate and what it asks of clients, read again whenever a file has changed.
 
-    Used by many threads. Raises: ConfigurationError when the files do not serve.
+    Raises: ConfigurationError when the files do not serve.
     """
-
-    def __init__(self, settings: TlsSettings, clock: Callable[[], datetime]) -> None:
-        self._settings, self._clock = settings, clock
-        self._lock = threading.Lock()
-        self._state = self._files_state()
-        self._context = listener_context(settings)
-        self._tell()
-
-    def context(self) -> ssl.SSLContext:
-        """Return what the next connection is to be served with; the former, as long as changed files do not serve."""
-        with self._lock:
-            state = self._files_state()
-            if state != self._state:
-                self._state = state
-                self._reload()
-            return self._context
-
-    def _reload(self) -> None:
-        try:
-            self._context = listener_context(self._settings)
-        except ConfigurationError as error:
-            log.error("tls-not-reloaded", extra={"cause": str(error)})  # noqa: TRY400 the cause is all there is to say
-        else:
-            log.info("tls-reloaded")
-            self._tell()
-
-    def _tell(self) -> None:
-        expires = certificate_expires(self._settings.certificate or Path())
-        soon = expires - self._clock() < _EXPIRES_SOON
-        log.log(
-            logging.WARNING if soon else logging.INFO,
-            "certificate-expires-soon" if soon else "certificate-read",
-            extra={"certificate": str(self._settings.certificate), "expires_at": expires.isoformat()},
-        )
-
-    def _files_state(self) -> tuple[object, ...]:
-        return tuple(_state_of(file) for file in self._settings.files())
+    return RenewedContext(lambda: listener_context(settings), settings.files(), clock)
 
 
 def listener_context(settings: TlsSettings) -> ssl.SSLContext:
@@ -146,19 +104,6 @@ def tls_cause(error: OSError) -> str:
     return f"no TLS session: {(error.reason or 'unknown cause').replace('_', ' ').lower()}"
 
 
-def certificate_expires(file: Path) -> datetime:
-    """Return until when a certificate is valid.
-
-    Raises: ConfigurationError.
-    """
-    try:
-        return x509.load_pem_x509_certificates(file.read_bytes())[0].not_valid_after_utc
-    except OSError as error:
-        raise ConfigurationError(f"the certificate {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigurationError(f"{file} holds no certificate in PEM") from error
-
-
 def _context(protocol: int, minimum_version: str) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = _VERSIONS[minimum_version]
@@ -171,15 +116,7 @@ def _load_certificate(
     context: ssl.SSLContext, certificate: Path | None, key: Path | None, password_file: Path | None
 ) -> None:
     password = read_secret(password_file).strip("\r\n") if password_file is not None else ""
-    try:
-        # Without a password OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certificate or Path(), key, password=lambda: password)
-    except ssl.SSLError as error:
-        raise ConfigurationError(f"the certificate {certificate} and its key do not serve: {_reason(error)}") from error
-    except OSError as error:
-        raise ConfigurationError(
-            f"the certificate {certificate} or its key cannot be read: {error.strerror}"
-        ) from error
+    load_certificate(context, certificate or Path(), key, password)
 
 
 def _load_authorities(context: ssl.SSLContext, file: Path | None) -> None:
@@ -188,13 +125,9 @@ def _load_authorities(context: ssl.SSLContext, file: Path | None) -> None:
     try:
         context.load_verify_locations(cafile=file)
     except ssl.SSLError as error:
-        raise ConfigurationError(f"the authorities in {file} do not serve: {_reason(error)}") from error
+        raise ConfigurationError(f"the authorities in {file} do not serve: {tls_reason(error)}") from error
     except OSError as error:
         raise ConfigurationError(f"the authorities in {file} cannot be read: {error.strerror}") from error
-
-
-def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "not in PEM, or the password is wrong").replace("_", " ").lower()
 
 
 def _wait(wire: socket.socket, deadline: float, *, writing: bool) -> None:
@@ -202,11 +135,3 @@ def _wait(wire: socket.socket, deadline: float, *, writing: bool) -> None:
     if left <= 0:
         raise TimeoutError
     select.select([] if writing else [wire], [wire] if writing else [], [], left)
-
-
-def _state_of(file: Path) -> object:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -136,13 +136,13 @@ async def _fields_of(request: Request) -> list[tuple[str, str]]:
 
 async def _read_form(request: Request) -> list[tuple[str, str]]:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_FORM_BYTES:
-            return []
     try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST_FORM_BYTES:
+                return []
         return parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=300)
-    except ValueError:  # not UTF-8, or too many fields
+    except (ValueError, ClientDisconnect):  # not UTF-8, too many fields, or nobody is there any more
         return []
 
 

@@ -4,28 +4,34 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dicomnode.certificates import RenewedContext, load_certificate
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.http_settings import HttpSettings
+from dicomnode.web.connection import MOST_ANSWERED, BoundedConnection
 
 log = logging.getLogger(__name__)
 
-_MOST_CONNECTIONS = 64
 _STOP_S = 5
 
 
 class WebServer:
     """Serves an application at the configured address from `start` to `stop`."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
-        """Take an application; nothing is opened yet."""
-        self._settings = settings
+    def __init__(
+        self, app: ASGIApp, settings: HttpSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """Take an application; nothing is opened yet. `clock` tells whether a certificate expires soon."""
+        self._settings, self._clock = settings, clock
         self._config = uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedConnection,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -33,12 +39,10 @@ class WebServer:
             access_log=False,  # addresses would be in it, and what was searched for
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=MOST_ANSWERED,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=_STOP_S,
             h11_max_incomplete_event_size=32_768,
-            ssl_certfile=settings.certificate,
-            ssl_keyfile=settings.key,
         )
         self._server = uvicorn.Server(self._config)
         self._socket: socket.socket | None = None
@@ -58,10 +62,9 @@ class WebServer:
         """
         # Its messages are of its own life cycle, which the node reports itself.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        try:
-            self._config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"http.certificate or http.key cannot be used: {error.strerror}") from error
+        self._config.load()
+        if self._settings.certificate is not None:
+            self._config.ssl = _renewing_context(self._settings, self._clock)
         self._socket = _listening(self._settings.bind, self._settings.port)
 
     def start(self) -> None:
@@ -96,6 +99,31 @@ def try_out(settings: HttpSettings) -> str:
 
 async def _nobody(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer nothing, since nobody asks."""
+
+
+def _renewing_context(settings: HttpSettings, clock: Callable[[], datetime]) -> ssl.SSLContext:
+    """Return what every handshake begins with, to go on with the certificate that is in the files by then."""
+    files = tuple(file for file in (settings.certificate, settings.key) if file is not None)
+    renewed = RenewedContext(lambda: _page_context(settings), files, clock)
+
+    def go_on(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        handshake.context = renewed.context()
+
+    beginning = _page_context(settings)
+    beginning.sni_callback = go_on  # called whether a name is asked for or not
+    return beginning
+
+
+def _page_context(settings: HttpSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # A session would outlive the certificate that it was begun with.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    try:
+        load_certificate(context, settings.certificate or Path(), settings.key)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"http.certificate or http.key cannot be used: {error}") from error
+    return context
 
 
 def _listening(bind: str, port: int) -> socket.socket:

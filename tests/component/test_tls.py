@@ -19,7 +19,7 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.job import Accepted, Destination, PeerTls
 from dicomnode.net.scp import StorageScp
 from dicomnode.net.scu import echo, send
-from dicomnode.net.tls import ListenerTls
+from dicomnode.net.tls import listener_tls
 from dicomnode.settings import DeliverySettings, TlsSettings
 from tests.certificates import Authority
 from tests.component.dimse import MemoryInbox, outgoing, running_scp
@@ -289,7 +289,7 @@ def test_a_certificate_that_expires_soon_is_warned_of(certificate: Path, caplog:
     caplog.set_level(logging.INFO)
     settings = TlsSettings(certificate=certificate)
     for days in (0, 40):
-        ListenerTls(settings, lambda before=days: datetime.now(UTC) - timedelta(days=before))
+        listener_tls(settings, lambda before=days: datetime.now(UTC) - timedelta(days=before))
     told = [(record.levelname, record.message) for record in caplog.records]
     assert told == [("WARNING", "certificate-expires-soon"), ("INFO", "certificate-read")]
 
