@@ -208,7 +208,7 @@ class ResultSettings(Section):
     series_number_gsps: int = Field(default=9904, ge=1)
     series_number_pm: int = Field(default=9905, ge=1)
     series_number_pdf: int = Field(default=9906, ge=1)
-    maximum_side: int = Field(default=2048, ge=512, le=8192)
+    maximum_side: int = Field(default=1280, ge=512, le=8192)
     procedure_reported: CodeText = as_text(IMAGING_PROCEDURE.code)
     equipment_purpose: CodeText = as_text(PROCESSING_EQUIPMENT.code)
     report_rejected: bool = False

@@ -91,7 +91,9 @@ class _Pen:
     ) -> None:
         """Write at the current line, smaller if `room` asks for it."""
         available = _WIDTH - _MARGIN - x if room is None else room
-        size *= min(1.0, available / max(self.width(text, size, weight), 1e-6))
+        # Letters come in whole pixels, so the width is not quite proportional to the size.
+        while size > 1 / self.line and self.width(text, size, weight) > available:
+            size -= 1 / self.line
         baseline = self.px(self.y + 0.5 + size * 0.35)
         cv2.putText(self.canvas, text, (self.px(x), baseline), colour, self._face, self.px(size), weight)
 
