@@ -1,55 +1,107 @@
-"""Work ahead: images of studies that are not complete yet are examined while the node waits for the rest.
+"""Work ahead: what can be done for a study that is not complete yet is done while the node waits for the rest.
 
-What is found is kept in memory alone. It depends on nothing but the image and the pipeline, so an answer is the same
-with and without it, and a crash loses only time. Used by one thread.
+Images are examined as they arrive; once nobody who sends a study is connected any more, its answer is written as if it
+were complete. If it is claimed as it was foreseen, that is its answer; if another image came, only the writing is done
+again. What is found is kept in memory alone. It depends on nothing but the study, the pipeline and the time that it
+bears, so an answer says the same with and without it, and a crash loses only time. Used by one thread.
 
 One image at a time: in a batch of eight an image takes the processor 13 ms instead of 15 (the shipped ensemble), or 120
 instead of 86 (five EfficientNet-B2), and studies would wait for each other.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, StudyAnswer, Wanted
+from dicomnode.domain.job import Expected, Job, StudyAnswer, Wanted
 from dicomnode.pipeline import Examination, Examined, Pipeline
 
 Read = Callable[[StoredInstance], bytes]
 
 _ENOUGH_BYTES = 128 << 20
-"""No further image is begun beyond this: six radiographs of 10 MB as frames, more than come in one quiet time."""
+"""Nothing further is begun beyond this: six radiographs of 10 MB as frames, more than come in one quiet time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Foreseen:
+    """What the answer to a job will be, if it is claimed as it was then; None: it could not be written."""
+
+    job: Job
+    wanted: tuple[Wanted, ...]
+    answer: StudyAnswer | None = None
+
+    def is_of(self, job: Job, wanted: Sequence[Wanted]) -> bool:
+        return self.job == job and self.wanted == tuple(wanted)
 
 
 class WorkAhead:
-    """A pipeline that may know some of the answer beforehand."""
+    """A pipeline that may know some of the answer beforehand, or all of it."""
 
     def __init__(self, pipeline: Pipeline, *, enough_bytes: int = _ENOUGH_BYTES) -> None:
-        """`enough_bytes`: what frames may hold before the next image waits for its study."""
+        """`enough_bytes`: what frames and results may hold before the next step waits for its study."""
         self._pipeline, self._enough_bytes = pipeline, enough_bytes
         self._held: dict[StoredInstance, Examination] = {}
         self._tried: set[StoredInstance] = set()
+        self._foreseen: dict[int, _Foreseen] = {}
 
     def answer(self, job: Job, read: Read, now: datetime, wanted: Sequence[Wanted]) -> StudyAnswer:
-        """Answer as `Pipeline.answer` does, in less time for each image that was examined before."""
+        """Answer as `Pipeline.answer` does, in less time for everything that was done before."""
+        foreseen = self._foreseen.pop(job.job_id, None)
+        if foreseen is not None and foreseen.answer is not None and foreseen.is_of(job, wanted):
+            self._forget(set(self._held).difference(job.instances))
+            return foreseen.answer
         examinations = [self._take(instance, read) for instance in job.instances]
         return self._pipeline.conclude(job, examinations, now, wanted)
 
-    def prepare(self, expected: Sequence[StoredInstance], read: Read) -> bool:
-        """Examine the first of these that was not tried yet, if any, and tell so; forget what is not among them.
+    def prepare(
+        self,
+        expected: Sequence[Expected],
+        read: Read,
+        now: datetime,
+        wanted_of: Callable[[Job], Sequence[Wanted]],
+    ) -> bool:
+        """Take the next step for these, if any is left, and tell so; forget what is not among them.
 
-        Raises: whatever `read` raises; that image then waits for its study.
+        A step is to examine an image, or to write the answer to a study whose images are all examined.
+        Raises: whatever `read` raises; the rest then waits for the claim of its study.
         """
-        wanted = set(expected)
-        self._held = {instance: found for instance, found in self._held.items() if instance in wanted}
-        self._tried &= wanted
-        image = next((instance for instance in expected if instance not in self._tried), None)
-        if image is None or self.held_bytes >= self._enough_bytes:
-            return False
+        self._keep_only([entry.job for entry in expected])
+        for entry in expected:
+            if self.held_bytes >= self._enough_bytes:
+                return False
+            image = next((instance for instance in entry.job.instances if instance not in self._tried), None)
+            if image is not None:
+                self._examine(image, read)
+                return True
+            if entry.is_quiet and self._foresee(entry.job, now, tuple(wanted_of(entry.job))):
+                return True
+        return False
+
+    def _examine(self, image: StoredInstance, read: Read) -> None:
         self._tried.add(image)
         examination = self._pipeline.examine(image, read(image))
-        if _size_bytes(examination) <= self._enough_bytes:
+        if _frame_bytes(examination) <= self._enough_bytes:
             self._held[image] = examination
+
+    def _foresee(self, job: Job, now: datetime, wanted: tuple[Wanted, ...]) -> bool:
+        """Write the answer to a study, unless that was tried or an image of it is not held; tell whether it was."""
+        former = self._foreseen.get(job.job_id)
+        if (former is not None and former.is_of(job, wanted)) or not self._held.keys() >= set(job.instances):
+            return False
+        self._foreseen[job.job_id] = _Foreseen(job=job, wanted=wanted)
+        answer = self._pipeline.conclude(job, [self._held[instance] for instance in job.instances], now, wanted)
+        self._foreseen[job.job_id] = _Foreseen(job=job, wanted=wanted, answer=answer)
         return True
+
+    def _keep_only(self, jobs: Sequence[Job]) -> None:
+        self._forget({instance for job in jobs for instance in job.instances})
+        known = {job.job_id for job in jobs}
+        self._foreseen = {number: found for number, found in self._foreseen.items() if number in known}
+
+    def _forget(self, all_but: set[StoredInstance]) -> None:
+        self._held = {instance: found for instance, found in self._held.items() if instance in all_but}
+        self._tried &= all_but
 
     def _take(self, instance: StoredInstance, read: Read) -> Examination:
         if instance in self._held:
@@ -58,9 +110,11 @@ class WorkAhead:
 
     @property
     def held_bytes(self) -> int:
-        """Return what the frames hold that wait for their study."""
-        return sum(_size_bytes(examination) for examination in self._held.values())
+        """Return what is held by frames that wait for their study, and by results that wait for its claim."""
+        answers = (foreseen.answer for foreseen in self._foreseen.values() if foreseen.answer is not None)
+        written = sum(len(result.part10) for answer in answers for result in answer.results)
+        return written + sum(_frame_bytes(examination) for examination in self._held.values())
 
 
-def _size_bytes(examination: Examination) -> int:
+def _frame_bytes(examination: Examination) -> int:
     return examination.frame.pixels.nbytes if isinstance(examination, Examined) else 0

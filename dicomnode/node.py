@@ -108,7 +108,7 @@ class Node:
         to_destinations = _deliveries(settings, store, clock, randomness)
         audit = _audit_trail(settings, store, clock, randomness)
         worker = _worker(settings, store, pipeline, to_destinations.wake, clock)
-        scp = _scp(settings, store, to_destinations, audit, clock)
+        scp = _scp(settings, store, worker, to_destinations, audit, clock)
         retention = _retention(store, clock)
         running = _running(scp, worker, to_destinations, retention, audit)
         return cls(
@@ -219,6 +219,7 @@ def _worker(
 def _scp(
     settings: Settings,
     store: Store,
+    worker: Worker,
     to_destinations: Deliveries,
     audit: AuditTrail | None,
     clock: Callable[[], datetime],
@@ -231,6 +232,7 @@ def _scp(
         reports=to_destinations.desk.receive,
         alert=audit.alert if audit is not None else None,
         arriving=store.inbox.arriving,
+        changed=worker.wake,
     )
 
 

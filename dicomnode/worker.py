@@ -1,7 +1,7 @@
 """The loop from inbox to outbox: claim a study, answer it, finish it in one transaction.
 
-While no study is complete, images of incomplete ones are prepared, one at a time, so that a study that becomes
-complete waits for one image at most.
+While no study is complete, incomplete ones are prepared, a step at a time, so that a study that becomes complete waits
+for one step at most.
 """
 
 import logging
@@ -12,14 +12,14 @@ from typing import Protocol
 
 from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, StudyAnswer, Wanted
+from dicomnode.domain.job import Expected, Job, StudyAnswer, Wanted
 from dicomnode.domain.routing import Route, Routing
 from dicomnode.settings import WorkSettings
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-"""Longest wait before the inbox is asked again for images to prepare; a study is asked for when it is due."""
+"""Longest wait until the inbox is asked again: other processes change the store too (`cxrnode queue retry`)."""
 _LEAST_POLL_S = 0.02
 
 
@@ -32,8 +32,8 @@ class Inbox(Protocol):
     def next_due(self) -> datetime | None:
         """Return when the next study is due, if one is expected."""
 
-    def expected(self, since: datetime) -> Sequence[StoredInstance]:
-        """Return images of incomplete studies that came `since` then, those of the study that is due first first."""
+    def expected(self, since: datetime) -> Sequence[Expected]:
+        """Return incomplete versions whose images came `since` then, the one that is due first first."""
 
     def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
         """Make the answer durable and close the job; without a route it is a dead letter."""
@@ -44,7 +44,7 @@ class Inbox(Protocol):
 
 Read = Callable[[StoredInstance], bytes]
 Answer = Callable[[Job, Read, datetime, Sequence[Wanted]], StudyAnswer]
-Prepare = Callable[[Sequence[StoredInstance], Read], bool]
+Prepare = Callable[[Sequence[Expected], Read, datetime, Callable[[Job], Sequence[Wanted]]], bool]
 
 
 class Worker:
@@ -64,7 +64,7 @@ class Worker:
     ) -> None:
         """`read` gives an instance's Part 10 bytes; `answered` is called when deliveries may be due.
 
-        `prepare` works on one of the images it is given, if any is left to do, and tells whether there was one.
+        `prepare` takes one step for one of the versions it is given, if any is left to take, and tells whether it was.
         """
         self._inbox, self._read, self._answer, self._prepare = inbox, read, answer, prepare
         self._routing, self._settings = routing, settings
@@ -73,7 +73,7 @@ class Worker:
         self._started_at = clock()
         # A failure that could not be written down: the store was in trouble too.
         self._unrecorded: tuple[Job, str, datetime | None] | None = None
-        self._stopping = threading.Event()
+        self._stopping, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker")
 
     def start(self) -> None:
@@ -85,9 +85,14 @@ class Worker:
         """Whether the thread is alive."""
         return self._thread.is_alive()
 
+    def wake(self) -> None:
+        """Look at the inbox now rather than at the next poll."""
+        self._woken.set()
+
     def stop(self) -> None:
         """Finish the study at hand, then end."""
         self._stopping.set()
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -114,13 +119,13 @@ class Worker:
         return True
 
     def prepare_once(self) -> bool:
-        """Prepare one image of an incomplete study, if there is one to prepare; tell whether there was.
+        """Take a step for an incomplete study, if there is one to take; tell whether there was.
 
         Raises: StoreUnavailable, when the store cannot say which.
         """
         expected = self._inbox.expected(self._started_at)
         try:
-            return self._prepare(expected, self._read)
+            return self._prepare(expected, self._read, self._clock(), self._wanted_of)
         except Exception as error:  # the claim will meet it again, and deal with it
             log.warning("preparation-failed", exc_info=error)
             return True
@@ -134,7 +139,11 @@ class Worker:
                 pause_s = self._until_due_s()
             except CxrNodeError as error:  # the store itself is in trouble; nothing is lost while it is
                 log.exception("store-failed", extra={"cause": _cause(error)})
-            self._stopping.wait(pause_s)
+            self._woken.wait(pause_s)
+            self._woken.clear()
+
+    def _wanted_of(self, job: Job) -> tuple[Wanted, ...]:
+        return self._routing.route(job.senders).wanted()
 
     def _until_due_s(self) -> float:
         due = self._inbox.next_due()

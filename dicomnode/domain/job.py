@@ -176,6 +176,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A version that is not complete yet, as it would be claimed now.
+
+    `is_quiet`: nobody who sent something of it is connected any more, so it may be all there is.
+    """
+
+    job: Job
+    is_quiet: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """One result instance due at one destination."""
 

@@ -76,10 +76,12 @@ class StorageScp:
         reports: Callable[[Any], tuple[int, None]] | None = None,
         alert: Callable[[str, str, str], None] | None = None,
         arriving: Callable[[], Arriving] | None = None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Take the parts; `reports` serves what destinations report by Storage Commitment.
 
-        `arriving` begins an object of the inbox's that is stored while it comes, as large ones then are.
+        `arriving` begins an object of the inbox's that is stored while it comes, as large ones then are. `changed` is
+        called when the inbox has another image, or a study that may be complete.
 
         `alert` is told of every peer turned away: its address, its calling AE title if known, and why.
         """
@@ -88,7 +90,7 @@ class StorageScp:
         self._clock = clock
         self._identifiers = identifiers
         self._reports = reports or _refuse_operation
-        self._arriving = arriving
+        self._arriving, self._changed = arriving, changed
         self._admission = Admission(settings)
         self._refusals = Refusals(alert=alert)
         per_s = settings.maximum_objects_per_s
@@ -243,6 +245,8 @@ class StorageScp:
                 log.warning("association-not-recorded", extra={"association": association_id, "cause": str(error)})
                 with self._lock:
                     self._ended.add(association_id)
+            else:
+                self._changed()
 
     def _sweep(self) -> None:
         """Close the books of associations that ended without an event, and record again what could not be recorded."""
@@ -281,6 +285,7 @@ class StorageScp:
         with _content(request.DataSet, transfer_syntax) as (ref, part10):
             _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
             self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
+        self._changed()
         return ref
 
 

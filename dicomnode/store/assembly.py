@@ -11,10 +11,10 @@ from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dicomnode.domain.instance import AssociationInfo, StoredInstance
+from dicomnode.domain.instance import AssociationInfo
 from dicomnode.domain.job import JobState
 from dicomnode.settings import AssemblySettings
-from dicomnode.store.rows import EventKind, record, to_stored_instance, to_text, to_time
+from dicomnode.store.rows import EventKind, record, to_text, to_time
 
 OPEN_JOB = "SELECT job_id, version, state FROM job WHERE study = ? AND state IN ('collecting', 'waiting')"
 
@@ -47,19 +47,7 @@ ON CONFLICT DO NOTHING
 
 CONTRIBUTORS = "SELECT DISTINCT association_id FROM instance WHERE job_id = ?"
 
-EXPECTED = """
-SELECT instance.*, association.calling_ae FROM job
-JOIN instance ON instance.study = job.study AND instance.current = 1
-JOIN association USING (association_id)
-WHERE job.state = 'collecting' AND instance.purged_at IS NULL AND instance.received_at >= :since
-ORDER BY job.due_at, instance.instance_id
-LIMIT :most
-"""
-
 SCHEDULE = "UPDATE job SET due_at = :due_at WHERE job_id = :job_id"
-
-
-_MOST_EXPECTED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,15 +118,6 @@ def due_at(settings: AssemblySettings, first: datetime, last: datetime, *, held:
     """Return when a version is complete; `held`: an association that contributed to it is still open."""
     at_the_latest = first + timedelta(seconds=settings.maximum_wait_s)
     return at_the_latest if held else min(at_the_latest, last + timedelta(seconds=settings.quiet_s))
-
-
-def expected(connection: sqlite3.Connection, since: datetime) -> tuple[StoredInstance, ...]:
-    """Return images of studies that are not complete, received `since` then, in the order they will be claimed.
-
-    There may be more: so many are enough to be ahead of the next claims.
-    """
-    found = connection.execute(EXPECTED, {"since": to_text(since), "most": _MOST_EXPECTED}).fetchall()
-    return tuple(to_stored_instance(row) for row in found)
 
 
 def _open_version(connection: sqlite3.Connection, study: str, now: datetime, why: str) -> OpenVersion:

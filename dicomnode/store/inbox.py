@@ -8,39 +8,24 @@ import logging
 import sqlite3
 from datetime import datetime
 
-from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Job, JobState, StudyAnswer
+from dicomnode.domain.instance import AssociationInfo, InstanceRef
+from dicomnode.domain.job import Expected, Job, JobState, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
 from dicomnode.store.answers import close_answered, write_answer
 from dicomnode.store.arriving import Arriving
-from dicomnode.store.assembly import (
-    OPEN_JOB,
-    OpenVersion,
-    expected,
-    hand_over,
-    reschedule,
-)
+from dicomnode.store.assembly import OPEN_JOB, OpenVersion, hand_over, reschedule
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.clock import ClockWatch, plan_anew
 from dicomnode.store.database import Database
+from dicomnode.store.jobs import read_expected, read_job
 from dicomnode.store.outbox import recover_deliveries
 from dicomnode.store.reception import Receipt, Reception
-from dicomnode.store.rows import (
-    EventKind,
-    record,
-    shortened,
-    to_optional_time,
-    to_ref,
-    to_stored_instance,
-    to_text,
-)
+from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_text
 from dicomnode.store.search import SearchIndex
 from dicomnode.store.tallies import tally_end
 
 log = logging.getLogger(__name__)
-
-SENDERS = "SELECT calling_ae, called_ae FROM study_sender WHERE study = ?"
 
 CLAIM = """
 UPDATE job SET state = 'working', attempts = attempts + 1, due_at = NULL, changed_at = :now
@@ -52,25 +37,6 @@ WHERE job_id = (
     LIMIT 1
 )
 RETURNING job_id, study, version, attempts
-"""
-
-CONTENTS = """
-SELECT instance.*, association.calling_ae FROM instance JOIN association USING (association_id)
-WHERE instance.study = ? AND instance.current = 1 AND instance.purged_at IS NULL
-ORDER BY instance.instance_id
-"""
-
-PREDECESSORS = """
-SELECT result.* FROM job_result JOIN result USING (result_id)
-WHERE result.kind = 'sr' AND job_result.job_id = (
-    SELECT former.job_id FROM job AS former
-    JOIN job_result AS link ON link.job_id = former.job_id
-    JOIN result AS report ON report.result_id = link.result_id AND report.kind = 'sr'
-    WHERE former.study = :study AND former.version < :version
-    ORDER BY former.version DESC
-    LIMIT 1
-)
-ORDER BY result.result_id
 """
 
 PUT_BACK = """
@@ -147,21 +113,10 @@ class Inbox:
             row = connection.execute(CLAIM, {"now": to_text(now)}).fetchone()
             if row is None:
                 return None
-            instances = connection.execute(CONTENTS, (row["study"],)).fetchall()
-            former = connection.execute(PREDECESSORS, {"study": row["study"], "version": row["version"]}).fetchall()
-            senders = connection.execute(SENDERS, (row["study"],)).fetchall()
-            detail = f"attempt {row['attempts']}, {len(instances)} instance(s)"
+            job = read_job(connection, row)
+            detail = f"attempt {row['attempts']}, {len(job.instances)} instance(s)"
             record(connection, now, row["study"], row["version"], EventKind.CLAIMED, detail)
-        return Job(
-            job_id=row["job_id"],
-            study=row["study"],
-            version=row["version"],
-            attempts=row["attempts"],
-            instances=tuple(to_stored_instance(found) for found in instances),
-            predecessors=tuple(to_ref(found) for found in former),
-            prefixes={found["sop_instance"]: found["prefix"] for found in former if found["prefix"]},
-            senders=frozenset(StudySender(calling_ae=who["calling_ae"], called_ae=who["called_ae"]) for who in senders),
-        )
+        return job
 
     def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
         """Make the answer durable, queue it for whom it is routed to and close the job, all or nothing.
@@ -218,13 +173,13 @@ class Inbox:
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE).fetchone()[0])
 
-    def expected(self, since: datetime) -> tuple[StoredInstance, ...]:
-        """Return images of studies that are not complete, received `since` then; see `assembly.expected`.
+    def expected(self, since: datetime) -> tuple[Expected, ...]:
+        """Return versions that are not complete, all of whose images came `since` then; see `jobs.read_expected`.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
-            return expected(connection, since)
+            return read_expected(connection, since)
 
     def _settle(
         self,

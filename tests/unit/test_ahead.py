@@ -1,4 +1,4 @@
-"""Images examined before their study is complete: the same answer, sooner; bounded, and nothing but time to lose."""
+"""What is done before a study is complete: the same answer, sooner; bounded, and nothing but time to lose."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +9,9 @@ from pydicom import Dataset
 
 from dicomnode.ahead import WorkAhead
 from dicomnode.domain.errors import BlobDamaged
-from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, ResultKind, StudyAnswer, Wanted
-from dicomnode.pipeline import Pipeline
+from dicomnode.domain.instance import InstanceRef, StoredInstance
+from dicomnode.domain.job import Expected, Job, ResultKind, StudyAnswer, Wanted
+from dicomnode.pipeline import Examination, Pipeline
 from tests.make import build, encode
 from tests.pipelines import make_pipeline, stored_instance
 
@@ -32,8 +32,11 @@ class Held:
         self.reads.append(instance)
         return self.part10[instance]
 
-    def job(self) -> Job:
-        return Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(self.part10))
+    def job(self, images: int | None = None) -> Job:
+        return Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(self.part10)[:images])
+
+    def expected(self, images: int | None = None, *, is_quiet: bool = False) -> tuple[Expected, ...]:
+        return (Expected(job=self.job(images), is_quiet=is_quiet),)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,15 @@ def image(seed: int, **options: object) -> Dataset:
     return build("dx", seed=seed, study_uid=STUDY, **options)
 
 
-def prepare_all(ahead: WorkAhead, held: Held) -> int:
-    rounds = 0
-    while ahead.prepare(tuple(held.part10), held.read):
-        rounds += 1
-    return rounds
+def step(ahead: WorkAhead, held: Held, expected: Sequence[Expected], wanted: Sequence[Wanted] = (Wanted(),)) -> bool:
+    return ahead.prepare(expected, held.read, NOW, lambda job: wanted)
+
+
+def prepare_all(ahead: WorkAhead, held: Held, *, is_quiet: bool = False) -> int:
+    steps = 0
+    while step(ahead, held, held.expected(is_quiet=is_quiet)):
+        steps += 1
+    return steps
 
 
 def everything_in(answer: StudyAnswer) -> tuple[object, ...]:
@@ -63,7 +70,7 @@ def test_an_answer_is_the_same_to_the_byte_however_much_was_prepared(pipeline: P
     held = Held(image(1), lateral, image(2))
     ahead = WorkAhead(pipeline)
     for _ in range(prepared):
-        assert ahead.prepare(tuple(held.part10), held.read)
+        assert step(ahead, held, held.expected())
     at_once = pipeline.answer(held.job(), held.read, LATER, EVERYTHING)
     assert everything_in(ahead.answer(held.job(), held.read, LATER, EVERYTHING)) == everything_in(at_once)
     assert len(at_once.analysed) == 2
@@ -91,7 +98,7 @@ def test_what_is_no_longer_expected_is_forgotten(pipeline: Pipeline) -> None:
     held = Held(image(1))
     ahead = WorkAhead(pipeline)
     prepare_all(ahead, held)
-    assert not ahead.prepare((), held.read)
+    assert not step(ahead, held, ())
     assert ahead.held_bytes == 0
     assert prepare_all(ahead, held) == 1
 
@@ -112,7 +119,7 @@ def test_an_image_that_is_too_much_alone_is_not_kept_nor_tried_twice(pipeline: P
 
 def frame_bytes(pipeline: Pipeline, held: Held) -> int:
     one = WorkAhead(pipeline)
-    one.prepare(tuple(held.part10)[:1], held.part10.__getitem__)
+    one.prepare(held.expected(1), held.part10.__getitem__, NOW, lambda job: ())
     return one.held_bytes
 
 
@@ -123,10 +130,97 @@ def test_an_image_that_cannot_be_read_is_left_to_its_study(pipeline: Pipeline) -
     def broken(instance: StoredInstance) -> bytes:
         raise BlobDamaged("stored bytes changed")
 
-    instances: Sequence[StoredInstance] = tuple(held.part10)
     with pytest.raises(BlobDamaged):
-        ahead.prepare(instances, broken)
-    assert prepare_all(ahead, held) == 1
-    assert held.reads == [instances[1]]
+        ahead.prepare(held.expected(is_quiet=True), broken, NOW, lambda job: (Wanted(),))
+    assert prepare_all(ahead, held, is_quiet=True) == 1
+    assert held.reads == [tuple(held.part10)[1]]
     with pytest.raises(BlobDamaged):
         ahead.answer(held.job(), broken, NOW, (Wanted(),))
+
+
+@pytest.fixture
+def written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
+    """Return the times that answers bear, each as it is written."""
+    times: list[datetime] = []
+    conclude = Pipeline.conclude
+
+    def noting(
+        self: Pipeline, job: Job, examined: Sequence[Examination], now: datetime, wanted: Sequence[Wanted]
+    ) -> StudyAnswer:
+        times.append(now)
+        return conclude(self, job, examined, now, wanted)
+
+    monkeypatch.setattr(Pipeline, "conclude", noting)
+    return times
+
+
+def test_the_answer_to_a_study_that_went_quiet_is_written_before_it_is_claimed(
+    pipeline: Pipeline, written: list[datetime]
+) -> None:
+    held = Held(image(1), image(2))
+    ahead = WorkAhead(pipeline)
+    assert prepare_all(ahead, held, is_quiet=True) == 3
+    answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    assert written == [NOW]
+    assert everything_in(answer) == everything_in(pipeline.answer(held.job(), held.read, NOW, (Wanted(),)))
+    assert ahead.held_bytes == 0
+
+
+def test_nothing_is_written_while_a_sender_is_connected(pipeline: Pipeline, written: list[datetime]) -> None:
+    held = Held(image(1))
+    ahead = WorkAhead(pipeline)
+    assert prepare_all(ahead, held) == 1
+    assert written == []
+
+
+@pytest.mark.parametrize("what", ["another image", "other results", "another attempt"])
+def test_a_study_that_is_claimed_otherwise_than_foreseen_is_answered_anew(pipeline: Pipeline, what: str) -> None:
+    held = Held(image(1), image(2))
+    ahead = WorkAhead(pipeline)
+    while step(ahead, held, held.expected(1, is_quiet=True)):
+        pass
+    job = held.job() if what == "another image" else held.job(1)
+    if what == "another attempt":
+        former = InstanceRef(study=STUDY, series="1.2", sop_class="1.2.3", sop_instance="1.2.4")
+        job = replace(job, attempts=2, predecessors=(former,))
+    wanted = EVERYTHING if what == "other results" else (Wanted(),)
+    answer = ahead.answer(job, held.read, LATER, wanted)
+    assert everything_in(answer) == everything_in(pipeline.answer(job, held.read, LATER, wanted))
+
+
+def test_an_image_that_comes_after_the_writing_has_it_done_again(pipeline: Pipeline, written: list[datetime]) -> None:
+    held = Held(image(1), image(2))
+    ahead = WorkAhead(pipeline)
+    while step(ahead, held, held.expected(1, is_quiet=True)):
+        pass
+    assert prepare_all(ahead, held, is_quiet=True) == 2
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).analysed) == 2
+    assert written == [NOW, NOW]
+    assert held.reads == list(held.part10)
+
+
+def test_an_answer_that_cannot_be_written_is_tried_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> StudyAnswer:
+        raise ValueError("no")
+
+    held = Held(image(1))
+    ahead = WorkAhead(pipeline)
+    assert prepare_all(ahead, held) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "conclude", broken)
+        with pytest.raises(ValueError, match="no"):
+            step(ahead, held, held.expected(is_quiet=True))
+        assert not step(ahead, held, held.expected(is_quiet=True))
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).results) == 2
+
+
+def test_what_was_written_counts_as_held_until_it_is_no_longer_expected(pipeline: Pipeline) -> None:
+    held = Held(image(1))
+    ahead = WorkAhead(pipeline)
+    prepare_all(ahead, held)
+    frames = ahead.held_bytes
+    prepare_all(ahead, held, is_quiet=True)
+    at_once = pipeline.answer(held.job(), held.read, NOW, (Wanted(),))
+    assert ahead.held_bytes == frames + sum(len(result.part10) for result in at_once.results)
+    step(ahead, held, ())
+    assert ahead.held_bytes == 0

@@ -1,5 +1,7 @@
 """When a study is complete, which images each version of its answer speaks of, and which are still expected."""
 
+import pytest
+
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
 from dicomnode.store.ledger import Balance
@@ -194,7 +196,7 @@ def test_content_that_came_and_went_while_a_version_was_in_work_is_not_counted_a
 
 
 def expected(store: Store, since: float = 0.0) -> list[str]:
-    return uids(store.inbox.expected(at(since)))
+    return [uid for entry in store.inbox.expected(at(since)) for uid in uids(entry.job.instances)]
 
 
 def test_images_of_incomplete_studies_are_expected_in_the_order_of_their_claims(store: Store) -> None:
@@ -217,11 +219,40 @@ def test_an_image_of_a_study_in_work_or_answered_is_not_expected_until_the_study
 def test_only_the_newest_content_of_an_image_is_expected(store: Store) -> None:
     accept(store, content=b"old")
     accept(store, content=b"new", seconds=1)
-    (found,) = store.inbox.expected(at(0))
+    (found,) = store.inbox.expected(at(0))[0].job.instances
     assert store.blobs.read_instance(found) == part10(image(), b"new")
 
 
-def test_an_image_that_came_before_is_not_expected(store: Store) -> None:
-    accept(store, number=1, seconds=0)
-    accept(store, number=2, seconds=1)
-    assert expected(store, since=0.5) == ["1.1.2.2"]
+def test_a_study_is_not_expected_of_which_an_image_came_before(store: Store) -> None:
+    accept(store, "1.1", 1, seconds=0)
+    accept(store, "1.1", 2, seconds=1)
+    accept(store, "1.2", 1, seconds=1)
+    assert expected(store, since=0.5) == ["1.2.2.1"]
+
+
+def test_a_study_of_very_many_images_is_not_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicomnode.store.jobs._MOST_IMAGES", 1)
+    accept(store, "1.1", 1)
+    accept(store, "1.2", 1)
+    accept(store, "1.2", 2)
+    assert expected(store) == ["1.1.2.1"]
+
+
+def test_a_study_is_expected_as_it_is_claimed_then(store: Store) -> None:
+    accept(store)
+    finished(store, QUIET_S, "PACS")
+    accept(store, number=2, seconds=10)
+    (foreseen,) = store.inbox.expected(at(0))
+    assert foreseen.job == claim(store, 10 + QUIET_S)
+    assert foreseen.job.predecessors
+
+
+def test_a_study_is_quiet_once_nobody_who_sent_something_of_it_is_connected(store: Store) -> None:
+    for name in ("one", "two"):
+        store.inbox.association_opened(name, at(0))
+    accept(store, number=1, over="one")
+    accept(store, number=2, over="two")
+    store.inbox.association_released("one", at(1))
+    assert [entry.is_quiet for entry in store.inbox.expected(at(0))] == [False]
+    store.inbox.association_released("two", at(1))
+    assert [entry.is_quiet for entry in store.inbox.expected(at(0))] == [True]

@@ -12,6 +12,7 @@ from dicomnode.store import (
     commitments,
     composition,
     inbox,
+    jobs,
     ledger,
     outbox,
     reception,
@@ -26,8 +27,10 @@ ON_THE_PATH = {
     "reception.RELEASE": reception.RELEASE,
     "reception.HELD_BY": reception.HELD_BY,
     "inbox.CLAIM": inbox.CLAIM,
-    "inbox.CONTENTS": inbox.CONTENTS,
-    "inbox.PREDECESSORS": inbox.PREDECESSORS,
+    "jobs.CONTENTS": jobs.CONTENTS,
+    "jobs.PREDECESSORS": jobs.PREDECESSORS,
+    "jobs.SENDERS": jobs.SENDERS,
+    "jobs.EXPECTED": jobs.EXPECTED,
     "inbox.PUT_BACK": inbox.PUT_BACK,
     "inbox.CLOSE": inbox.CLOSE,
     "answers.CLOSE_ANSWERED": answers.CLOSE_ANSWERED,
@@ -46,7 +49,6 @@ ON_THE_PATH = {
     "outbox.VERSION": outbox.VERSION,
     "outbox.SENDING": outbox.SENDING,
     "outbox.NEXT_DUE": outbox.NEXT_DUE,
-    "inbox.SENDERS": inbox.SENDERS,
     "commitments.OVERDUE": commitments.OVERDUE,
     "commitments.CLAIM": commitments.CLAIM,
     "commitments.OF_TRANSACTION": commitments.OF_TRANSACTION,
@@ -76,7 +78,7 @@ ON_THE_PATH = {
 }
 NAMES = ("now", "study", "version", "job_id", "sop_instance", "blob", "received_at", "fate", "state", "cause", "due_at")
 NAMES += ("association_id", "summary", "heir", "former", "destination", "limit", "after", "low", "high")
-NAMES += ("transaction_uid", "again_at", "given_up_before", "week", "calling_ae")
+NAMES += ("transaction_uid", "again_at", "given_up_before", "week", "calling_ae", "since", "most", "most_images")
 
 
 def plan(connection: sqlite3.Connection, statement: str) -> list[str]:

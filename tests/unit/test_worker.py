@@ -9,7 +9,7 @@ import pytest
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Job, ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Expected, Job, ResultInstance, ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.routing import Recipient, Route, Routing, Rule
 from dicomnode.settings import WorkSettings
 from dicomnode.worker import Worker
@@ -31,15 +31,15 @@ class FakeInbox:
         self.finished: list[tuple[Job, StudyAnswer, Route]] = []
         self.failed: list[tuple[Job, str, datetime | None]] = []
         self.out_of_order = False
-        self.images: tuple[StoredInstance, ...] = ()
+        self.incomplete: tuple[Expected, ...] = ()
         self.asked_since: list[datetime] = []
 
     def next_due(self) -> datetime | None:
         return None
 
-    def expected(self, since: datetime) -> tuple[StoredInstance, ...]:
+    def expected(self, since: datetime) -> tuple[Expected, ...]:
         self.asked_since.append(since)
-        return self.images
+        return self.incomplete
 
     def claim(self, now: datetime) -> Job | None:
         return self.jobs.pop(0) if self.jobs else None
@@ -164,23 +164,18 @@ def test_a_failure_that_cannot_be_recorded_is_recorded_when_the_store_is_back() 
     assert [(entry[0], entry[1]) for entry in inbox.failed] == [(job(), "StoreUnavailable: disk gone")]
 
 
-def image() -> StoredInstance:
-    ref = InstanceRef(study="1.2.3", series="1", sop_class="1", sop_instance="1")
-    return StoredInstance(
-        ref=ref, transfer_syntax="1", blob="", sha256="", size_bytes=0, calling_ae="CT", received_at=NOW
-    )
-
-
-def test_images_of_incomplete_studies_that_came_since_the_start_are_prepared() -> None:
+def test_incomplete_studies_that_came_since_the_start_are_prepared_for_their_destinations() -> None:
     inbox, given = FakeInbox(), []
-    inbox.images = (image(),)
+    inbox.incomplete = (Expected(job=job(1, "CT"), is_quiet=True),)
 
-    def prepare(expected: Sequence[StoredInstance], read: Callable[[StoredInstance], bytes]) -> bool:
-        given.append((expected, read(expected[0])))
+    def prepare(
+        expected: Sequence[Expected], read: object, now: datetime, wanted_of: Callable[[Job], Sequence[Wanted]]
+    ) -> bool:
+        given.append((expected, now, wanted_of(expected[0].job)))
         return True
 
     assert worker(inbox, lambda *_: ANSWER, prepare=prepare).prepare_once()
-    assert given == [((image(),), b"")]
+    assert given == [(inbox.incomplete, NOW, (Wanted(outputs=WEB.outputs),))]
     assert inbox.asked_since == [NOW]
 
 
@@ -212,3 +207,24 @@ def test_a_complete_study_comes_before_the_next_image_to_prepare() -> None:
     assert done.wait(60)
     loop.stop()
     assert order[:4] == ["answer", "prepare", "answer", "prepare"]
+
+
+def test_a_worker_that_is_woken_looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicomnode.worker._POLL_S", 3600.0)
+    inbox, rested, done = FakeInbox(), threading.Event(), threading.Event()
+
+    def answer(*_: object) -> StudyAnswer:
+        done.set()
+        return ANSWER
+
+    def prepare(*_: object) -> bool:
+        rested.set()
+        return False
+
+    loop = worker(inbox, answer, prepare=prepare)
+    loop.start()
+    assert rested.wait(60)
+    inbox.jobs.append(job())
+    loop.wake()
+    assert done.wait(60)
+    loop.stop()
