@@ -62,8 +62,7 @@ def _page(store: Store) -> Callable[[], object]:
     """Return what `cxrnode queue list` and the first page ask of the ledger."""
 
     def work() -> None:
-        store.ledger.counts()
-        store.ledger.oldest_waiting()
+        store.watching.operations()
         store.ledger.jobs([JobState.DONE], limit=100)
         store.ledger.deliveries([DeliveryState.DELIVERED], limit=100)
         store.ledger.explain(MODEL)

@@ -5,7 +5,6 @@ import pwd
 import re
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +21,11 @@ from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
 from dicomnode.store.studies import Wanted
+from dicomnode.store.watching import UNANSWERED
+from dicomnode.web.shown import shown_time
 
 queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
 
-_UNFINISHED_JOBS = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
 _UNFINISHED_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEAD)
 _PER_PAGE = 500
 _ENTRY = re.compile(r"(?P<kind>[AaDd])(?P<number>[0-9]{1,18})")
@@ -48,22 +48,23 @@ def list_entries(
 ) -> None:
     """List analyses (A…) and deliveries (D…) that are not finished, oldest first."""
     with open_beside_node(config, store) as opened:
-        jobs = opened.ledger.jobs(_UNFINISHED_JOBS, limit=limit)
+        jobs = opened.ledger.jobs(UNANSWERED, limit=limit)
         deliveries = opened.ledger.deliveries(_UNFINISHED_DELIVERIES, limit=limit)
         uncommitted = opened.ledger.uncommitted(limit=limit)
-        counts, oldest = opened.ledger.counts(), opened.ledger.oldest_waiting()
+        operations = opened.watching.operations()
     if jobs or deliveries or uncommitted:
         out.print(_table(jobs, (*deliveries, *uncommitted)))
-    unfinished = sum(counts.jobs[state] for state in _UNFINISHED_JOBS)
-    undelivered = sum(counts.deliveries[state] for state in _UNFINISHED_DELIVERIES)
+    dead, dead_deliveries = operations.jobs[JobState.DEAD].count, operations.dead_deliveries
+    unfinished = sum(found.count for found in operations.jobs.values())
+    undelivered = sum(entry.waiting.count for entry in operations.destinations.values()) + dead_deliveries
     out.print(
         f"{unfinished} analyses and {undelivered} deliveries unfinished; "
-        f"dead letters among them: {counts.jobs[JobState.DEAD]} and {counts.deliveries[DeliveryState.DEAD]}"
+        f"dead letters among them: {dead} and {dead_deliveries}"
     )
-    if overdue := counts.commitments[CommitmentState.OVERDUE]:
+    if overdue := sum(entry.overdue_commitments for entry in operations.destinations.values()):
         out.print(f"{overdue} results are delivered, but their destination has not answered for keeping them in time")
-    if oldest is not None:
-        out.print(f"the oldest has waited since {local_time(oldest)}")
+    if operations.waiting.since is not None:
+        out.print(f"the oldest has waited since {shown_time(operations.waiting.since)}")
 
 
 @queue.command()
@@ -215,7 +216,7 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            local_time(entry.due_at),
+            shown_time(entry.due_at),
             entry.last_error or "",
         )
 
@@ -228,7 +229,7 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            local_time(entry.next_attempt_at or entry.commitment_next_at),
+            shown_time(entry.next_attempt_at or entry.commitment_next_at),
             entry.last_error or entry.commitment_error or "",
         )
 
@@ -247,8 +248,3 @@ _COMMITMENTS = {
     CommitmentState.COMMITTED: "committed",
     CommitmentState.FAILED: "not committed",
 }
-
-
-def local_time(at: datetime | None) -> str:
-    """Return a time as the clock on the wall shows it, or nothing."""
-    return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

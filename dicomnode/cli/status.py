@@ -15,15 +15,17 @@ from rich.text import Text
 
 from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.domain.job import JobState
 from dicomnode.node import utc_now
-from dicomnode.store.watching import DestinationFigures, Waiting
+from dicomnode.store.watching import DestinationFigures
 from dicomnode.watch.status import Status, look
+from dicomnode.web.shown import shown_age, shown_time
 
 _STATES = {
-    "collecting": "still arriving",
-    "waiting": "waiting to be tried again",
-    "working": "in work",
-    "dead": "dead letters",
+    JobState.COLLECTING: "still arriving",
+    JobState.WAITING: "waiting to be tried again",
+    JobState.WORKING: "in work",
+    JobState.DEAD: "dead letters",
 }
 
 
@@ -73,7 +75,7 @@ def _ticks(every_s: float) -> Iterator[None]:
 
 def _headline(found: Status) -> str:
     colour = "green" if found.passed else "yellow" if found.running else "red"
-    return f"[bold {colour}]{escape(found.said)}[/]  {found.at.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"[bold {colour}]{escape(found.said)}[/]  {shown_time(found.at)}"
 
 
 def _check(name: str, passed: bool, reason: str) -> str:
@@ -83,9 +85,8 @@ def _check(name: str, passed: bool, reason: str) -> str:
 
 def _studies(found: Status) -> Table:
     table = Table("studies", "", "oldest", box=None, pad_edge=False)
-    for state, meaning in _STATES.items():
-        waiting = next((entry for job, entry in found.operations.jobs.items() if job.value == state), Waiting())
-        table.add_row(meaning, str(waiting.count), _age(waiting.since, found.at))
+    for state, waiting in found.operations.jobs.items():
+        table.add_row(_STATES[state], str(waiting.count), shown_age(waiting.age_s(found.at)))
     for outcome, count in sorted(found.operations.outcomes.items()):
         table.add_row(f"{outcome} so far", str(count), "")
     return table
@@ -100,15 +101,6 @@ def _destinations(destinations: tuple[DestinationFigures, ...], now: datetime) -
         if entry.overdue_commitments:
             state += f", {entry.overdue_commitments} not committed in time"
         numbers = (str(entry.dead), str(entry.delivered), str(entry.failed))
-        table.add_row(escape(entry.name), state, str(entry.waiting.count), _age(entry.waiting.since, now), *numbers)
+        age = shown_age(entry.waiting.age_s(now))
+        table.add_row(escape(entry.name), state, str(entry.waiting.count), age, *numbers)
     return table
-
-
-def _age(since: datetime | None, now: datetime) -> str:
-    if since is None:
-        return ""
-    seconds = max(0, int((now - since).total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from dicomnode.cli.queue import checked_uid, local_time, open_beside_node
+from dicomnode.cli.queue import checked_uid, open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out
 from dicomnode.store.story import conclusion, sentence
+from dicomnode.web.shown import shown_time
 
 
 def why(
@@ -19,6 +20,6 @@ def why(
         events = opened.ledger.explain(checked_uid(study))
         jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
     for event in events:
-        out.print(f"{local_time(event.at)}  {escape(sentence(event))}")
+        out.print(f"{shown_time(event.at)}  {escape(sentence(event))}")
     out.print()
     out.print(escape(conclusion(jobs, deliveries)))

@@ -45,18 +45,6 @@ EVENTS = "SELECT at, study, version, kind, detail FROM event WHERE study = ? ORD
 
 KNOWN = "SELECT 1 FROM job WHERE study = ? LIMIT 1"
 
-JOB_COUNTS = "SELECT state, COUNT(*) AS count FROM job GROUP BY state"
-DELIVERY_COUNTS = "SELECT state, COUNT(*) AS count FROM delivery GROUP BY state"
-COMMITMENT_COUNTS = "SELECT state, COUNT(*) AS count FROM commitment GROUP BY state"
-
-OLDEST_WAITING = """
-SELECT MIN(since) FROM (
-    SELECT MIN(first_instance_at) AS since FROM job WHERE state IN ('collecting', 'waiting', 'working')
-    UNION ALL
-    SELECT MIN(waiting_since) FROM delivery WHERE state IN ('waiting', 'sending')
-)
-"""
-
 # One row per received instance; the order of the cases is the order of precedence.
 BALANCE = """
 WITH deliveries AS (
@@ -149,15 +137,6 @@ class RejectionEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How many jobs, deliveries and commitments are in each state; every state is there."""
-
-    jobs: dict[JobState, int]
-    deliveries: dict[DeliveryState, int]
-    commitments: dict[CommitmentState, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """Where every received instance stands: in exactly one of these.
 
@@ -234,23 +213,6 @@ class Ledger:
             )
             for row in rows
         )
-
-    def counts(self) -> Counts:
-        """Return how many jobs, deliveries and commitments are in each state."""
-        with self._database.reading() as connection:
-            jobs = {row["state"]: row["count"] for row in connection.execute(JOB_COUNTS).fetchall()}
-            deliveries = {row["state"]: row["count"] for row in connection.execute(DELIVERY_COUNTS).fetchall()}
-            commitments = {row["state"]: row["count"] for row in connection.execute(COMMITMENT_COUNTS).fetchall()}
-        return Counts(
-            jobs={state: jobs.get(state, 0) for state in JobState},
-            deliveries={state: deliveries.get(state, 0) for state in DeliveryState},
-            commitments={state: commitments.get(state, 0) for state in CommitmentState},
-        )
-
-    def oldest_waiting(self) -> datetime | None:
-        """Return since when the oldest unfinished study or delivery has waited, if any does."""
-        with self._database.reading() as connection:
-            return to_optional_time(connection.execute(OLDEST_WAITING).fetchone()[0])
 
     def balance(self) -> Balance:
         """Return where every received instance stands. Reads the whole store."""

@@ -5,26 +5,27 @@ Everything here is small, however many studies the store holds; nothing names a 
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from dicomnode.bundle.scores import SCORE_BOUNDS
-from dicomnode.domain.job import DeliveryState, JobState, Stage
+from dicomnode.domain.job import JobState, Stage
 from dicomnode.results.summary import Summary
 from dicomnode.store.database import Database
 from dicomnode.store.rows import to_optional_time, to_summary, to_text, to_time
-from dicomnode.store.tallies import LATENCY_BOUNDS_S, week_of
+from dicomnode.store.tallies import LATENCY_BOUNDS_S
 
 WAITING_JOBS = """
 SELECT state, COUNT(*) AS count, MIN(first_instance_at) AS since FROM job
 WHERE state IN ('collecting', 'waiting', 'working', 'dead') GROUP BY state
 """
 
-WAITING_DELIVERIES = """
-SELECT destination, state, COUNT(*) AS count, MIN(waiting_since) AS since FROM delivery
-WHERE state IN ('waiting', 'sending', 'dead') GROUP BY destination, state
+OPEN_DELIVERIES = """
+SELECT destination, SUM(state <> 'dead') AS waiting, SUM(state = 'sending') AS sending, SUM(state = 'dead') AS dead,
+    MIN(CASE WHEN state <> 'dead' THEN waiting_since END) AS since
+FROM delivery WHERE state IN ('waiting', 'sending', 'dead') GROUP BY destination
 """
 
 OVERDUE = "SELECT destination, COUNT(*) AS count FROM commitment WHERE state = 'overdue' GROUP BY destination"
@@ -33,15 +34,13 @@ TALLIES = "SELECT * FROM destination_tally"
 
 LATENCIES = "SELECT stage, bound, count, seconds FROM latency"
 
-OUTCOMES = "SELECT outcome, SUM(studies) AS count FROM weekly_study WHERE week >= :since GROUP BY outcome"
+OUTCOMES = "SELECT outcome, SUM(studies) AS count FROM weekly_study GROUP BY outcome"
 
-IMAGES = """
-SELECT week, calling_ae, outcome, images FROM weekly_image WHERE week >= :since ORDER BY week, calling_ae, outcome
-"""
+IMAGES = "SELECT week, calling_ae, outcome, images FROM weekly_image ORDER BY week, calling_ae, outcome"
 
 SCORES = """
 SELECT week, label, bound, images, above, undetermined, total FROM weekly_score
-WHERE bundle = :bundle AND point = :point AND week >= :since ORDER BY week, label, bound
+WHERE bundle = :bundle AND point = :point ORDER BY week, label, bound
 """
 
 SCORE_TOTALS = """
@@ -63,6 +62,8 @@ FROM job WHERE state IN ('done', 'rejected', 'dead') AND changed_at >= :since AN
 
 PROBE = "UPDATE instance SET tallied = tallied WHERE instance_id = -1"
 
+UNANSWERED = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -71,13 +72,18 @@ class Waiting:
     count: int = 0
     since: datetime | None = None
 
+    def age_s(self, now: datetime) -> float | None:
+        """Return for how long the oldest has existed; none is younger than now, whatever the clock says."""
+        return None if self.since is None else max(0.0, (now - self.since).total_seconds())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationFigures:
-    """What waits for a destination, and what came of the attempts so far."""
+    """What waits for a destination, some of it being sent, and what came of the attempts so far."""
 
     name: str
     waiting: Waiting = Waiting()
+    sending: int = 0
     dead: int = 0
     overdue_commitments: int = 0
     delivered: int = 0
@@ -144,12 +150,35 @@ class StudyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
-    """The state of work at one moment. `outcomes`: versions of answers by how they ended, ever."""
+    """The state of work at one moment. `jobs`: all of `UNANSWERED`; `outcomes`: how versions of answers ended, ever."""
 
     jobs: Mapping[JobState, Waiting]
     destinations: Mapping[str, DestinationFigures]
     outcomes: Mapping[str, int]
     latencies: Mapping[Stage, Latency]
+
+    @property
+    def dead_deliveries(self) -> int:
+        """How many deliveries failed for good."""
+        return sum(entry.dead for entry in self.destinations.values())
+
+    @property
+    def dead(self) -> int:
+        """How many dead letters there are: studies and deliveries that failed for good."""
+        return self.jobs[JobState.DEAD].count + self.dead_deliveries
+
+    @property
+    def waiting(self) -> Waiting:
+        """The studies and deliveries together that are neither at their end nor dead letters."""
+        parts = [found for state, found in self.jobs.items() if state is not JobState.DEAD]
+        parts += [entry.waiting for entry in self.destinations.values()]
+        since = min((part.since for part in parts if part.since is not None), default=None)
+        return Waiting(count=sum(part.count for part in parts), since=since)
+
+    def destinations_with(self, configured: Sequence[str]) -> tuple[DestinationFigures, ...]:
+        """Return the configured destinations in their order, tried or not, then the others by name."""
+        names = dict.fromkeys([*configured, *sorted(self.destinations)])
+        return tuple(self.destinations.get(name) or DestinationFigures(name=name) for name in names)
 
 
 class Watching:
@@ -164,20 +193,21 @@ class Watching:
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
+            jobs = {row["state"]: _waiting(row) for row in connection.execute(WAITING_JOBS).fetchall()}
             return Operations(
-                jobs={JobState(row["state"]): _waiting(row) for row in connection.execute(WAITING_JOBS).fetchall()},
+                jobs={state: jobs.get(state, Waiting()) for state in UNANSWERED},
                 destinations=_destinations(connection),
-                outcomes={row["outcome"]: row["count"] for row in connection.execute(OUTCOMES, {"since": ""})},
+                outcomes={row["outcome"]: row["count"] for row in connection.execute(OUTCOMES).fetchall()},
                 latencies=_latencies(connection),
             )
 
-    def images(self, since: datetime | None = None) -> tuple[WeeklyImages, ...]:
-        """Return the images by week, caller and end, from the week of `since` on.
+    def images(self) -> tuple[WeeklyImages, ...]:
+        """Return the images by week, caller and end.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
-            return _images(connection.execute(IMAGES, {"since": _since(since)}).fetchall())
+            return _images(connection.execute(IMAGES).fetchall())
 
     def image_totals(self) -> tuple[WeeklyImages, ...]:
         """Return the images of all weeks together, whose name is empty.
@@ -187,14 +217,13 @@ class Watching:
         with self._database.reading() as connection:
             return _images(connection.execute(IMAGE_TOTALS).fetchall())
 
-    def scores(self, bundle_hash: str, point: str, since: datetime | None = None) -> tuple[WeeklyScores, ...]:
+    def scores(self, bundle_hash: str, point: str) -> tuple[WeeklyScores, ...]:
         """Return the scores of one bundle at one operating point by week and label.
 
         Raises: StoreUnavailable.
         """
-        asked = {"bundle": bundle_hash, "point": point, "since": _since(since)}
         with self._database.reading() as connection:
-            return _by_label(connection.execute(SCORES, asked).fetchall())
+            return _by_label(connection.execute(SCORES, {"bundle": bundle_hash, "point": point}).fetchall())
 
     def score_totals(self, bundle_hash: str, point: str) -> tuple[WeeklyScores, ...]:
         """Return the scores of all weeks together, whose name is empty.
@@ -227,10 +256,6 @@ class Watching:
             connection.execute(PROBE)
 
 
-def _since(moment: datetime | None) -> str:
-    return "" if moment is None else week_of(moment)
-
-
 def _waiting(row: sqlite3.Row) -> Waiting:
     return Waiting(count=row["count"], since=to_time(row["since"]))
 
@@ -246,16 +271,10 @@ def _destinations(connection: sqlite3.Connection) -> dict[str, DestinationFigure
             "last_delivered_at": to_optional_time(row["last_delivered_at"]),
             "last_failed_at": to_optional_time(row["last_failed_at"]),
         }
-    waiting: dict[str, list[Waiting]] = {}
-    for row in connection.execute(WAITING_DELIVERIES).fetchall():
-        if row["state"] == DeliveryState.DEAD:
-            found.setdefault(row["destination"], {})["dead"] = row["count"]
-        else:
-            waiting.setdefault(row["destination"], []).append(_waiting(row))
-    for name, parts in waiting.items():
-        found.setdefault(name, {})["waiting"] = Waiting(
-            count=sum(part.count for part in parts), since=min(part.since for part in parts if part.since)
-        )
+    for row in connection.execute(OPEN_DELIVERIES).fetchall():
+        waiting = Waiting(count=row["waiting"], since=to_optional_time(row["since"]))
+        facts = {"waiting": waiting, "sending": row["sending"], "dead": row["dead"]}
+        found.setdefault(row["destination"], {}).update(facts)
     for row in connection.execute(OVERDUE).fetchall():
         found.setdefault(row["destination"], {})["overdue_commitments"] = row["count"]
     return {name: DestinationFigures(name=name, **facts) for name, facts in sorted(found.items())}

@@ -19,11 +19,11 @@ from dicomnode import __version__
 from dicomnode.bundle.reader import Bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS
 from dicomnode.domain.errors import CxrNodeError
-from dicomnode.domain.job import JobState, Stage
+from dicomnode.domain.job import Stage
 from dicomnode.settings import Settings
 from dicomnode.store import Store
 from dicomnode.store.tallies import ANALYSED, LATENCY_BOUNDS_S, OTHER_CALLERS, OUTCOMES
-from dicomnode.store.watching import DestinationFigures, Operations, Waiting, WeeklyImages, WeeklyScores
+from dicomnode.store.watching import DestinationFigures, Operations, WeeklyImages, WeeklyScores
 from dicomnode.watch.drift import Change
 from dicomnode.watch.health import Running, ready
 from dicomnode.watch.report import WatchReport, watch_report
@@ -33,7 +33,6 @@ MOST_LABELS = 20
 """Peers, and reasons, that are told apart."""
 
 _REPORT_FOR = timedelta(minutes=5)
-_STATES = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
 _LONGEST_TITLE = 16
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -153,12 +152,11 @@ def _operations(operations: Operations, settings: Settings, now: datetime) -> It
     yield _latencies(operations)
     outcomes = {(name,): float(operations.outcomes.get(name, 0)) for name in OUTCOMES.values()}
     yield _counter("cxrnode_answers", "Versions of answers, by how they ended.", ("outcome",), outcomes)
-    jobs = {state: operations.jobs.get(state, Waiting()) for state in _STATES}
-    counts = {(state.value,): float(waiting.count) for state, waiting in jobs.items()}
+    counts = {(state.value,): float(waiting.count) for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_studies", "Studies that are not answered, by state.", ("state",), counts)
-    ages = {(state.value,): _age_s(waiting.since, now) for state, waiting in jobs.items()}
+    ages = {(state.value,): waiting.age_s(now) or 0.0 for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_oldest_study_seconds", "Age of the oldest study in a state.", ("state",), ages)
-    yield from _destinations(operations.destinations, settings, now)
+    yield from _destinations(operations, settings, now)
 
 
 def _latencies(operations: Operations) -> Metric:
@@ -172,19 +170,17 @@ def _latencies(operations: Operations) -> Metric:
     return family
 
 
-def _destinations(known: Mapping[str, DestinationFigures], settings: Settings, now: datetime) -> Iterator[Metric]:
+def _destinations(operations: Operations, settings: Settings, now: datetime) -> Iterator[Metric]:
     """Yield the figures of destinations that are configured, and of those that something still waits for."""
-    configured = {entry.label for entry in settings.delivery.destinations}
-    figures = [known.get(name) or DestinationFigures(name=name) for name in sorted(configured)]
-    figures += [
-        entry for name, entry in known.items() if name not in configured and (entry.waiting.count or entry.dead)
-    ]
+    configured = [entry.label for entry in settings.delivery.destinations]
+    known = operations.destinations_with(configured)
+    figures = [entry for entry in known if entry.name in configured or entry.waiting.count or entry.dead]
     by_name: Sequence[tuple[str, str, Callable[[DestinationFigures], float]]] = (
         ("cxrnode_deliveries_waiting", "Results that wait for a destination.", lambda one: one.waiting.count),
         (
             "cxrnode_oldest_delivery_seconds",
             "Age of the oldest result that waits.",
-            lambda one: _age_s(one.waiting.since, now),
+            lambda one: one.waiting.age_s(now) or 0.0,
         ),
         ("cxrnode_deliveries_dead", "Results that were given up: dead letters.", lambda one: one.dead),
         ("cxrnode_destination_failures_in_row", "Failures since the last success.", lambda one: one.failures_in_row),
@@ -282,7 +278,3 @@ def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[st
         total += count
         found.append((bound, float(total)))
     return found
-
-
-def _age_s(since: datetime | None, now: datetime) -> float:
-    return 0.0 if since is None else max(0.0, (now - since).total_seconds())

@@ -9,7 +9,6 @@ from datetime import datetime
 from http.client import HTTPException
 from typing import Any
 
-from dicomnode.domain.job import JobState
 from dicomnode.settings import Settings
 from dicomnode.store import Store
 from dicomnode.store.lock import is_held
@@ -45,13 +44,10 @@ class Status:
             "said": self.said,
             "passed": self.passed,
             "checks": {check.name: {"passed": check.passed, "reason": check.reason} for check in self.checks},
-            "studies": {state.value: _waiting(self.operations.jobs.get(state), self.at) for state in _SHOWN},
+            "studies": {state.value: _waiting(found, self.at) for state, found in self.operations.jobs.items()},
             "answers": dict(self.operations.outcomes),
             "destinations": {entry.name: _destination(entry, self.at) for entry in self.destinations},
         }
-
-
-_SHOWN = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
 
 
 def look(store: Store, settings: Settings, now: datetime) -> Status:
@@ -61,14 +57,13 @@ def look(store: Store, settings: Settings, now: datetime) -> Status:
     """
     running, said, checks = _ask(settings)
     operations = store.watching.operations()
-    names = sorted({entry.label for entry in settings.delivery.destinations} | set(operations.destinations))
     return Status(
         at=now,
         running=running,
         said=said,
         checks=checks,
         operations=operations,
-        destinations=tuple(operations.destinations.get(name) or DestinationFigures(name=name) for name in names),
+        destinations=operations.destinations_with([entry.label for entry in settings.delivery.destinations]),
     )
 
 
@@ -131,10 +126,9 @@ def _checks(answer: dict[str, Any]) -> tuple[Check, ...]:
     )
 
 
-def _waiting(waiting: Waiting | None, now: datetime) -> dict[str, Any]:
-    found = waiting or Waiting()
-    age_s = None if found.since is None else max(0, round((now - found.since).total_seconds()))
-    return {"count": found.count, "oldest_s": age_s}
+def _waiting(found: Waiting, now: datetime) -> dict[str, Any]:
+    age_s = found.age_s(now)
+    return {"count": found.count, "oldest_s": None if age_s is None else round(age_s)}
 
 
 def _destination(entry: DestinationFigures, now: datetime) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import DeliveryState, JobState
 from dicomnode.store.actions import AllDead, OneDelivery, OneJob, Selection
 from dicomnode.store.studies import Wanted
+from dicomnode.store.tallies import OUTCOMES
 from dicomnode.web.acting import REANALYSE, reanalyse
 from dicomnode.web.findings import REASONS
 from dicomnode.web.guard import values_of
@@ -29,7 +30,7 @@ async def letters(request: Request) -> Response:
     deliveries = await run_in_threadpool(ledger.deliveries, (DeliveryState.DEAD,), limit=_PER_PAGE)
     overdue = await run_in_threadpool(ledger.uncommitted, limit=_PER_PAGE)
     rejected = await run_in_threadpool(studies.page, Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE)
-    counts = await run_in_threadpool(ledger.counts)
+    operations = await run_in_threadpool(site.parts.store.watching.operations)
     reasons = Counter(reason for entry in rejected for reason in entry.reasons)
     return site.pages.page(
         request,
@@ -37,9 +38,9 @@ async def letters(request: Request) -> Response:
         jobs=jobs,
         deliveries=deliveries,
         overdue=overdue,
-        dead=counts.jobs[JobState.DEAD] + counts.deliveries[DeliveryState.DEAD],
+        dead=operations.dead,
         rejected=rejected,
-        rejected_in_all=counts.jobs[JobState.REJECTED],
+        rejected_in_all=operations.outcomes.get(OUTCOMES[JobState.REJECTED], 0),
         reasons=[(REASONS[reason], count) for reason, count in reasons.most_common()],
         names=REASONS,
     )

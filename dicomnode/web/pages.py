@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import jinja2
@@ -12,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from dicomnode import __version__
 from dicomnode.http_settings import Role
 from dicomnode.web.access import Session, Sessions, Visitor
+from dicomnode.web.shown import shown_age, shown_clock, shown_number, shown_size, shown_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,28 +60,4 @@ class Pages:
         return HTMLResponse(self._templates.get_template(template).render(**around, **facts), status_code=status)
 
 
-def shown_time(at: datetime | None) -> str:
-    """Return a time as the clock on the wall shows it."""
-    return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def shown_clock(at: datetime | None) -> str:
-    """Return the time of day."""
-    return "" if at is None else f"{at.astimezone():%H:%M:%S}"
-
-
-def shown_number(number: int) -> str:
-    """Return a number with its thousands set apart."""
-    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def shown_size(size_bytes: float) -> str:
-    """Return a size in the unit that people would use."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit in ("B", "KiB") else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
-
-
-_FILTERS = {"time": shown_time, "clock": shown_clock, "size": shown_size, "number": shown_number}
+_FILTERS = {"time": shown_time, "clock": shown_clock, "age": shown_age, "size": shown_size, "number": shown_number}

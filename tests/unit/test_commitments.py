@@ -197,7 +197,7 @@ def test_silence_is_overdue_once_and_asked_again_at_once_with_another_transactio
     assert [entry.commitment for entry in store.ledger.uncommitted()] == [CommitmentState.OVERDUE] * 2
     assert len(ask(store, 104, "1.9.2")) == 2
     assert states(store) == {CommitmentState.OVERDUE}, "asking again does not take the alert back"
-    assert store.ledger.counts().commitments[CommitmentState.OVERDUE] == 2
+    assert store.watching.operations().destinations["PACS"].overdue_commitments == 2
     report(store, 110, *uids, transaction="1.9.2")
     assert store.ledger.uncommitted() == ()
 

@@ -12,6 +12,7 @@ from dicomnode.store import Store
 from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob
 from dicomnode.store.ledger import Balance
 from dicomnode.store.rows import EventKind
+from dicomnode.store.watching import Waiting
 from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(jitter=0)
@@ -103,22 +104,29 @@ def test_delivery_pages_hold_everything_once(store: Store) -> None:
     assert [entry.study for entry in (*first, *second)] == ["1.0", "1.0", "1.1", "1.1", "1.2", "1.2"]
 
 
-def test_every_state_is_counted(store: Store) -> None:
+def test_what_is_not_at_its_end_is_counted(store: Store) -> None:
     dead(store, "1.1")
     answered(store, "1.2", "PACS")
-    counts = store.ledger.counts()
-    assert set(counts.jobs) == set(JobState)
-    assert (counts.jobs[JobState.DEAD], counts.jobs[JobState.DONE], counts.jobs[JobState.WAITING]) == (1, 1, 0)
-    assert (counts.deliveries[DeliveryState.WAITING], counts.deliveries[DeliveryState.DEAD]) == (2, 0)
+    operations = store.watching.operations()
+    assert (operations.jobs[JobState.DEAD].count, operations.jobs[JobState.WAITING].count) == (1, 0)
+    assert (operations.destinations["PACS"].waiting.count, operations.dead_deliveries, operations.dead) == (2, 0, 1)
 
 
 def test_the_oldest_waiting_work_is_known(store: Store) -> None:
-    assert store.ledger.oldest_waiting() is None
+    assert store.watching.operations().waiting.since is None
     answered(store, "1.1", "PACS")
     accept(store, "1.2", seconds=50)
-    assert store.ledger.oldest_waiting() == at(3)
+    assert store.watching.operations().waiting.since == at(3)
     deliver(store, Accepted())
-    assert store.ledger.oldest_waiting() == at(50)
+    assert store.watching.operations().waiting.since == at(50)
+
+
+def test_dead_letters_do_not_wait(store: Store) -> None:
+    dead(store, "1.1")
+    answered(store, "1.2", "PACS")
+    deliver(store, Refused(status=0xA900, cause="A900H", permanent=True))
+    operations = store.watching.operations()
+    assert (operations.dead, operations.waiting) == (3, Waiting())
 
 
 def test_the_summary_of_an_answer_is_kept(store: Store, tmp_path: Path) -> None:
@@ -254,7 +262,7 @@ def test_acting_on_an_id_nobody_has_changes_nothing(store: Store) -> None:
 def test_an_operator_may_act_beside_a_running_node(store: Store, tmp_path: Path) -> None:
     dead(store)
     with open_store(tmp_path / "store", exclusive=False) as beside:
-        assert beside.ledger.counts().jobs[JobState.DEAD] == 1
+        assert beside.watching.operations().dead == 1
         beside.ledger.retry(AllDead(), at(100))
     assert claim(store, 100).study == "1.1"
 

@@ -19,13 +19,14 @@ from dicomnode.cli import status as status_command
 from dicomnode.cli.main import app
 from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.finding import Presence
-from dicomnode.domain.job import JobState
+from dicomnode.domain.job import JobState, NoAnswer, RetryPolicy
 from dicomnode.node import utc_now
 from dicomnode.results.summary import SaidFinding, SaidImage, SaidModel, SaidRejection, Summary
 from dicomnode.store import Store
 from dicomnode.store.lock import StoreLock, is_held
 from dicomnode.store.watching import StudyResult
 from dicomnode.watch.table import safe_cell, write_table
+from dicomnode.web.shown import shown_age, shown_time
 from tests.make import build, encode, ref_of
 from tests.stores import EXPLICIT_LE, accept, answer, association, at, claim, open_store, rejection_of_all, to
 
@@ -244,6 +245,27 @@ def test_a_node_that_does_not_run_is_told_from_its_store(tmp_path: Path) -> None
     assert (found["running"], found["passed"], found["answers"]) == (False, False, {"answered": 1, "rejected": 1})
     assert found["studies"]["collecting"]["count"] == 1
     assert (found["destinations"]["pacs"]["waiting"]["count"], found["destinations"]["pacs"]["up"]) == (2, None)
+
+
+def test_the_queue_tells_of_the_same_work(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        accept(store)
+        job = claim(store, 1e6)
+        store.inbox.finish(job, answer(job), to("pacs"), at(3))
+        (delivery,) = store.outbox.claim("pacs", 1, at(4))
+        store.outbox.record(delivery, NoAnswer(cause="no", permanent=True), at(5), RetryPolicy(), 0.5)
+        accept(store, "1.2", seconds=20, over="two")
+    told = run(tmp_path, "queue", "list")
+    assert told.exit_code == 0, told.output
+    assert "1 analyses and 2 deliveries unfinished; dead letters among them: 0 and 1" in told.output
+    assert f"the oldest has waited since {shown_time(at(3))}" in told.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, ""), (0.9, "0 s"), (119.9, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d")]
+)
+def test_an_age_is_in_the_unit_that_people_would_use(seconds: float | None, shown: str) -> None:
+    assert shown_age(seconds) == shown
 
 
 @pytest.mark.parametrize(("code", "passed"), [(200, True), (503, False)])

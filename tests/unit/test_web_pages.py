@@ -99,6 +99,21 @@ def test_the_overview_tells_the_state_of_the_node(web: Web) -> None:
         assert said in text
 
 
+def test_the_overview_counts_what_has_not_reached_its_end(own: Web) -> None:
+    own.answer(image())
+    own.answer(image(OTHER, seed=2))
+    dead_delivery(own)
+    own.store.outbox.claim("pacs", 1, own.clock())
+    own.receive(image(HAND, seed=3))
+    own.clock.advance(minutes=5)
+    text = own.client.get("/").text
+    queues = dict(re.findall(r'<th scope="row">([^<]+)</th><td class="number">(\d+)</td>', text))
+    assert (queues["Being received"], queues["Waiting to be sent"], queues["Being sent"]) == ("1", "2", "1")
+    assert "oldest for 5 min" in text
+    assert re.search(r'Dead letters</h2>\s*<p class="figure warn">1</p>', text)
+    assert '<span class="state state-dead">down, 1 failures</span>' in text
+
+
 def test_what_peers_wrote_is_text_and_no_markup(web: Web) -> None:
     for path in ("/", "/studies", f"/studies/{OTHER}", "/letters"):
         text = web.client.get(path).text
@@ -282,32 +297,40 @@ def test_what_is_not_there_is_said(web: Web, path: str) -> None:
     assert web.client.get(path).status_code == 404
 
 
+def test_the_page_of_problems_counts_dead_letters_and_studies_without_findings(own: Web) -> None:
+    own.answer(image())
+    dead_delivery(own)
+    own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
+    counted = dict(re.findall(r'>([^<]+) <span class="count">(\d+)</span></h2>', own.client.get("/letters").text))
+    assert (counted["Dead letters"], counted["Studies without findings"]) == ("1", "1")
+
+
 def test_a_dead_letter_is_tried_again(own: Web) -> None:
     own.answer(image())
     number = dead_delivery(own)
     assert "refused for good" in own.client.get("/letters").text
     answer = own.post("/letters", act="retry", entry=f"D{number}")
     assert "1 dead letters to be tried again" in answer.text
-    assert own.store.ledger.counts().deliveries[DeliveryState.DEAD] == 0
+    assert own.store.watching.operations().dead == 0
 
 
 def test_all_dead_letters_are_tried_again_and_chosen_ones_given_up(own: Web) -> None:
     own.answer(image())
     number = dead_delivery(own)
     own.post("/letters", act="retry-all")
-    assert own.store.ledger.counts().deliveries[DeliveryState.DEAD] == 0
+    assert own.store.watching.operations().dead == 0
     assert "Nothing was chosen" in own.post("/letters", act="retry").text
     assert "Nothing was chosen" in own.post("/letters", act="drop", entry="X1; DROP TABLE job").text
     own.post("/letters", act="drop", entry=f"D{number}")
-    assert own.store.ledger.counts().deliveries[DeliveryState.DROPPED] == 1
+    assert [entry.delivery_id for entry in own.store.ledger.deliveries([DeliveryState.DROPPED])] == [number]
 
 
 def test_a_study_is_given_up_and_brought_back(own: Web) -> None:
     own.receive(image())
     assert "1 analyses and 0 deliveries given up" in own.post(f"/studies/{STUDY}", act="drop").text
-    assert own.store.ledger.counts().jobs[JobState.DROPPED] == 1
+    assert [entry.study for entry in own.store.ledger.jobs([JobState.DROPPED])] == [STUDY]
     assert "to be tried again" in own.post(f"/studies/{STUDY}", act="retry").text
-    assert own.store.ledger.counts().jobs[JobState.WAITING] == 1
+    assert own.store.watching.operations().jobs[JobState.WAITING].count == 1
 
 
 def test_a_finished_study_is_analysed_again_and_who_asked_is_recorded(
@@ -346,7 +369,7 @@ def test_rejected_studies_are_analysed_again_together(own: Web) -> None:
     assert "Nothing was chosen" in own.post("/letters", act="reanalyse").text
     said = own.post("/letters", act="reanalyse", study=[HAND, OTHER, "'; DROP TABLE job"]).text
     assert "2 studies to be analysed again" in said
-    assert own.store.ledger.counts().jobs[JobState.WAITING] == 2
+    assert own.store.watching.operations().jobs[JobState.WAITING].count == 2
     said = own.post("/letters", act="reanalyse", study=HAND).text
     assert "0 studies to be analysed again. 1 not: it is being received or analysed now." in said
 
@@ -362,7 +385,7 @@ def test_who_may_only_look_cannot_act(tmp_path: Path, bundle: Path, monkeypatch:
         assert web.post(f"/studies/{STUDY}", act="reanalyse").status_code == 403
         assert web.post("/letters", act="retry-all").status_code == 403
         assert web.post("/letters", act="reanalyse", study=STUDY).status_code == 403
-        assert web.store.ledger.counts().jobs[JobState.DROPPED] == 0
+        assert web.store.ledger.jobs([JobState.DROPPED]) == ()
 
 
 def test_nobody_is_sent_elsewhere(own: Web) -> None:
