@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -32,6 +32,9 @@ class Outbox(Protocol):
 
     def note(self, kind: AuditKind, about: Alert | Disclosure | None, now: datetime) -> None:
         """Record what does not stand in the ledger."""
+
+    def note_each(self, kind: AuditKind, abouts: Sequence[Alert | Disclosure | None], now: datetime) -> None:
+        """Record several such things, all or none."""
 
     def gather(self, now: datetime, *, everything: bool = False) -> int:
         """Make records of what happened since; return of how much."""
@@ -104,13 +107,13 @@ class AuditTrail:
                 key = ("various", "", "too many different alerts to name them")
             self._alerts[key] += 1
 
-    def shown(self, visitor: str, address: str, study: str) -> None:
-        """Record that somebody is about to be shown whom a study is of; unless that is recorded, they must not be.
+    def shown(self, visitor: str, address: str, studies: Sequence[str]) -> None:
+        """Record that somebody is about to be shown whom studies are of; unless that is recorded, they must not be.
 
         Raises: StoreUnavailable.
         """
-        about = Disclosure(study=study, visitor=visitor, address=address)
-        self._outbox.note(AuditKind.SHOWN, about, self._clock())
+        abouts = [Disclosure(study=study, visitor=visitor, address=address) for study in studies]
+        self._outbox.note_each(AuditKind.SHOWN, abouts, self._clock())
 
     def step(self) -> int:
         """Record what is new and tell a batch; return how many messages were told.

@@ -1,7 +1,5 @@
 """`cxrnode queue`: what waits, what failed and why; try it again, give it up, or have it analysed anew."""
 
-import os
-import pwd
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.cli.terminal import ConfigOption, StoreOption, account, escape, out, settings_from
 from dicomnode.domain.commitment import CommitmentState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
@@ -126,7 +124,7 @@ def reanalyse(
     if bool(studies) == all_rejected:
         raise ConfigurationError("name studies by their Study Instance UIDs, or --all-rejected, not both")
     named = [checked_uid(study) for study in studies or ()]
-    by = f"{_operator()}, at a terminal,"
+    by = f"{account()}, at a terminal,"
     with open_beside_node(config, store) as opened:
         chosen = _rejected(opened) if all_rejected else named
         asked = [opened.ledger.analyse_again(study, by, utc_now()) for study in chosen]
@@ -147,14 +145,6 @@ def _rejected(opened: Store) -> list[str]:
         found += [entry.study for entry in page if entry.is_kept]
         before = page[-1].number
     return found[::-1]
-
-
-def _operator() -> str:
-    """Return who types: the user's name, or their number where it has no name."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"user {os.getuid()}"
 
 
 def open_beside_node(config: Path | None, store: Path | None) -> Store:

@@ -1,5 +1,7 @@
 """What every command shares: its consoles, and how settings are made of options."""
 
+import os
+import pwd
 import signal
 import sys
 import threading
@@ -70,6 +72,14 @@ def asked_to_stop() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
     return asked
+
+
+def account() -> str:
+    """Return the name of who runs the command, or the account's number where it has no name, as in containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def stop_with(message: str, code: int) -> NoReturn:

@@ -1,7 +1,6 @@
 """`cxrnode watch`: how the results fare, for whoever looks after quality."""
 
 import os
-import pwd
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.queue import open_beside_node
-from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, err, escape, out, settings_from
+from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, account, err, escape, out, settings_from
 from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.inference.operating import choose_operating_point
@@ -72,7 +71,7 @@ def export(
 
 def _patients(store: Store, settings: Settings) -> Callable[[str], Patient]:
     """Return who a study is of, from an object of it that is still kept; with an audit trail, not before it is told."""
-    disclosed_to, here = f"{_account()} (cxrnode watch export)", socket.gethostname()
+    disclosed_to, here = f"{account()} (cxrnode watch export)", socket.gethostname()
 
     def patient_of(study: str) -> Patient:
         found = identity.patient_of(store.audit.blobs_of(study), store.blobs.read)
@@ -84,14 +83,6 @@ def _patients(store: Store, settings: Settings) -> Callable[[str], Patient]:
         return found.patient_id, found.name, found.accession_number
 
     return patient_of
-
-
-def _account() -> str:
-    """Return the name of who runs the command, or the account's number where it has no name, as in containers."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def _print(report: WatchReport) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
@@ -88,8 +88,16 @@ class AuditOutbox:
 
         Raises: StoreUnavailable.
         """
+        self.note_each(kind, [about], now)
+
+    def note_each(self, kind: AuditKind, abouts: Sequence[Alert | Disclosure | None], now: datetime) -> None:
+        """Record several things of a kind that do not stand in the ledger, all or none.
+
+        Raises: StoreUnavailable.
+        """
         with self._database.transaction() as connection:
-            _add(connection, to_text(now), kind, about)
+            for about in abouts:
+                _add(connection, to_text(now), kind, about)
 
     def gather(self, now: datetime, *, everything: bool = False) -> int:
         """Make records of what happened since, and return of how many events; `everything`: wait for nothing more.

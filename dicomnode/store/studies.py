@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,6 +44,17 @@ RESULTS = """
 SELECT result.*, (
     SELECT MAX(version) FROM job_result JOIN job USING (job_id) WHERE job_result.result_id = result.result_id
 ) AS version FROM result WHERE study = ? ORDER BY result_id
+"""
+
+# What a result says of its patient is what its image says, and reports are small.
+SMALLEST = """
+SELECT study, blob, MIN(size_bytes) FROM (
+    SELECT study, blob, size_bytes FROM instance
+    WHERE study IN (SELECT value FROM json_each(:studies)) AND current = 1 AND purged_at IS NULL
+    UNION ALL
+    SELECT study, blob, size_bytes FROM result
+    WHERE study IN (SELECT value FROM json_each(:studies)) AND purged_at IS NULL
+) GROUP BY study
 """
 
 SUMMARY = "SELECT summary FROM job WHERE study = ? AND summary IS NOT NULL ORDER BY version DESC LIMIT 1"
@@ -158,6 +169,15 @@ class Studies:
         """
         with self._database.reading() as connection:
             return tuple(map(_to_result, connection.execute(RESULTS, (study,)).fetchall()))
+
+    def smallest_of(self, studies: Sequence[str]) -> dict[str, str]:
+        """Return the blob of the smallest object that is kept of each of these studies, if there is one.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(SMALLEST, {"studies": json.dumps(list(studies))}).fetchall()
+        return {row["study"]: row["blob"] for row in rows}
 
     def summary_of(self, study: str) -> Summary:
         """Return what the newest answered version said; nothing, if there is none.

@@ -12,7 +12,7 @@ from dicomnode.domain.errors import CxrNodeError
 from dicomnode.imaging.reader import read
 from dicomnode.imaging.tags import text
 from dicomnode.web.guard import form_of
-from dicomnode.web.parts import session_of, site_of, visitor_of
+from dicomnode.web.parts import Parts, session_of, site_of, visitor_of
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,25 @@ def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patie
     return None
 
 
-def disclosed(request: Request, study: str) -> None:
-    """Record that a visitor is about to be told whom a study is of.
+def patients_of(parts: Parts, studies: Sequence[str]) -> dict[str, Patient]:
+    """Return whom studies are of, as far as they are kept: of each, one object is read, the smallest.
+
+    Raises: StoreUnavailable.
+    """
+    blobs = parts.store.studies.smallest_of(studies)
+    found = ((study, patient_of([blob], parts.store.blobs.read)) for study, blob in blobs.items())
+    return {study: patient for study, patient in found if patient is not None}
+
+
+def disclosed(request: Request, studies: Sequence[str]) -> None:
+    """Record that a visitor is about to be told whom studies are of.
 
     Raises: StoreUnavailable; then they must not be.
     """
     visitor, address = visitor_of(request).name, request.client.host if request.client is not None else ""
-    site_of(request).parts.record_shown(visitor, address, study)
-    log.info("patient-shown", extra={"visitor": visitor, "study": study})
+    site_of(request).parts.record_shown(visitor, address, studies)
+    for study in studies:
+        log.info("patient-shown", extra={"visitor": visitor, "study": study})
 
 
 async def switch(request: Request) -> Response:

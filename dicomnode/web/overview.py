@@ -59,6 +59,7 @@ def _facts(parts: Parts) -> dict[str, Any]:
         "answered": recent.events.get(EventKind.ANSWERED, 0) + recent.events.get(EventKind.REJECTED, 0),
         "destinations": operations.destinations_with(configured),
         "configured": configured,
+        "patients": None,
         "newest": [described(entry) for entry in store.studies.page(Wanted(), limit=_NEWEST)],
         "ae_title": parts.settings.scp.ae_title,
         "port": parts.settings.scp.port,

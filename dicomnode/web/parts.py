@@ -1,6 +1,6 @@
 """What views read, and where they find it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from dicomnode.web.pages import Pages
 class Parts:
     """What the node gives to its page. `clock` is the node's.
 
-    `record_shown` is told who, at which address, is about to be shown whom a study is of.
+    `record_shown` is told who, at which address, is about to be shown whom which studies are of.
     """
 
     settings: Settings
@@ -26,7 +26,7 @@ class Parts:
     bundle: Bundle
     gallery: Gallery
     clock: Callable[[], datetime]
-    record_shown: Callable[[str, str, str], None] = lambda _visitor, _address, _study: None
+    record_shown: Callable[[str, str, Sequence[str]], None] = lambda _visitor, _address, _studies: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

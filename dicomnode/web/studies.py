@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from dicomnode.domain.job import JobState
 from dicomnode.store.studies import StudyEntry, Wanted
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
+from dicomnode.web.identity import Patient, disclosed, patients_of, shows_patients
 from dicomnode.web.parts import Parts, session_of, site_of
 
 PER_PAGE = 50
@@ -38,10 +39,12 @@ async def studies(request: Request) -> Response:
     before = int(asked["before"]) if re.fullmatch(r"[0-9]{1,15}", asked.get("before", "")) else None
     entries = await run_in_threadpool(_page, site.parts, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
+    patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
     return site.pages.page(
         request,
         "studies.html",
         newest=[described(entry) for entry in entries[:PER_PAGE]],
+        patients=patients,
         fields={name: fields.get(name, "") for name in _FIELDS},
         outcomes=tuple(OUTCOMES),
         search=search if fields else "",
@@ -65,6 +68,16 @@ async def search_studies(request: Request) -> Response:
 
 def _page(parts: Parts, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
     return parts.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
+
+
+def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, Patient] | None:
+    """Return whom the studies of a page are of, where that is to be shown, and record that it is."""
+    if not shows_patients(request):
+        return None
+    patients = patients_of(site_of(request).parts, [entry.study for entry in entries])
+    if patients:
+        disclosed(request, list(patients))
+    return patients
 
 
 def wanted_of(fields: Mapping[str, str]) -> Wanted:

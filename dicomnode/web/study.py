@@ -69,7 +69,7 @@ async def study(request: Request) -> Response:
     shows = shows_patients(request)
     facts = await run_in_threadpool(_facts, site.parts, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
-        await run_in_threadpool(disclosed, request, uid)
+        await run_in_threadpool(disclosed, request, [uid])
     return site.pages.page(request, "study.html", **facts)
 
 

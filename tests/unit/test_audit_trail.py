@@ -358,7 +358,7 @@ def test_who_was_shown_a_patient_is_told_with_the_patient(store: Store) -> None:
     store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
     sink = MemorySink()
     told = trail(store, sink, Clock(100))
-    told.shown("anna", "10.0.0.9", "1.1")
+    told.shown("anna", "10.0.0.9", ["1.1"])
     told.step()
     line = next(line for line in sink.lines if b"110103" in line)
     for part in (b'UserID="anna"', b"10.0.0.9", b"1.1", CANARY_ID.encode(), CANARY_NAME.encode()):

@@ -158,13 +158,63 @@ def test_that_a_patient_was_shown_is_recorded_without_naming_them(own: Web, capl
     assert not [canary for record in caplog.records for canary in CANARIES if canary in str(vars(record))]
 
 
+def test_the_list_names_patients_to_those_who_may_and_asked_and_records_each(
+    own: Web, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("dicomnode.web.studies.PER_PAGE", 2)
+    for number, name in enumerate(("ALPHA^ANNA", "BETA^BEN", "<b>GAMMA</b>^GINA")):
+        own.answer(image(f"1.2.826.5.{number}", seed=number, patient_name=name))
+    assert "Patients are masked" in own.client.get("/studies").text
+    own.post("/patients", show="yes")
+    first = own.client.get("/studies")
+    assert "BETA BEN" in first.text
+    assert f"ID {CANARY_ID}" in first.text
+    assert "&lt;b&gt;GAMMA&lt;/b&gt; GINA" in first.text
+    assert "ALPHA" not in first.text
+    onward = re.search(r'rel="next" href="([^"]+)"', first.text)
+    assert onward is not None
+    assert "ALPHA ANNA" in own.client.get(onward[1]).text
+    shown = [vars(record)["study"] for record in caplog.records if record.message == "patient-shown"]
+    assert sorted(shown[:2]) == ["1.2.826.5.1", "1.2.826.5.2"]
+    assert shown[2:] == ["1.2.826.5.0"]
+    assert not [record for record in caplog.records if re.search("ALPHA|BETA|GAMMA", str(vars(record)))]
+    own.post("/patients", show="no")
+    assert "BETA" not in own.client.get("/studies").text
+    assert "BETA" not in own.client.get("/").text
+
+
+def test_the_list_names_nobody_unless_that_is_recorded(own: Web) -> None:
+    own.answer(image())
+    own.post("/patients", show="yes")
+
+    def in_trouble(*_: object) -> None:
+        raise StoreUnavailable("the database refused")
+
+    object.__setattr__(own.parts, "record_shown", in_trouble)
+    answer = own.client.get("/studies")
+    assert answer.status_code == 503
+    assert CANARY_ID not in answer.text
+
+
+def test_the_list_says_of_whom_nothing_is_kept(own: Web) -> None:
+    own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
+    own.answer(image(), to=())
+    own.clock.advance(days=40)
+    own.store.retention.purge(own.clock())
+    own.post("/patients", show="yes")
+    text = own.client.get("/studies").text
+    assert text.count("not kept") == 1
+    assert CANARY_ID in text
+
+
 def test_nobody_is_shown_a_patient_unless_that_is_recorded(own: Web) -> None:
     own.answer(image())
     own.post("/patients", show="yes")
-    recorded: list[tuple[str, str, str]] = []
+    recorded: list[tuple[str, str, list[str]]] = []
     object.__setattr__(own.parts, "record_shown", lambda *about: recorded.append(about))
     assert CANARY_ID in own.client.get(f"/studies/{STUDY}").text
-    assert recorded == [("(this machine)", "127.0.0.1", STUDY)]
+    assert recorded == [("(this machine)", "127.0.0.1", [STUDY])]
 
     def in_trouble(*_: str) -> None:
         raise StoreUnavailable("the database refused")
