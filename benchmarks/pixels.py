@@ -82,5 +82,5 @@ def _bare(part10: bytes, maximum_pixels: int) -> Callable[[], object] | None:
     if caught.asked is None:
         return None
     encoded, frame = caught.asked
-    request: Request = {**encoded, "frame_bytes": len(frame), "limit_bytes": 0, "limit_s": 0.0}
+    request: Request = {**encoded, "frame_bytes": len(frame), "shared_bytes": 0, "limit_bytes": 0, "limit_s": 0.0}
     return lambda: codec_child._decode(encoded["decoders"][0], request, frame)  # noqa: SLF001 the very same call

@@ -1,12 +1,15 @@
-"""The codecs, in a process of their own: `python -I codec_child.py`.
+"""The codecs, in a process of their own: `python -I codec_child.py [descriptor]`.
 
 Damaged frames make C codecs abort, hang and allocate without bound; here that ends this process and not the node's.
-It serves one frame after the other until its standard input ends. A request is one line of JSON (`Request`), then the
-frame; an answer one line of JSON (`Answer`), then the samples, little endian. The first line of all says it is ready.
+It serves one frame after the other until its standard input ends. A request is one line of JSON (`Request`), an answer
+another (`Answer`). The frame lies in the memory that the descriptor names, and the samples, little endian, take its
+place; without such memory each follows its line. The first line of all says it is ready.
 """
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import resource
 import signal
@@ -63,24 +66,66 @@ class Encoded(TypedDict):
 
 
 class Request(Encoded):
-    """One frame to decode, and what that may cost."""
+    """One frame to decode, and what that may cost; `shared_bytes`: how large the shared memory is, 0 without one."""
 
     frame_bytes: int
+    shared_bytes: int
     limit_bytes: int
     limit_s: float
 
 
 class Answer(TypedDict):
-    """The samples that follow, or per decoder that was tried the class of its error, and then no samples follow."""
+    """What the samples are, or per decoder that was tried the class of its error, and then there are none."""
 
     dtype: str
     shape: list[int]
     errors: list[str]
 
 
+class _Channel:
+    """How frames come and samples go."""
+
+    def __init__(self, source: BinaryIO, target: BinaryIO, descriptor: int | None) -> None:
+        self._source, self._target, self._descriptor = source, target, descriptor
+        self._shared: mmap.mmap | None = None
+
+    def request(self) -> Request | None:
+        """Return the next request, or None after the last."""
+        line = self._source.readline()
+        return json.loads(line) if line else None
+
+    def frame(self, request: Request) -> bytes:
+        if self._descriptor is None:
+            return self._source.read(request["frame_bytes"])
+        if self._shared is None or len(self._shared) != request["shared_bytes"]:
+            # The former mapping goes first: both together are more than the limit of memory allows for.
+            self._shared = None
+            self._shared = mmap.mmap(self._descriptor, request["shared_bytes"])
+        return self._shared[: request["frame_bytes"]]
+
+    def answer(self, samples: np.ndarray[Any, Any]) -> None:
+        dtype = samples.dtype.newbyteorder("<")
+        answer: Answer = {"dtype": dtype.str, "shape": list(samples.shape), "errors": []}
+        if self._shared is None:
+            self.write(json.dumps(answer).encode() + b"\n")
+            self.write(np.ascontiguousarray(samples, dtype=dtype).data)
+            return
+        np.copyto(np.ndarray(samples.shape, dtype, self._shared), samples)
+        self.write(json.dumps(answer).encode() + b"\n")
+
+    def refuse(self, errors: list[str]) -> None:
+        answer: Answer = {"dtype": "", "shape": [], "errors": errors}
+        self.write(json.dumps(answer).encode() + b"\n")
+
+    def write(self, what: "bytes | memoryview[Any]") -> None:
+        self._target.write(what)
+        self._target.flush()
+
+
 def main() -> int:
     """Serve standard input until it ends."""
-    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else None
+    channel = _Channel(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), descriptor)
     # A codec that prints must not speak to the node.
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -90,20 +135,17 @@ def main() -> int:
     for limit, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
         resource.setrlimit(limit, (most, most))
     base_bytes = _address_space()
-    target.write(b"ready\n")
-    target.flush()
-    while line := source.readline():
-        request: Request = json.loads(line)
-        frame = source.read(request["frame_bytes"])
+    channel.write(b"ready\n")
+    while (request := channel.request()) is not None:
         # If the node died meanwhile, nobody else would end a codec that hangs.
         signal.setitimer(signal.ITIMER_REAL, request["limit_s"])
-        _limit_memory(base_bytes + request["limit_bytes"])
-        _answer(target, request, frame)
+        _limit_memory(base_bytes + request["shared_bytes"] + request["limit_bytes"])
+        _serve(channel, request, channel.frame(request))
         signal.setitimer(signal.ITIMER_REAL, 0)
     return 0
 
 
-def _answer(target: BinaryIO, request: Request, frame: bytes) -> None:
+def _serve(channel: _Channel, request: Request, frame: bytes) -> None:
     errors: list[str] = []
     for name in request["decoders"]:
         try:
@@ -111,18 +153,9 @@ def _answer(target: BinaryIO, request: Request, frame: bytes) -> None:
         except _RAISED as error:  # without its message, which may quote the data set
             errors.append(f"{name}: {type(error).__name__}")
             continue
-        samples = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("<"))
-        answer: Answer = {"dtype": samples.dtype.str, "shape": list(samples.shape), "errors": []}
-        _write(target, answer)
-        target.write(samples.data)
-        target.flush()
+        channel.answer(samples)
         return
-    _write(target, {"dtype": "", "shape": [], "errors": errors})
-
-
-def _write(target: BinaryIO, answer: Answer) -> None:
-    target.write(json.dumps(answer).encode() + b"\n")
-    target.flush()
+    channel.refuse(errors)
 
 
 def _decode(name: str, request: Request, frame: bytes) -> np.ndarray[Any, Any]:
@@ -150,27 +183,34 @@ def _decode_by_gdcm(request: Request, frame: bytes, precision: int) -> np.ndarra
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
     fragment.SetByteStringValue(frame)
     fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((request["columns"], request["rows"], 1))
-    image.SetDataElement(element)
-    interpretation = gdcm.PhotometricInterpretation.GetPIType(request["photometric"])
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(interpretation))
-    if request["samples"] > 1:
-        image.SetPlanarConfiguration(0)
-    syntax = gdcm.TransferSyntax.GetTSType(request["transfer_syntax"])
-    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    compressed, decoded = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.DataElement()
+    compressed.SetValue(fragments.__ref__())
     container, signed = 8 if precision <= 8 else 16, request["signed"]
-    image.SetPixelFormat(gdcm.PixelFormat(request["samples"], container, precision, precision - 1, int(signed)))
-    # GDCM hands its char* over as text.
-    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")
-    samples = np.frombuffer(decoded, dtype=f"<{'i' if signed else 'u'}{container // 8}")
+    codec = gdcm.JPEGCodec()
+    codec.SetNumberOfDimensions(2)
+    codec.SetDimensions((request["columns"], request["rows"], 1))
+    codec.SetPlanarConfiguration(0)
+    interpretation = gdcm.PhotometricInterpretation.GetPIType(request["photometric"])
+    codec.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(interpretation))
+    # The last, since it sets up the codec of that precision with all the rest.
+    codec.SetPixelFormat(gdcm.PixelFormat(request["samples"], container, precision, precision - 1, int(signed)))
+    if not codec.Decode(compressed, decoded):
+        raise ValueError
+    samples = _samples_of(decoded, f"<{'i' if signed else 'u'}{container // 8}", request)
     if request["samples"] == 1:
         return samples.reshape(request["rows"], request["columns"])
     colours = samples.reshape(request["rows"], request["columns"], request["samples"])
     return colours if request["photometric"] == "RGB" else convert_color_space(colours, "YBR_FULL", "RGB")
+
+
+def _samples_of(decoded: gdcm.DataElement, dtype: str, request: Request) -> np.ndarray[Any, Any]:
+    """Copy what GDCM decoded from where it lies: as the text that it hands out it would cost as much as decoding."""
+    value = decoded.GetByteValue()
+    expected = np.dtype(dtype).itemsize * request["rows"] * request["columns"] * request["samples"]
+    if value is None or str(value.GetLength()) != str(expected):
+        raise ValueError
+    held = (ctypes.c_char * expected).from_address(int(value.GetVoidPointer()))
+    return np.frombuffer(memoryview(held), dtype=np.dtype(dtype)).copy()
 
 
 def _address_space() -> int:

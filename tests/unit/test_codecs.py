@@ -1,6 +1,7 @@
 """The process of the codecs: what a frame does to it costs that frame a coded rejection, and nothing else."""
 
 import json
+import mmap
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from pydicom import uid as uids
 
 from dicomnode.domain.errors import DecoderUnavailable, UndecodablePixels
 from dicomnode.imaging import codecs as module
-from dicomnode.imaging import reader
+from dicomnode.imaging import reader, shared
 from dicomnode.imaging.codecs import CodecLimits, CodecProcess
 from dicomnode.imaging.decoding import decode, read_layout
 from tests.conftest import ROOT
@@ -174,7 +175,8 @@ def test_it_inherits_no_file_no_secret_and_writes_no_file(
         process = Path(f"/proc/{codecs.pid}")
         files = {str(entry.readlink()) for entry in (process / "fd").iterdir()}
     assert b"CXRNODE" not in (process / "environ").read_bytes()
-    assert {name.partition(":")[0] for name in files} == {"pipe", "/dev/null"}  # no socket, no database
+    kinds = {name.partition(":")[0] for name in files}
+    assert kinds == {"pipe", "/dev/null", "/memfd"}  # no socket, no database
     limits = {line[:25].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
     assert limits["Max file size"] == limits["Max core file size"] == "0"
     assert limits["Max address space"] != "unlimited"
@@ -258,10 +260,11 @@ def test_it_ends_when_its_owner_is_killed(how: str) -> None:
 
 
 SPEAKS = """
-import json, sys
+import json, os, sys
 print("ready", flush=True)
 request = json.loads(sys.stdin.buffer.readline())
-sys.stdin.buffer.read(request["frame_bytes"])
+if not request["shared_bytes"]:
+    sys.stdin.buffer.read(request["frame_bytes"])
 shape = [request["rows"], request["columns"]]
 {answer}
 """
@@ -276,11 +279,15 @@ sys.stdout.buffer.write(bytes(2 * shape[0] * shape[1]))
 
 
 @pytest.mark.parametrize(
-    "answer", ["print('{}')", "print('noise')", SHORT, SMALL], ids=["{}", "noise", "short", "small"]
+    ("answer", "piped"),
+    [("print('{}')", False), ("print('noise')", False), (SMALL, False), (SMALL, True), (SHORT, True)],
+    ids=["{}", "noise", "small", "small, by a pipe", "short, by a pipe"],
 )
 def test_a_process_that_does_not_answer_as_agreed_is_replaced(
-    answer: str, codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    answer: str, piped: bool, codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if piped:
+        monkeypatch.delattr(os, "memfd_create")
     child = tmp_path / "child.py"
     child.write_text(SPEAKS.replace("{answer}", answer + "\nsys.stdout.flush()\nsys.stdout.close()"))
     with monkeypatch.context() as patched:
@@ -288,6 +295,69 @@ def test_a_process_that_does_not_answer_as_agreed_is_replaced(
         with pytest.raises(UndecodablePixels):
             decoded(GOOD, codecs)
     assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+
+
+def open_files() -> set[str]:
+    """Return what this process has open and maps of what is shared."""
+    files = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return {str(entry.readlink()) for entry in files if "memfd" in str(entry.readlink())} | {
+        line.split()[-2] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:cxrnode" in line
+    }
+
+
+def test_memory_that_was_shared_goes_with_a_process_that_is_killed(codecs: CodecProcess) -> None:
+    for _ in range(3):
+        decoded(GOOD, codecs)
+        assert codecs.pid is not None
+        assert open_files()
+        os.kill(codecs.pid, signal.SIGKILL)
+        with pytest.raises(UndecodablePixels):
+            decoded(ABORTS, codecs)
+        assert not open_files()
+
+
+def test_what_a_large_frame_needs_is_shared_and_then_given_back(
+    codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory begins with one page; each frame is larger than the one before."""
+    monkeypatch.setattr(shared, "_FIRST_BYTES", mmap.PAGESIZE)
+    for rows, columns in ((40, 48), (ROWS, COLUMNS), (800, 640), (ROWS, COLUMNS)):
+        ds = reader.read(encode(build("cr", rows=rows, columns=columns), uids.JPEG2000Lossless))
+        assert np.array_equal(decoded(ds, codecs), stored(chest(rows, columns), bits=12))
+        assert shared_blocks(codecs) <= mmap.PAGESIZE
+
+
+def shared_blocks(codecs: CodecProcess) -> int:
+    """Return how many bytes the memory that is shared takes."""
+    files = [entry for entry in Path(f"/proc/{codecs.pid}/fd").iterdir() if "memfd" in str(entry.readlink())]
+    return 512 * max(entry.stat().st_blocks for entry in files)
+
+
+CUTS = """
+try:
+    os.ftruncate(int(sys.argv[1]), 0)
+except PermissionError:
+    print(json.dumps({"dtype": "", "shape": [], "errors": ["not permitted"]}))
+"""
+
+
+def test_the_other_process_cannot_cut_short_what_this_one_reads(
+    codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(SPEAKS.replace("{answer}", CUTS))
+    monkeypatch.setattr(module, "_CHILD", child)
+    with pytest.raises(UndecodablePixels, match="not permitted"):
+        decoded(GOOD, codecs)
+
+
+def test_without_memory_to_share_frames_go_by_pipes(codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    for _ in range(2):
+        assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
+    assert not open_files()
+    files = {str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{codecs.pid}/fd").iterdir()}
+    assert files == {"pipe", "/dev/null"}
 
 
 CHANGED = """
@@ -321,7 +391,7 @@ def test_a_codec_that_prints_does_not_speak_to_the_node(
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_codec_whose_node_is_gone_ends_itself_and_only_in_the_middle_of_a_frame(tmp_path: Path, hangs: bool) -> None:
     child = changed_child(tmp_path, "time.sleep(600)" if hangs else "raise ValueError")
-    request = {"decoders": ["pydicom"], "frame_bytes": 1, "limit_bytes": 1 << 30, "limit_s": 1.0}
+    request = {"decoders": ["pydicom"], "frame_bytes": 1, "shared_bytes": 0, "limit_bytes": 1 << 30, "limit_s": 1.0}
     process = subprocess.Popen([sys.executable, "-I", str(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         assert process.stdin is not None
