@@ -76,7 +76,7 @@ def _one_study(store: Store, number: int, study: str = "") -> float:
 
     def work() -> None:
         accept(store, study, over=study, seconds=now)
-        store.inbox.association_released(study, at(now))
+        store.reception.association_released(study, at(now))
         job = claim(store, now + 5)
         store.inbox.finish(job, answer(job), ROUTE, at(now + 6))
         for delivery in store.outbox.claim("pacs", 10, at(now + 7)):

@@ -24,7 +24,7 @@ _PLACES = {
     ("arriving.py", ""): "blobs: SHA-256, write, fsync",
     ("commits.py", ""): "",
     ("database.py", ""): "SQLite, with its fsync",
-    ("inbox.py", ""): "SQLite, with its fsync",
+    ("reception.py", ""): "SQLite, with its fsync",
 }
 
 
@@ -33,10 +33,10 @@ def main() -> None:
     with Store.open(StoreSettings(path=path), AssemblySettings(), exclusive=True) as store:
         scp = StorageScp(
             ScpSettings(port=port, bind="127.0.0.1", ae_title="CXRNODE"),
-            store.inbox,
+            store.reception,
             clock=lambda: datetime.now(UTC),
             identifiers=lambda: uuid.uuid4().hex,
-            arriving=None if "--whole" in sys.argv else store.inbox.arriving,
+            arriving=None if "--whole" in sys.argv else store.reception.arriving,
         )
         scp.start()
         seen: Counter[str] = Counter()

@@ -65,7 +65,7 @@ def _outbox(store: Store, results: tuple[ResultInstance, ...]) -> Callable[[], f
         number = next(numbers)
         study = f"1.{number}"
         accept(store, study, over=study)
-        store.inbox.association_released(study, at(10 * number))
+        store.reception.association_released(study, at(10 * number))
         job = claim(store, 10 * number + 5)
         answer = _answer(job, results, number)
         return 1000 * seconds(lambda: store.inbox.finish(job, answer, route, at(10 * number + 6)))

@@ -65,8 +65,8 @@ def _one(
     ref, head = _ref(part10), read_file_head(part10)
     association = AssociationInfo(association_id=ref.study, calling_ae="BENCH", called_ae="CXRNODE", peer_address="-")
     with step("stored durably"):
-        store.inbox.accept(ref, head.transfer_syntax, part10, association, at(now))
-    store.inbox.association_released(ref.study, at(now))
+        store.reception.accept(ref, head.transfer_syntax, part10, association, at(now))
+    store.reception.association_released(ref.study, at(now))
     with step("claimed, read back"):
         job = claim(store, now + 5)
         (instance,) = job.instances

@@ -226,12 +226,12 @@ def _scp(
 ) -> StorageScp:
     return StorageScp(
         settings.scp,
-        store.inbox,
+        store.reception,
         clock=clock,
         identifiers=lambda: uuid.uuid4().hex,
         reports=to_destinations.desk.receive,
         alert=audit.alert if audit is not None else None,
-        arriving=store.inbox.arriving,
+        arriving=store.reception.arriving,
         changed=worker.wake,
     )
 

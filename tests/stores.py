@@ -73,7 +73,7 @@ def accept(
 ) -> Receipt:
     """Accept one image; its bytes are made of its UID and `content`."""
     ref = image(study, number)
-    return store.inbox.accept(ref, EXPLICIT_LE, part10(ref, content), association(over, calling_ae), at(seconds))
+    return store.reception.accept(ref, EXPLICIT_LE, part10(ref, content), association(over, calling_ae), at(seconds))
 
 
 def part10(ref: InstanceRef, content: bytes = b"pixels") -> bytes:

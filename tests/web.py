@@ -90,11 +90,11 @@ class Web:
         """Store images as they come over an association."""
         name = f"a{self.clock.now.timestamp()}"
         who = AssociationInfo(association_id=name, calling_ae=calling_ae, called_ae="N", peer_address="::1")
-        self.store.inbox.association_opened(name, self.clock())
+        self.store.reception.association_opened(name, self.clock())
         for dataset in datasets:
-            self.store.inbox.accept(ref_of(dataset), ExplicitVRLittleEndian, encode(dataset), who, self.clock())
+            self.store.reception.accept(ref_of(dataset), ExplicitVRLittleEndian, encode(dataset), who, self.clock())
         self.clock.advance(seconds=1)
-        self.store.inbox.association_released(name, self.clock())
+        self.store.reception.association_released(name, self.clock())
         self.clock.advance(seconds=10)
 
     def answer(self, *datasets: Dataset, to: tuple[str, ...] = ("pacs",), calling_ae: str = "MODALITY") -> None:

@@ -1,7 +1,7 @@
-"""Verification and Storage SCP: check, hand the raw bytes to the inbox, answer. Reports of commitment come in here too.
+"""Verification and Storage SCP: check, hand the raw bytes on, answer. Reports of commitment come in here too.
 
-A data set is never decoded here. 0x0000 is answered only after `Inbox.accept` has returned, that is, after bytes and
-row are durable.
+A data set is never decoded here. 0x0000 is answered only after `Reception.accept` has returned, that is, after bytes
+and row are durable.
 """
 
 import errno
@@ -45,7 +45,7 @@ _COMMENT_CHARACTERS = 64
 _DRAINING = Refusal(rejection=Rejection.CONGESTION, reason="stopping")
 
 
-class Inbox(Protocol):
+class Reception(Protocol):
     """Where received instances become durable."""
 
     def accept(
@@ -69,7 +69,7 @@ class StorageScp:
     def __init__(
         self,
         settings: ScpSettings,
-        inbox: Inbox,
+        reception: Reception,
         *,
         clock: Callable[[], datetime],
         identifiers: Callable[[], str],
@@ -80,13 +80,13 @@ class StorageScp:
     ) -> None:
         """Take the parts; `reports` serves what destinations report by Storage Commitment.
 
-        `arriving` begins an object of the inbox's that is stored while it comes, as large ones then are. `changed` is
-        called when the inbox has another image, or a study that may be complete.
+        `arriving` begins an object that is stored while it comes, as large ones then are. `changed` is called when
+        there is another image, or a study that may be complete.
 
         `alert` is told of every peer turned away: its address, its calling AE title if known, and why.
         """
         self._settings = settings
-        self._inbox = inbox
+        self._reception = reception
         self._clock = clock
         self._identifiers = identifiers
         self._reports = reports or _refuse_operation
@@ -219,7 +219,7 @@ class StorageScp:
             self._accepted += 1
         log.info("association-opened", extra=_about(info))
         try:
-            self._inbox.association_opened(info.association_id, self._clock())
+            self._reception.association_opened(info.association_id, self._clock())
         except CxrNodeError as error:
             log.warning("association-not-recorded", extra={**_about(info), "cause": str(error)})
 
@@ -240,7 +240,7 @@ class StorageScp:
             ended, self._ended = self._ended, set()
         for association_id in ended:
             try:
-                self._inbox.association_released(association_id, self._clock())
+                self._reception.association_released(association_id, self._clock())
             except CxrNodeError as error:
                 log.warning("association-not-recorded", extra={"association": association_id, "cause": str(error)})
                 with self._lock:
@@ -284,7 +284,7 @@ class StorageScp:
         transfer_syntax = str(context.transfer_syntax)
         with _content(request.DataSet, transfer_syntax) as (ref, part10):
             _check_command(ref, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), context)
-            self._inbox.accept(ref, transfer_syntax, part10, info, self._clock())
+            self._reception.accept(ref, transfer_syntax, part10, info, self._clock())
         self._changed()
         return ref
 

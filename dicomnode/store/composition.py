@@ -19,6 +19,7 @@ from dicomnode.store.ledger import Ledger
 from dicomnode.store.lock import StoreLock
 from dicomnode.store.outbox import Outbox
 from dicomnode.store.places import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
+from dicomnode.store.reception import Reception
 from dicomnode.store.retention import Retention
 from dicomnode.store.search import SearchIndex
 from dicomnode.store.statistics import Statistics
@@ -37,6 +38,7 @@ _PURGED = _NAMED.replace("IS NULL", "IS NOT NULL")
 class Store:
     """Everything the node remembers, in one folder: `store.db`, `blobs/`, and `unclaimed/` for blobs without a row."""
 
+    reception: Reception
     inbox: Inbox
     outbox: Outbox
     commitments: Commitments
@@ -82,6 +84,7 @@ class Store:
             else:
                 _bring_up_to_date(database, settings.path)
             store = cls(
+                reception=Reception(database, blobs, assembly),
                 inbox=Inbox(database, blobs, assembly, search),
                 studies=Studies(database, search),
                 outbox=Outbox(database, blobs),

@@ -1,26 +1,23 @@
-"""From an arriving image to a study's answer: accept, claim, finish, fail, recover.
+"""From a received study to its answer: claim, finish, fail, recover.
 
-What `accept` promises: when it returns, the bytes and their row survive a loss of power. What `finish` promises: the
-results are durable and are queued for every destination in the same transaction that closes the job.
+What `finish` promises: the results are durable and are queued for every destination in the same transaction that closes
+the job.
 """
 
 import logging
 import sqlite3
 from datetime import datetime
 
-from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.domain.job import Expected, Job, JobState, StudyAnswer
 from dicomnode.domain.routing import Route
 from dicomnode.settings import AssemblySettings
 from dicomnode.store.answers import close_answered, write_answer
-from dicomnode.store.arriving import Arriving
 from dicomnode.store.assembly import OPEN_JOB, OpenVersion, hand_over, reschedule
 from dicomnode.store.blobs import Blobs
 from dicomnode.store.clock import ClockWatch, plan_anew
 from dicomnode.store.database import Database
 from dicomnode.store.jobs import read_expected, read_job
 from dicomnode.store.outbox import recover_deliveries
-from dicomnode.store.reception import Receipt, Reception
 from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_text
 from dicomnode.store.search import SearchIndex
 from dicomnode.store.tallies import tally_end
@@ -61,46 +58,14 @@ NEXT_DUE = "SELECT MIN(due_at) FROM job WHERE due_at IS NOT NULL"
 
 
 class Inbox:
-    """Received studies, from their first image to their answer."""
+    """Received studies, until they are answered."""
 
     def __init__(
         self, database: Database, blobs: Blobs, settings: AssemblySettings, search: SearchIndex | None = None
     ) -> None:
         """`search`: where people find answered studies."""
         self._database, self._blobs, self._settings, self._search = database, blobs, settings, search
-        self._reception = Reception(database, blobs, settings)
         self._clock = ClockWatch()
-
-    def association_opened(self, association_id: str, now: datetime) -> None:
-        """Hold the studies to which this association contributes until it is released."""
-        self._reception.association_opened(association_id, now)
-
-    def association_released(self, association_id: str, now: datetime) -> None:
-        """Let the studies to which this association contributed become complete; it may have ended in any way.
-
-        Raises: StoreUnavailable; the studies then become complete after their maximum wait.
-        """
-        self._reception.association_released(association_id, now)
-
-    def arriving(self) -> Arriving:
-        """Begin an instance whose bytes come piece by piece, for `accept`."""
-        return self._blobs.arriving()
-
-    def accept(
-        self,
-        ref: InstanceRef,
-        transfer_syntax: str,
-        part10: bytes | Arriving,
-        association: AssociationInfo,
-        now: datetime,
-    ) -> Receipt:
-        """Make an instance durable and add it to its study; success may be answered once this returns.
-
-        What is `arriving` is whole by now, and stays the caller's to discard.
-
-        Raises: UidMismatch (the SOP instance is held under another study), DiskFull, StoreUnavailable.
-        """
-        return self._reception.accept(ref, transfer_syntax, part10, association, now)
 
     def claim(self, now: datetime) -> Job | None:
         """Take the study that has been complete for longest, if any, and put it in work.
@@ -164,7 +129,7 @@ class Inbox:
                 retry_at = now if row["attempts"] < maximum_attempts else None
                 self._settle(connection, row["job_id"], row["study"], cause, retry_at, now)
             for row in connection.execute(COLLECTING).fetchall():
-                reschedule(connection, row["job_id"], self._settings, self._reception.opened_at)
+                reschedule(connection, row["job_id"], self._settings, open_associations=())
             recover_deliveries(connection, now)
             plan_anew(connection, now)
 

@@ -1,5 +1,7 @@
 """An image arrives: its bytes and its row become durable, and it joins its study.
 
+What `accept` promises: when it returns, the bytes and their row survive a loss of power.
+
 The same SOP Instance UID again:
 
 - with the same bytes, it is a duplicate: nothing is done twice;
@@ -82,22 +84,26 @@ class Reception:
         self._database, self._blobs, self._settings = database, blobs, settings
         self._commits = GroupCommit(database)
         # Which associations are open is a fact about this process: none of them survives it.
-        self.opened_at: dict[str, datetime] = {}
+        self._opened_at: dict[str, datetime] = {}
 
     def association_opened(self, association_id: str, now: datetime) -> None:
         """Hold the studies to which this association contributes until it is released."""
-        self.opened_at[association_id] = now
+        self._opened_at[association_id] = now
 
     def association_released(self, association_id: str, now: datetime) -> None:
         """Let the studies to which this association contributed become complete; it may have ended in any way.
 
         Raises: StoreUnavailable; the studies then become complete after their maximum wait.
         """
-        self.opened_at.pop(association_id, None)
+        self._opened_at.pop(association_id, None)
         with self._database.transaction() as connection:
             connection.execute(RELEASE, {"association_id": association_id, "now": to_text(now)})
             for row in connection.execute(HELD_BY, (association_id,)).fetchall():
-                reschedule(connection, row["job_id"], self._settings, self.opened_at)
+                reschedule(connection, row["job_id"], self._settings, self._opened_at)
+
+    def arriving(self) -> Arriving:
+        """Begin an instance whose bytes come piece by piece, for `accept`."""
+        return self._blobs.arriving()
 
     def accept(
         self,
@@ -177,7 +183,7 @@ class Reception:
         joined = join_open_version(connection, ref.study, now)
         connection.execute(ADD_INSTANCE, facts | {"job_id": joined.job_id})
         note_arrival(connection, joined.job_id, now)
-        reschedule(connection, joined.job_id, self._settings, self.opened_at)
+        reschedule(connection, joined.job_id, self._settings, self._opened_at)
         arrival = _arrival(held)
         detail = f"{ref.sop_instance} {arrival} {whence(association)}"
         event, kind = _ARRIVALS[arrival]
@@ -188,7 +194,7 @@ class Reception:
         """Have a study answered for a peer that sent nothing new: the same results, to where its routes lead."""
         joined = join_open_version(connection, study, now, why="another peer sent the study")
         note_arrival(connection, joined.job_id, now)
-        reschedule(connection, joined.job_id, self._settings, self.opened_at)
+        reschedule(connection, joined.job_id, self._settings, self._opened_at)
 
     def _note_association(self, connection: sqlite3.Connection, association: AssociationInfo, now: datetime) -> None:
         facts = {
@@ -196,7 +202,7 @@ class Reception:
             "calling_ae": association.calling_ae,
             "called_ae": association.called_ae,
             "peer_address": association.peer_address,
-            "opened_at": to_text(self.opened_at.get(association.association_id, now)),
+            "opened_at": to_text(self._opened_at.get(association.association_id, now)),
         }
         connection.execute(NOTE_ASSOCIATION, facts)
 

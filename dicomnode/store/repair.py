@@ -24,6 +24,7 @@ from dicomnode.store.composition import reconcile
 from dicomnode.store.database import Database, migrations
 from dicomnode.store.inbox import Inbox
 from dicomnode.store.places import BLOBS, DATABASE, QUARANTINE, UNCLAIMED
+from dicomnode.store.reception import Reception
 from dicomnode.store.rows import EventKind, record, to_text
 
 Identify = Callable[[bytes], tuple[InstanceRef, str] | None]
@@ -85,7 +86,8 @@ def rebuild(path: Path, assembly: AssemblySettings, identify: Identify, now: dat
     images = 0
     with contextlib.closing(Database(new)) as database:
         database.migrate(migrations())
-        inbox = Inbox(database, Blobs(path / BLOBS, path / UNCLAIMED, minimum_free_bytes=0).prepare(), assembly)
+        blobs = Blobs(path / BLOBS, path / UNCLAIMED, minimum_free_bytes=0).prepare()
+        reception = Reception(database, blobs, assembly)
         for data, moment in _intact(path):
             found = identify(data)
             if found is None:
@@ -93,7 +95,7 @@ def rebuild(path: Path, assembly: AssemblySettings, identify: Identify, now: dat
             ref, transfer_syntax = found
             sender = senders.get(ref.sop_instance, _UNKNOWN)
             with contextlib.suppress(UidMismatch):  # it was refused when it came, too
-                inbox.accept(ref, transfer_syntax, data, sender, moment)
+                reception.accept(ref, transfer_syntax, data, sender, moment)
                 studies.add(ref.study)
                 images += 1
     with _translated(path):

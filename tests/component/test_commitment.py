@@ -198,7 +198,7 @@ def bench(path: Path, archive: Archive, **destination: Any) -> Iterator[Bench]:
             randomness=lambda: 0.5,
             identifiers=lambda: derive_uid("tests", "transaction", str(path), str(next(numbers))),
         )
-        with running_scp(store.inbox, reports=desk.receive) as (_, listener):
+        with running_scp(store.reception, reports=desk.receive) as (_, listener):
             archive.listener = listener
             yield Bench(store, committer, desk, settings, entry)
 
@@ -381,7 +381,7 @@ def test_a_report_that_cannot_be_written_down_is_to_be_repeated(tmp_path: Path) 
 
     policy = RetrySettings().policy()
     desk = ReportDesk(Locked(), policy, clock=now, randomness=lambda: 0.5, resend=lambda: None)  # type: ignore[arg-type]
-    with open_store(tmp_path) as store, running_scp(store.inbox, reports=desk.receive) as (_, listener):
+    with open_store(tmp_path) as store, running_scp(store.reception, reports=desk.receive) as (_, listener):
         assert report_to(listener, information("1.2.3.4", ["1.2"])) == 0x0110
 
 
@@ -390,7 +390,7 @@ def test_the_node_does_not_commit_itself(tmp_path: Path) -> None:
     told = information("1.2.3.4", ["1.2"])
     with (
         open_store(tmp_path) as store,
-        running_scp(store.inbox) as (_, listener),
+        running_scp(store.reception) as (_, listener),
         requested(listener, context) as association,
     ):
         status, _ = association.send_n_action(told, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)

@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def node(store: Store) -> Iterator[Destination]:
-    with running_scp(store.inbox) as (_, destination):
+    with running_scp(store.reception) as (_, destination):
         yield destination
 
 

@@ -27,24 +27,24 @@ SIDE = 1100
 
 
 class Watched:
-    """A store's inbox that counts what was begun, and whose disk can refuse."""
+    """A store's reception that counts what was begun, and whose disk can refuse."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.begun, self.refused = store, list[Arriving](), 0
         self.failure: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.store.inbox, name)
+        return getattr(self.store.reception, name)
 
     def arriving(self) -> Arriving:
-        self.begun.append(self.store.inbox.arriving())
+        self.begun.append(self.store.reception.arriving())
         return self.begun[-1]
 
     def accept(self, *arguments: Any) -> object:
         if self.failure is not None:
             self.refused += 1
             raise self.failure
-        return self.store.inbox.accept(*arguments)
+        return self.store.reception.accept(*arguments)
 
 
 @pytest.fixture(scope="module")

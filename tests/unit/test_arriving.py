@@ -129,24 +129,24 @@ def test_a_disk_that_is_nearly_full_takes_no_large_object(tmp_path: Path) -> Non
 
 def test_an_instance_that_arrived_in_pieces_is_the_studys_like_any_other(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
-        arriving = store.inbox.arriving()
+        arriving = store.reception.arriving()
         for piece in PIECES:
             arriving.write(piece)
-        store.inbox.accept(image(), EXPLICIT_LE, arriving, association(), at(0))
+        store.reception.accept(image(), EXPLICIT_LE, arriving, association(), at(0))
         arriving.discard()
-        store.inbox.association_released("one", at(1))
+        store.reception.association_released("one", at(1))
         job = store.inbox.claim(at(60))
         assert job is not None
         (instance,) = job.instances
         assert instance.size_bytes == len(WHOLE)
         assert store.blobs.read_instance(instance) == WHOLE
-        again = store.inbox.accept(image(), EXPLICIT_LE, WHOLE, association("two"), at(61))
+        again = store.reception.accept(image(), EXPLICIT_LE, WHOLE, association("two"), at(61))
         assert again.kind == "duplicate"
 
 
 def test_what_a_crash_left_half_written_is_removed_at_the_next_start(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
-        arriving = store.inbox.arriving()
+        arriving = store.reception.arriving()
         arriving.write(b"the first piece")
         wait_until(arriving.path.exists, LIMIT_S, "the begin of the file")
         left = arriving.path.read_bytes(), arriving.path

@@ -33,34 +33,34 @@ def test_a_study_is_due_when_quiet_has_passed_since_its_last_image(store: Store)
 
 
 def test_an_open_association_holds_the_study_it_contributed_to(store: Store) -> None:
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, seconds=0, over="one")
     assert store.inbox.claim(at(60)) is None
-    store.inbox.association_released("one", at(61))
+    store.reception.association_released("one", at(61))
     assert uids(claim(store, 61).instances) == ["1.1.2.1"]
 
 
 def test_a_released_association_still_leaves_the_quiet_time(store: Store) -> None:
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, seconds=0, over="one")
-    store.inbox.association_released("one", at(0.5))
+    store.reception.association_released("one", at(0.5))
     assert store.inbox.claim(at(QUIET_S - 0.001)) is None
     assert claim(store, QUIET_S).study == "1.1"
 
 
 def test_every_association_that_contributed_holds_the_study(store: Store) -> None:
     for name in ("one", "two"):
-        store.inbox.association_opened(name, at(0))
+        store.reception.association_opened(name, at(0))
     accept(store, number=1, over="one")
     accept(store, number=2, over="two")
-    store.inbox.association_released("one", at(1))
+    store.reception.association_released("one", at(1))
     assert store.inbox.claim(at(60)) is None
-    store.inbox.association_released("two", at(61))
+    store.reception.association_released("two", at(61))
     assert len(claim(store, 61).instances) == 2
 
 
 def test_an_association_holds_no_study_but_its_own(store: Store) -> None:
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, "1.1", over="one")
     accept(store, "1.2", over="two")
     assert claim(store, QUIET_S).study == "1.2"
@@ -68,12 +68,12 @@ def test_an_association_holds_no_study_but_its_own(store: Store) -> None:
 
 def test_an_association_that_is_open_but_sent_nothing_of_a_study_does_not_hold_it(store: Store) -> None:
     accept(store)
-    store.inbox.association_opened("idle", at(1))
+    store.reception.association_opened("idle", at(1))
     assert claim(store, QUIET_S).study == "1.1"
 
 
 def test_the_maximum_wait_ends_the_assembly_whatever_is_open(store: Store) -> None:
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, number=1, seconds=0, over="one")
     accept(store, number=2, seconds=MAXIMUM_WAIT_S - 1, over="one")
     assert store.inbox.claim(at(MAXIMUM_WAIT_S - 0.001)) is None
@@ -88,7 +88,7 @@ def test_a_trickle_of_images_cannot_put_a_study_off_beyond_the_maximum_wait(stor
 
 def test_releasing_an_unknown_association_changes_nothing(store: Store) -> None:
     accept(store)
-    store.inbox.association_released("never heard of", at(0))
+    store.reception.association_released("never heard of", at(0))
     assert store.inbox.next_due() == at(QUIET_S)
 
 
@@ -157,7 +157,7 @@ def test_an_image_that_arrives_between_attempts_joins_the_version_that_waits(sto
 def test_a_version_that_collects_again_may_wait_its_maximum_again(store: Store) -> None:
     accept(store, number=1)
     store.inbox.fail(claim(store, QUIET_S), "for now", at(1000), at(3))
-    store.inbox.association_opened("two", at(900))
+    store.reception.association_opened("two", at(900))
     accept(store, number=2, seconds=900, over="two")
     assert store.inbox.next_due() == at(900 + MAXIMUM_WAIT_S)
 
@@ -249,10 +249,10 @@ def test_a_study_is_expected_as_it_is_claimed_then(store: Store) -> None:
 
 def test_a_study_is_quiet_once_nobody_who_sent_something_of_it_is_connected(store: Store) -> None:
     for name in ("one", "two"):
-        store.inbox.association_opened(name, at(0))
+        store.reception.association_opened(name, at(0))
     accept(store, number=1, over="one")
     accept(store, number=2, over="two")
-    store.inbox.association_released("one", at(1))
+    store.reception.association_released("one", at(1))
     assert [entry.is_quiet for entry in store.inbox.expected(at(0))] == [False]
-    store.inbox.association_released("two", at(1))
+    store.reception.association_released("two", at(1))
     assert [entry.is_quiet for entry in store.inbox.expected(at(0))] == [True]

@@ -89,7 +89,7 @@ def test_what_came_over_one_association_of_one_study_is_one_record(store: Store)
     for number in range(3):
         accept(store, "1.1", number, seconds=number)
     accept(store, "1.9", seconds=3)
-    store.inbox.association_released("one", at(4))
+    store.reception.association_released("one", at(4))
     first, second = transfers(store, 10)
     assert (first.study, first.peer, first.address, first.action) == ("1.1", "MODALITY", "10.0.0.7", "C")
     assert first.instances == {CR: ["1.1.2.0", "1.1.2.1", "1.1.2.2"]}
@@ -97,7 +97,7 @@ def test_what_came_over_one_association_of_one_study_is_one_record(store: Store)
 
 
 def test_a_record_waits_for_the_end_of_its_association_but_not_for_ever(store: Store) -> None:
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, seconds=0)
     assert transfers(store, 50) == []
     assert len(transfers(store, 61)) == 1
@@ -105,7 +105,7 @@ def test_a_record_waits_for_the_end_of_its_association_but_not_for_ever(store: S
 
 def test_a_clock_that_is_set_back_holds_up_no_record(store: Store) -> None:
     accept(store, seconds=7200)
-    store.inbox.association_released("one", at(7201))
+    store.reception.association_released("one", at(7201))
     assert len(transfers(store, 0)) == 1
 
 
@@ -113,13 +113,13 @@ def test_what_came_again_is_told_with_what_it_changed(store: Store) -> None:
     accept(store, seconds=0)
     accept(store, seconds=1)
     accept(store, content=b"other", seconds=2)
-    store.inbox.association_released("one", at(3))
+    store.reception.association_released("one", at(3))
     assert [found.action for found in transfers(store, 10)] == ["C", "R", "U"]
 
 
 def test_results_are_told_with_where_they_went_and_whether_they_got_there(store: Store) -> None:
     accept(store)
-    store.inbox.association_released("one", at(0))
+    store.reception.association_released("one", at(0))
     job = claim(store, 10)
     store.inbox.finish(job, answer(job), to("pacs"), at(11))
     deliver(store, 12, Accepted(warning=0xB000))
@@ -130,7 +130,7 @@ def test_results_are_told_with_where_they_went_and_whether_they_got_there(store:
 
 def test_a_fallback_is_told_as_what_really_went(store: Store) -> None:
     accept(store)
-    store.inbox.association_released("one", at(0))
+    store.reception.association_released("one", at(0))
     job = claim(store, 10)
     store.inbox.finish(job, answer(job), to("pacs"), at(11))
     other = ref_of(build("sc", study_uid="1.1"))
@@ -142,7 +142,7 @@ def test_a_fallback_is_told_as_what_really_went(store: Store) -> None:
 
 def test_a_dead_letter_is_told_as_a_failure_with_its_cause(store: Store) -> None:
     accept(store)
-    store.inbox.association_released("one", at(0))
+    store.reception.association_released("one", at(0))
     job = claim(store, 10)
     store.inbox.finish(job, answer(job), to("pacs"), at(11))
     deliver(store, 12, Refused(status=0xC001, cause="C001: cannot understand", permanent=True))
@@ -256,7 +256,7 @@ def test_a_repository_that_is_down_is_asked_again_later_and_told_everything_in_o
 
 def test_the_patient_is_read_from_the_object_and_stands_nowhere_in_the_store(store: Store) -> None:
     ds = build("cr", study_uid="1.1")
-    store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
+    store.reception.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
     sink = MemorySink()
     told = trail(store, sink, Clock(100))
     assert records(store, 100)
@@ -269,8 +269,8 @@ def test_the_patient_is_read_from_the_object_and_stands_nowhere_in_the_store(sto
 def test_an_object_that_cannot_be_read_leaves_it_to_another_of_the_study_to_name_the_patient(store: Store) -> None:
     ds = build("cr", study_uid="1.1")
     accept(store, "1.1", seconds=0)  # no DICOM at all
-    store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(1))
-    store.inbox.association_released("one", at(2))
+    store.reception.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(1))
+    store.reception.association_released("one", at(2))
     sink = MemorySink()
     trail(store, sink, Clock(100)).step()
     (line,) = sink.lines
@@ -288,8 +288,8 @@ def test_the_patient_is_named_however_late_and_however_soon_files_are_removed(tm
         audited=True,
     ) as store:
         store.audit.begin()
-        store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
-        store.inbox.association_released("one", at(1))
+        store.reception.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
+        store.reception.association_released("one", at(1))
         job = claim(store, 10)
         store.inbox.finish(job, rejection_of_all(job), to("pacs"), at(11))
         sink, clock = MemorySink(failing=3), Clock(20)
@@ -355,7 +355,7 @@ def test_a_record_survives_as_it_was_written(store: Store) -> None:
 
 def test_who_was_shown_a_patient_is_told_with_the_patient(store: Store) -> None:
     ds = build("cr", study_uid="1.1")
-    store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
+    store.reception.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(), at(0))
     sink = MemorySink()
     told = trail(store, sink, Clock(100))
     told.shown("anna", "10.0.0.9", ["1.1"])

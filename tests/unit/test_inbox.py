@@ -196,7 +196,7 @@ def test_an_interrupted_version_is_superseded_if_a_newer_one_has_its_images(tmp_
 
 def test_no_association_survives_a_restart(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    store.inbox.association_opened("one", at(0))
+    store.reception.association_opened("one", at(0))
     accept(store, over="one")
     with restarted(store, tmp_path / "store", 10) as again:
         assert claim(again, 10).study == "1.1"

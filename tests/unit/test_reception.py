@@ -66,7 +66,7 @@ def test_a_sop_instance_held_under_another_study_is_refused_and_the_ledger_says_
     accept(store, "1.1", 1)
     moved = InstanceRef(study="1.9", series="1.9.2", sop_class=image().sop_class, sop_instance="1.1.2.1")
     with pytest.raises(UidMismatch, match=r"already held in study 1\.1"):
-        store.inbox.accept(moved, EXPLICIT_LE, b"moved", association(), at(1))
+        store.reception.accept(moved, EXPLICIT_LE, b"moved", association(), at(1))
     assert kinds(store, "1.9") == [EventKind.REFUSED]
     assert store.ledger.balance() == Balance(pending=1)
 
@@ -74,7 +74,7 @@ def test_a_sop_instance_held_under_another_study_is_refused_and_the_ledger_says_
 def test_the_nodes_own_result_coming_back_is_no_work(store: Store) -> None:
     accept(store)
     own = finished(store, QUIET_S, "PACS").results[0]
-    receipt = store.inbox.accept(own.ref, EXPLICIT_LE, own.part10 + b" repacked", association("pacs"), at(20))
+    receipt = store.reception.accept(own.ref, EXPLICIT_LE, own.part10 + b" repacked", association("pacs"), at(20))
     assert receipt == Receipt(kind=ReceiptKind.DUPLICATE, study="1.1", version=None)
     assert store.inbox.claim(at(1000)) is None
     assert kinds(store)[-1] is EventKind.OWN_RESULT_RETURNED
@@ -86,7 +86,7 @@ def test_a_fallback_that_was_sent_in_a_results_place_coming_back_is_no_work(stor
     sent = InstanceRef(study="1.1", series="1.1.7", sop_class="1.2.840.10008.5.1.4.1.1.88.33", sop_instance="1.1.7.7")
     delivery = store.outbox.claim("PACS", 1, at(3))[0]
     store.outbox.record(delivery, Accepted(), at(3), RetryPolicy(), 0.5, sent_as=sent)
-    assert store.inbox.accept(sent, EXPLICIT_LE, b"fallback", association(), at(20)).kind is ReceiptKind.DUPLICATE
+    assert store.reception.accept(sent, EXPLICIT_LE, b"fallback", association(), at(20)).kind is ReceiptKind.DUPLICATE
     assert store.inbox.claim(at(1000)) is None
 
 

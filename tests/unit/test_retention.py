@@ -35,7 +35,7 @@ def answered(store: Store, study: str = "1.1", *, destination: str | None = "arc
     """Have a study of two images answered with two results."""
     accept(store, study, 1)
     accept(store, study, 2)
-    store.inbox.association_released("one", at(1))
+    store.reception.association_released("one", at(1))
     job = claim(store, 10)
     store.inbox.finish(job, answer(job), to(*filter(None, [destination])), at(11))
 
@@ -78,7 +78,7 @@ def test_images_go_first_and_results_later_and_the_books_stay(tmp_path: Path) ->
 def test_a_rejected_study_goes_too(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         accept(store)
-        store.inbox.association_released("one", at(1))
+        store.reception.association_released("one", at(1))
         job = claim(store, 10)
         store.inbox.finish(job, rejection_of_all(job), to("archive"), at(11))
         assert store.retention.purge(at(days(3))).files == 1

@@ -23,10 +23,10 @@ def test_eight_associations_sending_at_once_lose_nothing(tmp_path: Path) -> None
         def send(thread: int) -> None:
             name = f"association {thread}"
             start.wait()
-            store.inbox.association_opened(name, at(0))
+            store.reception.association_opened(name, at(0))
             for number in range(6):
                 accept(store, f"1.{number % 3}", thread * 100 + number, over=name)
-            store.inbox.association_released(name, at(1))
+            store.reception.association_released(name, at(1))
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(send, range(THREADS)))
@@ -61,7 +61,7 @@ def test_one_sop_instance_sent_under_many_studies_at_once_belongs_to_one(tmp_pat
             ref = InstanceRef(study=f"1.{thread}", series="1.9", sop_class=CR, sop_instance="1.9.9")
             start.wait()
             try:
-                return store.inbox.accept(ref, EXPLICIT_LE, b"bytes", association(f"{thread}"), at(0)).kind
+                return store.reception.accept(ref, EXPLICIT_LE, b"bytes", association(f"{thread}"), at(0)).kind
             except UidMismatch:
                 return "refused"
 

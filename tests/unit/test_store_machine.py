@@ -74,11 +74,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=ASSOCIATIONS)
     def an_association_opens(self, name: str) -> None:
-        self.opened.inbox.association_opened(name, at(self.seconds))
+        self.opened.reception.association_opened(name, at(self.seconds))
 
     @rule(name=ASSOCIATIONS)
     def an_association_ends(self, name: str) -> None:
-        self.opened.inbox.association_released(name, at(self.seconds))
+        self.opened.reception.association_released(name, at(self.seconds))
 
     @rule(study=STUDIES, number=NUMBERS, content=CONTENTS, over=ASSOCIATIONS)
     def an_image_arrives(self, study: str, number: int, content: bytes, over: str) -> None:

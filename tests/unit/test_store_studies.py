@@ -21,7 +21,7 @@ ANNA = Subject(patient_id="ANNA-4711", accession_number="ORDER-0815")
 
 def received(store: Store, study: str, seconds: float = 0.0) -> None:
     accept(store, study, 1, seconds=seconds, over=study)
-    store.inbox.association_released(study, at(seconds + 1))
+    store.reception.association_released(study, at(seconds + 1))
 
 
 def answered(store: Store, study: str, seconds: float = 0.0, subject: Subject = ANNA) -> None:

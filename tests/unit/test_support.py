@@ -56,8 +56,8 @@ def archive(tmp_path: Path) -> dict[str, str]:
     with open_store(tmp_path / "store") as store:
         for seed, to_answer in ((1, answer), (2, rejection_of_all)):
             ds = build("cr", seed=seed)
-            store.inbox.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(calling_ae="SECRETAE"), at(0))
-            store.inbox.association_released("one", at(0))
+            store.reception.accept(ref_of(ds), EXPLICIT_LE, encode(ds), association(calling_ae="SECRETAE"), at(0))
+            store.reception.association_released("one", at(0))
             job = claim(store, 10)
             store.inbox.finish(job, to_answer(job), to("archive of the hospital"), at(11))
     (tmp_path / "node.toml").write_text(CONFIG)

@@ -161,7 +161,7 @@ def test_a_label_that_would_run_is_shown_in_the_header() -> None:
 
 def received(store: Store, **options: Any) -> None:
     dataset = build("dx", **options)
-    store.inbox.accept(ref_of(dataset), EXPLICIT_LE, encode(dataset), association(), utc_now())
+    store.reception.accept(ref_of(dataset), EXPLICIT_LE, encode(dataset), association(), utc_now())
 
 
 def test_the_export_names_patients_only_when_asked(tmp_path: Path) -> None:
