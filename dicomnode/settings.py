@@ -27,8 +27,9 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
 from dicomnode.http_settings import HttpSettings
 
-_HTTP_ADDRESS = re.compile(r"((?P<host>\[[^\]]+\]|[^@:]+):)?(?P<port>[0-9]{1,5})")
-_DESTINATION = re.compile(r"(?P<ae>[^@]+)@(?P<host>\[[^\]]+\]|[^@:]+):(?P<port>[0-9]{1,5})")
+_HOST, _PORT = r"(?P<host>\[[^\]]+\]|[^@:]+)", r"(?P<port>[0-9]{1,5})"
+_HTTP_ADDRESS = re.compile(rf"({_HOST}:)?{_PORT}")
+_DESTINATION = re.compile(rf"(?P<ae>[^@]+)@{_HOST}:{_PORT}")
 
 
 def _uid(value: str) -> str:
