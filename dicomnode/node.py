@@ -27,7 +27,8 @@ from dicomnode.results.fallback import fallback
 from dicomnode.settings import Settings, default_bundle
 from dicomnode.store import Store
 from dicomnode.watch.health import Running
-from dicomnode.watch.views import Watched, watch_pages
+from dicomnode.watch.views import watch_pages
+from dicomnode.watch.watched import Watched
 from dicomnode.web.app import create_app
 from dicomnode.web.imagery import Gallery
 from dicomnode.web.parts import Parts

@@ -16,17 +16,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dicomnode import __version__
-from dicomnode.bundle.reader import Bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.job import Stage
 from dicomnode.settings import Settings
-from dicomnode.store import Store
 from dicomnode.store.tallies import ANALYSED, LATENCY_BOUNDS_S, OTHER_CALLERS, OUTCOMES
 from dicomnode.store.watching import DestinationFigures, Operations, WeeklyImages, WeeklyScores
 from dicomnode.watch.drift import Change
-from dicomnode.watch.health import Running, ready
-from dicomnode.watch.report import WatchReport, watch_report
+from dicomnode.watch.report import WatchReport
+from dicomnode.watch.watched import Watched
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_LABELS = 20
@@ -41,18 +39,9 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 class Metrics:
     """The node's metrics, in a registry of their own."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        store: Store,
-        bundle: Bundle,
-        operating_point: str,
-        running: Running,
-        clock: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, watched: Watched) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(settings, store, bundle, operating_point, running, clock))
+        self._registry.register(NodeCollector(watched))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -63,17 +52,8 @@ class Metrics:
 class NodeCollector(Collector):
     """Reads the store, and asks the process, whenever it is scraped."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        bundle: Bundle,
-        operating_point: str,
-        running: Running,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._settings, self._store, self._bundle, self._point = settings, store, bundle, operating_point
-        self._running, self._clock = running, clock
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
         self._lock = threading.Lock()
         self._report: WatchReport | None = None
 
@@ -81,13 +61,13 @@ class NodeCollector(Collector):
         """Yield every metric; of a store that cannot be read, only that it cannot."""
         yield from self._process()
         readable = GaugeMetricFamily("cxrnode_store_readable", "Whether the store could be read for these metrics.")
-        now = self._clock()
+        watched, now = self._watched, self._watched.clock()
+        watching, model = watched.store.watching, watched.bundle.identity.bundle_hash
         try:
-            watching = self._store.watching
             found = [
-                *_operations(watching.operations(), self._settings, now),
+                *_operations(watching.operations(), watched.settings, now),
                 *_images(watching.image_totals()),
-                *_scores(watching.score_totals(self._bundle.identity.bundle_hash, self._point)),
+                *_scores(watching.score_totals(model, watched.operating_point)),
                 *_drift(self._watch_report(now)),
             ]
         except CxrNodeError:
@@ -100,43 +80,39 @@ class NodeCollector(Collector):
         """Return the comparison with what was before, which changes slowly."""
         with self._lock:
             if self._report is None or not timedelta() <= now - self._report.made_at < _REPORT_FOR:
-                bundle = self._bundle
-                self._report = watch_report(
-                    self._store.watching, bundle.manifest, bundle.identity.bundle_hash, self._point, now
-                )
+                self._report = self._watched.report()
             return self._report
 
     def _process(self) -> Iterator[Metric]:
-        identity = self._bundle.identity
+        identity = self._watched.bundle.identity
         yield _gauge("cxrnode_build_info", "The node's version; always 1.", ("version",), {(__version__,): 1.0})
-        model = (identity.name, identity.version, identity.bundle_hash, self._point)
+        model = (identity.name, identity.version, identity.bundle_hash, self._watched.operating_point)
         labels = ("name", "version", "hash", "operating_point")
         yield _gauge("cxrnode_model_info", "The model that is served; always 1.", labels, {model: 1.0})
-        verdict = ready(self._running, self._store, self._bundle, self._settings)
-        checks = {(check.name,): float(check.passed) for check in verdict.checks}
+        checks = {(check.name,): float(check.passed) for check in self._watched.readiness().checks}
         yield _gauge("cxrnode_ready", "Whether a check of /readyz passes.", ("check",), checks)
-        alive = {(name,): float(lives) for name, lives in self._running.threads().items()}
+        alive = {(name,): float(lives) for name, lives in self._watched.running.threads().items()}
         yield _gauge("cxrnode_thread_alive", "Whether a loop of the node is alive.", ("thread",), alive)
-        circuits = {(name,): float(is_open) for name, is_open in self._running.left_alone().items()}
+        circuits = {(name,): float(is_open) for name, is_open in self._watched.running.left_alone().items()}
         text = "Whether a destination is left alone for a while, after failures in a row."
         yield _gauge("cxrnode_destination_circuit_open", text, ("destination",), circuits)
         yield from self._associations()
         yield from self._disk()
 
     def _associations(self) -> Iterator[Metric]:
-        count = float(self._running.associations())
+        count = float(self._watched.running.associations())
         yield _gauge("cxrnode_associations_open", "Associations that stand at present.", (), {(): count})
-        accepted = float(self._running.accepted())
+        accepted = float(self._watched.running.accepted())
         yield _counter("cxrnode_associations_accepted", "Associations accepted since the start.", (), {(): accepted})
-        refused = {(event, reason): float(times) for (event, reason), times in self._running.refused().items()}
+        refused = {(event, reason): float(times) for (event, reason), times in self._watched.running.refused().items()}
         text = "Peers turned away since the start, by event and reason."
         yield _counter("cxrnode_refusals", text, ("event", "reason"), _bounded(refused))
 
     def _disk(self) -> Iterator[Metric]:
-        least = float(self._settings.store.minimum_free_bytes)
+        least = float(self._watched.settings.store.minimum_free_bytes)
         yield _gauge("cxrnode_disk_minimum_free_bytes", "Free disk that is never touched.", (), {(): least})
         try:
-            disk = shutil.disk_usage(self._settings.store.path)
+            disk = shutil.disk_usage(self._watched.settings.store.path)
         except OSError:
             return
         yield _gauge("cxrnode_disk_free_bytes", "Free disk where the store is.", (), {(): float(disk.free)})

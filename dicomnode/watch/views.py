@@ -1,9 +1,6 @@
 """What the node answers to probes, to Prometheus, and to who looks after quality."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,14 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dicomnode import __version__
-from dicomnode.bundle.reader import Bundle
 from dicomnode.http_settings import Role
-from dicomnode.settings import Settings
-from dicomnode.store import Store
 from dicomnode.watch.drift import Change, Rate
-from dicomnode.watch.health import Running, Verdict, alive, ready
+from dicomnode.watch.health import Verdict, alive
 from dicomnode.watch.metrics import CONTENT_TYPE, Metrics
-from dicomnode.watch.report import RECENT_WEEKS, FindingWatch, WatchReport, watch_report
+from dicomnode.watch.report import RECENT_WEEKS, FindingWatch, WatchReport
+from dicomnode.watch.watched import Watched
 from dicomnode.web.app import Extra
 from dicomnode.web.parts import site_of
 
@@ -26,42 +21,15 @@ _WIDTH, _HEIGHT = 220, 48
 _CALM = (Change.NONE, Change.FEW, Change.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """What the views read."""
-
-    settings: Settings
-    store: Store
-    bundle: Bundle
-    operating_point: str
-    running: Running
-    clock: Callable[[], datetime]
-
-    def report(self) -> WatchReport:
-        """Compare now. Raises: StoreUnavailable."""
-        bundle = self.bundle
-        return watch_report(
-            self.store.watching, bundle.manifest, bundle.identity.bundle_hash, self.operating_point, self.clock()
-        )
-
-
 def watch_pages(watched: Watched) -> tuple[Extra, ...]:
     """Return the pages that this package adds to the node's own."""
-    metrics = Metrics(
-        settings=watched.settings,
-        store=watched.store,
-        bundle=watched.bundle,
-        operating_point=watched.operating_point,
-        running=watched.running,
-        clock=watched.clock,
-    )
+    metrics = Metrics(watched)
 
     async def healthz(request: Request) -> Response:  # noqa: ARG001 Starlette's signature
         return _answer(await run_in_threadpool(alive, watched.running), {})
 
     async def readyz(request: Request) -> Response:  # noqa: ARG001
-        verdict = await run_in_threadpool(ready, watched.running, watched.store, watched.bundle, watched.settings)
-        return _answer(verdict, {"version": __version__})
+        return _answer(await run_in_threadpool(watched.readiness), {"version": __version__})
 
     async def scrape(request: Request) -> Response:  # noqa: ARG001
         return Response(await run_in_threadpool(metrics.text), headers={"content-type": CONTENT_TYPE})

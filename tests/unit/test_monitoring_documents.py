@@ -15,6 +15,7 @@ from dicomnode.bundle.reader import open_bundle
 from dicomnode.settings import read_settings
 from dicomnode.watch.health import Running
 from dicomnode.watch.metrics import Metrics
+from dicomnode.watch.watched import Watched
 from tests.bundles import make_bundle
 from tests.conftest import ROOT
 from tests.processes import require
@@ -48,7 +49,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         left_alone=lambda: {"P": False},
     )
     with open_store(folder / "store") as store:
-        metrics = Metrics(
+        watched = Watched(
             settings=settings,
             store=store,
             bundle=open_bundle(make_bundle(folder / "bundle")),
@@ -56,7 +57,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             running=running,
             clock=lambda: at(0),
         )
-        text = metrics.text().decode()
+        text = Metrics(watched).text().decode()
     return {family.name: family.type for family in text_string_to_metric_families(text)}
 
 

@@ -19,10 +19,11 @@ from dicomnode.settings import Settings, read_settings
 from dicomnode.store import Store
 from dicomnode.store.tallies import ADD_IMAGE, ADD_SCORE, OTHER_CALLERS, week_of
 from dicomnode.watch.drift import Change, Rate, compare_rates, newcombe, shift, wilson
-from dicomnode.watch.health import Running, alive, disk, ready
+from dicomnode.watch.health import Running, alive, disk
 from dicomnode.watch.metrics import MOST_LABELS, Metrics, sanitised
 from dicomnode.watch.report import WatchReport, reference_rate
-from dicomnode.watch.views import Watched, watch_pages
+from dicomnode.watch.views import watch_pages
+from dicomnode.watch.watched import Watched
 from dicomnode.web.app import create_app
 from dicomnode.web.parts import Parts
 from tests.bundles import NIH_LABELS, make_bundle
@@ -72,17 +73,8 @@ class World:
         )
 
     def scrape(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        watched = self.watched
-        metrics = Metrics(
-            settings=watched.settings,
-            store=watched.store,
-            bundle=watched.bundle,
-            operating_point=watched.operating_point,
-            running=watched.running,
-            clock=watched.clock,
-        )
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(metrics.text().decode()):
+        for family in text_string_to_metric_families(Metrics(self.watched).text().decode()):
             for sample in family.samples:
                 found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
         return found
@@ -315,7 +307,7 @@ def test_rejections_are_told_by_sender_and_reason_without_own_results(world: Wor
 
 def test_everything_in_order_is_ready(world: World) -> None:
     assert alive(world.node.running()).passed
-    verdict = ready(world.node.running(), world.store, world.bundle, world.settings)
+    verdict = world.watched.readiness()
     assert verdict.passed, verdict
     assert [check.name for check in verdict.checks] == ["threads", "listener", "store", "disk", "model"]
 
@@ -345,7 +337,7 @@ def test_a_store_that_takes_no_writes_is_not_ready(world: World) -> None:
 
 
 def failed(world: World) -> list[Any]:
-    verdict = ready(world.node.running(), world.store, world.bundle, world.settings)
+    verdict = world.watched.readiness()
     return [check for check in verdict.checks if not check.passed]
 
 
