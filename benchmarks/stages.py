@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +12,7 @@ from benchmarks.images import Images
 from benchmarks.send import sink
 from dicomnode.delivery_settings import DeliverySettings
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
-from dicomnode.domain.job import Accepted, Destination, ResultKind, Wanted
+from dicomnode.domain.job import Accepted, Destination, Job, ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.imaging.codecs import CODECS
 from dicomnode.imaging.pixels import render
@@ -45,63 +45,74 @@ def stages(folder: Path, bundle: Path, images: Images) -> dict[str, float]:
     CODECS.start()
     try:
         with open_store(folder) as store, sink(131_072) as port:
+            path = _Path(store=store, pipeline=pipeline, port=port, step=step)
             for number in range(TIMES + 1):
-                _one(store, pipeline, images.one(), 100.0 * number, port, step)
+                path.take(images.one(), 100.0 * number)
     finally:
         CODECS.stop()
     # The first of each warms up.
     return {name: statistics.median(taken[1:]) for name, taken in found.items()}
 
 
-def _one(
-    store: Store,
-    pipeline: Pipeline,
-    part10: bytes,
-    now: float,
-    port: int,
-    step: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Take one study through all of it, as the node's threads do between them."""
-    ref, head = _ref(part10), read_file_head(part10)
-    association = AssociationInfo(association_id=ref.study, calling_ae="BENCH", called_ae="CXRNODE", peer_address="-")
-    with step("stored durably"):
-        store.reception.accept(ref, head.transfer_syntax, part10, association, at(now))
-    store.reception.association_released(ref.study, at(now))
-    with step("claimed, read back"):
-        job = claim(store, now + 5)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """What a study takes its way through, as the node's threads do between them."""
+
+    store: Store
+    pipeline: Pipeline
+    port: int
+    step: Step
+
+    def take(self, part10: bytes, now: float) -> None:
+        job = self._receive(part10, now)
+        answer = self._answer(job, now + 5)
+        if len(answer.results) != 2:
+            raise ValueError("the image was rejected")
+        with self.step("outbox"):
+            self.store.inbox.finish(job, answer, ROUTE, at(now + 6))
+        self._send(now + 7)
+
+    def _receive(self, part10: bytes, now: float) -> Job:
+        ref, head = _ref(part10), read_file_head(part10)
+        association = AssociationInfo(
+            association_id=ref.study, calling_ae="BENCH", called_ae="CXRNODE", peer_address="-"
+        )
+        with self.step("stored durably"):
+            self.store.reception.accept(ref, head.transfer_syntax, part10, association, at(now))
+        self.store.reception.association_released(ref.study, at(now))
+        return claim(self.store, now + 5)
+
+    def _answer(self, job: Job, now: float) -> StudyAnswer:
         (instance,) = job.instances
-        held = store.blobs.read_instance(instance)
-    with step("decoded, grey scale"):
-        dataset = read(held)
-        frame = render(dataset, ref, pipeline.pixels)
-    with step("inference"):
-        pipeline.predictor.read(frame)
-    examination = pipeline.examine(instance, held)
-    report = Wanted(outputs=frozenset({ResultKind.STRUCTURED_REPORT}))
-    heatmap = Wanted(outputs=frozenset({ResultKind.SECONDARY_CAPTURE}))
-    with step("report"):
-        written = pipeline.conclude(job, [examination], at(now + 5), [report])
-    with step("heatmap"):
-        drawn = pipeline.conclude(job, [examination], at(now + 5), [heatmap])
-    answer = replace(written, results=(*written.results, *drawn.results))
-    if len(answer.results) != 2:
-        raise ValueError("the image was rejected")
-    with step("outbox"):
-        store.inbox.finish(job, answer, ROUTE, at(now + 6))
-    destination = Destination(name="pacs", ae_title="STORESCP", host="127.0.0.1", port=port)
-    with step("sent"):
-        deliveries = store.outbox.claim("pacs", 10, at(now + 7))
-        items = [
-            Outgoing(
-                sop_class=delivery.ref.sop_class,
-                transfer_syntax=delivery.transfer_syntax,
-                read=partial(store.outbox.read, delivery),
-            )
-            for delivery in deliveries
-        ]
-        outcomes = send(destination, items, calling_ae="BENCH", settings=DeliverySettings())
-    if outcomes != [Accepted()] * len(deliveries):
-        raise ConnectionError("the sink refused")
+        with self.step("read back"):
+            held = self.store.blobs.read_instance(instance)
+        with self.step("decoded, grey scale"):
+            frame = render(read(held), instance.ref, self.pipeline.pixels)
+        with self.step("inference"):
+            self.pipeline.predictor.read(frame)
+        examination = self.pipeline.examine(instance, held)
+        written = []
+        for name, kind in (("report", ResultKind.STRUCTURED_REPORT), ("heatmap", ResultKind.SECONDARY_CAPTURE)):
+            with self.step(name):
+                wanted = [Wanted(outputs=frozenset({kind}))]
+                written.append(self.pipeline.conclude(job, [examination], at(now), wanted))
+        return replace(written[0], results=tuple(result for answer in written for result in answer.results))
+
+    def _send(self, now: float) -> None:
+        destination = Destination(name="pacs", ae_title="STORESCP", host="127.0.0.1", port=self.port)
+        with self.step("sent"):
+            deliveries = self.store.outbox.claim("pacs", 10, at(now))
+            items = [
+                Outgoing(
+                    sop_class=delivery.ref.sop_class,
+                    transfer_syntax=delivery.transfer_syntax,
+                    read=partial(self.store.outbox.read, delivery),
+                )
+                for delivery in deliveries
+            ]
+            outcomes = send(destination, items, calling_ae="BENCH", settings=DeliverySettings())
+        if outcomes != [Accepted()] * len(deliveries):
+            raise ConnectionError("the sink refused")
 
 
 def _ref(part10: bytes) -> InstanceRef:
