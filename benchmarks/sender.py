@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dicomnode.net.part10 import read_file_head
+from tests import wire
 
-_CONTEXT = 1
+_C_STORE, _MESSAGE_ID, _PRIORITY = 0x0001, 0x0110, 0x0700
 _LARGEST_PDU = 1_048_576
-_SMALLEST_FRAGMENT = 4096
 _RESPONSE_S = 120
 
 
@@ -45,19 +45,23 @@ class Sender:
     def __init__(self, job: dict[str, Any], files: list[Path]) -> None:
         self._wire = socket.create_connection(("127.0.0.1", job["port"]), timeout=_RESPONSE_S)
         self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._wire.sendall(_associate_request(job["called_ae"], job["sop_class"], job["transfer_syntax"]))
+        self._wire.sendall(
+            wire.associate_request(
+                calling="BENCH", called=job["called_ae"], abstract=job["sop_class"], transfer=job["transfer_syntax"]
+            )
+        )
         kind, body = self._receive()
-        if kind != 2:
+        if kind != wire.ACCEPTED:
             sys.exit("the association was refused")
-        fragment = _largest_pdu(body) - 6
-        self._requests = [_request(number, file.read_bytes(), fragment) for number, file in enumerate(files, start=1)]
+        most = _largest_pdu(body) - 6
+        self._requests = [_request(number, file.read_bytes(), most) for number, file in enumerate(files, start=1)]
         self.done = False
 
     def send(self) -> None:
         for request in self._requests:
             self._wire.sendall(request)
             kind, body = self._receive()
-            if kind != 4 or _status(body) != 0:
+            if kind != wire.P_DATA or _status(body) != 0:
                 return
         self.done = True
 
@@ -80,59 +84,21 @@ class Sender:
         return read
 
 
-def _associate_request(called_ae: str, sop_class: str, transfer_syntax: str) -> bytes:
-    context = struct.pack(">BBBB", _CONTEXT, 0, 0, 0) + _item(0x30, sop_class) + _item(0x40, transfer_syntax)
-    user = _item(0x51, struct.pack(">L", 16384)) + _item(0x52, "1.2.826.0.1.3680043.9.9999.1")
-    items = _item(0x10, "1.2.840.10008.3.1.1.1") + _item(0x20, context) + _item(0x50, user)
-    body = struct.pack(">HH16s16s32x", 1, 0, called_ae.ljust(16).encode(), b"BENCH".ljust(16)) + items
-    return struct.pack(">BBL", 1, 0, len(body)) + body
-
-
-def _item(kind: int, value: str | bytes) -> bytes:
-    encoded = value.encode() if isinstance(value, str) else value
-    return struct.pack(">BBH", kind, 0, len(encoded)) + encoded
-
-
 def _largest_pdu(accept: bytes) -> int:
     at = accept.find(bytes.fromhex("51000004"))
     most = int.from_bytes(accept[at + 4 : at + 8], "big")
     return most if 0 < most < _LARGEST_PDU else _LARGEST_PDU
 
 
-def _request(number: int, part10: bytes, fragment: int) -> bytes:
+def _request(number: int, part10: bytes, most: int) -> bytes:
     head = read_file_head(part10)
-    command = _command(number, head.sop_class, head.sop_instance)
-    data = memoryview(part10)[head.offset :]
-    pdus = [_p_data(command, 0x03)]
-    for start in range(0, len(data), fragment):
-        last = start + fragment >= len(data)
-        pdus.append(_p_data(data[start : start + fragment], 0x02 if last else 0x00))
+    more = {_MESSAGE_ID: struct.pack("<H", number), _PRIORITY: bytes(2)}
+    command = wire.command(head.sop_class, _C_STORE, sop_instance=head.sop_instance, more=more)
+    pdus = [wire.p_data(wire.fragment(command, command=True, last=True))]
+    for start in range(head.offset, len(part10), most):
+        last = start + most >= len(part10)
+        pdus.append(wire.p_data(wire.fragment(part10[start : start + most], command=False, last=last)))
     return b"".join(pdus)
-
-
-def _p_data(fragment: bytes | memoryview, control: int) -> bytes:
-    return struct.pack(">BBLLBB", 4, 0, len(fragment) + 6, len(fragment) + 2, _CONTEXT, control) + bytes(fragment)
-
-
-def _command(number: int, sop_class: str, sop_instance: str) -> bytes:
-    elements = (
-        _element(0x0002, _even(sop_class)),
-        _element(0x0100, struct.pack("<H", 0x0001)),
-        _element(0x0110, struct.pack("<H", number)),
-        _element(0x0700, struct.pack("<H", 0)),
-        _element(0x0800, struct.pack("<H", 0x0001)),
-        _element(0x1000, _even(sop_instance)),
-    )
-    body = b"".join(elements)
-    return _element(0x0000, struct.pack("<L", len(body))) + body
-
-
-def _element(number: int, value: bytes) -> bytes:
-    return struct.pack("<HHL", 0, number, len(value)) + value
-
-
-def _even(uid: str) -> bytes:
-    return uid.encode() + b"\x00" * (len(uid) % 2)
 
 
 def _status(p_data: bytes) -> int:

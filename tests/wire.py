@@ -14,10 +14,16 @@ def item(kind: int, body: bytes) -> bytes:
 
 
 def associate_request(
-    *, calling: str = "HOSTILE", called: str = "CXRNODE", abstract: str = CR, more: bytes = b"", role: bool = False
+    *,
+    calling: str = "HOSTILE",
+    called: str = "CXRNODE",
+    abstract: str = CR,
+    transfer: str = EXPLICIT,
+    more: bytes = b"",
+    role: bool = False,
 ) -> bytes:
     """Return an A-ASSOCIATE-RQ with one context; `role`: the requestor is the SCP of it."""
-    context = item(0x30, abstract.encode()) + item(0x40, EXPLICIT.encode())
+    context = item(0x30, abstract.encode()) + item(0x40, transfer.encode())
     user = item(0x51, struct.pack(">L", 16_384)) + item(0x52, b"1.2.3.4")
     if role:
         user += item(0x54, struct.pack(">H", len(abstract)) + abstract.encode() + b"\x00\x01")
