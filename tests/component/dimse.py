@@ -11,6 +11,7 @@ from io import BytesIO
 from typing import Any, Self
 
 from pydicom import dcmread
+from pydicom import uid as uids
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context
@@ -22,6 +23,7 @@ from dicomnode.net.outgoing import Outgoing
 from dicomnode.net.part10 import read_file_head
 from dicomnode.net.scp import StorageScp
 from dicomnode.settings import DeliverySettings, ScpSettings
+from tests.make import build, encode
 from tests.processes import free_port
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -211,3 +213,14 @@ def renamed(part10: bytes, name: str) -> bytes:
     buffer = BytesIO()
     ds.save_as(buffer)
     return buffer.getvalue()
+
+
+def report_of(sop_class: str, name: str = "report") -> bytes:
+    """Return an object of a report class; its content does not matter to the network."""
+    ds = dcmread(BytesIO(encode(build("sc", rows=8, columns=8))))
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = uids.UID(sop_class)
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(ds, keyword)
+    buffer = BytesIO()
+    ds.save_as(buffer)
+    return renamed(buffer.getvalue(), name)

@@ -23,7 +23,7 @@ from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANC
 from dicomnode.net.files import send_files
 from dicomnode.net.outgoing import AS_IT_IS, Fallback, Form, Outgoing
 from dicomnode.net.scu import echo, send
-from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed
+from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
 from tests.make import CANARIES, build, encode
 from tests.processes import free_port
 
@@ -48,17 +48,6 @@ def deliver(
     items = [outgoing(entry) for entry in objects]
     form = replace(form, fallback=fallback) if fallback is not None else form
     return send(destination, items, calling_ae="CXRNODE", settings=settings, form=form)
-
-
-def report_of(sop_class: str, name: str = "report") -> bytes:
-    """Return an object of a report class; its content does not matter to the network."""
-    ds = dcmread(BytesIO(encode(build("sc", rows=8, columns=8))))
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = uids.UID(sop_class)
-    for keyword in ("PixelData", "Rows", "Columns"):
-        delattr(ds, keyword)
-    buffer = BytesIO()
-    ds.save_as(buffer)
-    return renamed(buffer.getvalue(), name)
 
 
 def test_an_object_arrives_byte_for_byte_over_one_association(cr: bytes) -> None:

@@ -20,7 +20,7 @@ from dicomnode.net.part10 import read_file_head
 from dicomnode.net.stow import StowTransfer, probe
 from tests.certificates import Authority
 from tests.component.dicomweb import Answer, Dicomweb, Request, module, uid_of
-from tests.component.dimse import outgoing, renamed
+from tests.component.dimse import outgoing, renamed, report_of
 from tests.make import CANARIES, build, encode
 from tests.processes import free_port
 
@@ -273,16 +273,6 @@ def test_a_certificate_file_that_is_not_there_is_no_answer(sc: bytes, tmp_path: 
         (outcome,) = deliver(service, sc, **{setting: tmp_path / "absent.pem"})
     assert isinstance(outcome, NoAnswer)
     assert "certificate file" in outcome.cause
-
-
-def report_of(sop_class: str) -> bytes:
-    ds = dcmread(BytesIO(encode(build("sc", rows=8, columns=8))))
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = uids.UID(sop_class)
-    for keyword in ("PixelData", "Rows", "Columns"):
-        delattr(ds, keyword)
-    buffer = BytesIO()
-    ds.save_as(buffer)
-    return renamed(buffer.getvalue(), sop_class)
 
 
 def test_a_report_goes_under_the_next_class_where_its_own_is_not_supported() -> None:
