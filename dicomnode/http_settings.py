@@ -79,6 +79,9 @@ def _content(file: Path | None) -> str:
 class HttpSettings(Section):
     """The web page. `port` 0: any that is free. `host_names`: the names it is asked for by, beside addresses.
 
+    Where neither `bind` nor `port` is set, and another program has the address, the node runs without its page; where
+    one is set, it does not start.
+
     Without tokens and without a proxy it is for this machine alone, and everybody on it may operate the node;
     `local_patients`: and may see who patients are. `proxy_user_header`: a reverse proxy, which connects from
     `proxy_networks`, names there who has signed in; `proxy_operators` and `proxy_patients` say who of them may
@@ -111,6 +114,11 @@ class HttpSettings(Section):
         if self.local_patients and self.is_restricted:
             raise ValueError("local_patients is for a page without tokens and proxy: give a token patients = true")
         return self
+
+    @property
+    def has_default_address(self) -> bool:
+        """Whether nobody said where the page is to be."""
+        return self.model_fields_set.isdisjoint({"bind", "port"})
 
     @property
     def is_restricted(self) -> bool:

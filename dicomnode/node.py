@@ -15,6 +15,7 @@ from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.delivery_settings import DestinationSettings, DimseDestination, StowDestination
+from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.imaging.codecs import CODECS
 from dicomnode.inference.operating import choose_operating_point
@@ -29,6 +30,7 @@ from dicomnode.store import Store
 from dicomnode.watch.health import Running
 from dicomnode.watch.views import watch_pages
 from dicomnode.watch.watched import Watched
+from dicomnode.watch.whereabouts import Whereabouts, leave
 from dicomnode.web.app import create_app
 from dicomnode.web.imagery import Gallery
 from dicomnode.web.parts import Parts
@@ -127,8 +129,7 @@ class Node:
 
     def start(self) -> None:
         """Recover what a former run left open, then start from the end of the path to its beginning."""
-        if self._web is not None:
-            self._web.open()
+        self._open_page()
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         CODECS.start()
         if self._audit is not None:
@@ -153,6 +154,23 @@ class Node:
             },
         )
         self._warn()
+
+    def _open_page(self) -> None:
+        """Take the page's address; where nobody asked for that address, studies are worth more than the page."""
+        why_not = ""
+        try:
+            if self._web is not None:
+                self._web.open()
+        except AddressUnavailable as error:
+            if not self._settings.http.has_default_address:
+                raise
+            log.warning("page-not-served", extra={"cause": str(error)})
+            self._web, why_not = None, str(error)
+        try:
+            page = Whereabouts(port=self._web.port if self._web is not None else None, why_not=why_not)
+            leave(self._settings.store.path, page)
+        except OSError as error:
+            log.warning("page-not-noted", extra={"cause": error.strerror})
 
     def stop(self) -> None:
         """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""

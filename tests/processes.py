@@ -86,13 +86,16 @@ class NodeProcess:
         bundle: Path | None = None,
         send_to: Sequence[str] = (),
         config: str = "",
-        http: str = "off",
+        http: str | None = "off",
     ) -> None:
+        """`http`: the page's address; None: the default one."""
         self.folder, self.port, self.store = folder, port, folder / "store"
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "node.toml"
         self.config.write_text(config)
-        self._options = ["--config", str(self.config), "--port", str(port), "--store", str(self.store), "--http", http]
+        self._options = ["--config", str(self.config), "--port", str(port), "--store", str(self.store)]
+        if http is not None:
+            self._options += ["--http", http]
         if bundle is not None:
             self._options += ["--bundle", str(bundle)]
         for destination in send_to:

@@ -2,6 +2,7 @@
 
     CxrNodeError
     ├── ConfigurationError          the operator must change something; commands exit with 2
+    │   ├── AddressUnavailable      another program has the address, or this machine has not
     │   ├── BundleInvalid           the model bundle is damaged or of another schema
     │   └── StoreDamaged            the store's database is damaged or missing
     ├── Transient                   try again later
@@ -27,6 +28,10 @@ class CxrNodeError(Exception):
 
 class ConfigurationError(CxrNodeError):
     """The operator must change something before the command can work."""
+
+
+class AddressUnavailable(ConfigurationError):
+    """The address to listen at is another program's, or is none of this machine's."""
 
 
 class BundleInvalid(ConfigurationError):

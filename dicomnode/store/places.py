@@ -2,6 +2,8 @@
 
 DATABASE = "store.db"
 LOCK = "node.lock"
+PAGE = "page.json"
+"""Where the running node has its page, for who looks beside it."""
 SEARCH_KEY = "search.key"
 """Under which numbers of patients and orders are kept as digests."""
 BLOBS = "blobs"

@@ -9,12 +9,14 @@ from datetime import datetime
 from http.client import HTTPException
 from typing import Any
 
+from dicomnode.http_settings import HttpSettings
 from dicomnode.settings import Settings
 from dicomnode.store import Store
 from dicomnode.store.lock import is_held
 from dicomnode.store.places import LOCK
 from dicomnode.store.watching import DestinationFigures, Operations, Waiting
 from dicomnode.watch.health import Check, disk
+from dicomnode.watch.whereabouts import Whereabouts, look_up
 
 _LONGEST_ANSWER = 65_536
 _TIMEOUT_S = 3.0
@@ -71,24 +73,23 @@ def _ask(settings: Settings) -> tuple[bool, str, tuple[Check, ...]]:
     """Return whether a node runs on the store, in words too, and the checks."""
     if not is_held(settings.store.path / LOCK):
         return False, "no node runs on this store", (disk(settings),)
-    if not settings.http.enabled or settings.http.port == 0:
-        return (
-            True,
-            "a node runs on this store; it is not asked, since its page is off or has no fixed port",
-            (disk(settings),),
-        )
-    url = _url(settings)
+    page = look_up(settings.store.path) or Whereabouts(port=settings.http.port if settings.http.enabled else None)
+    if page.why_not:
+        missing = Check(name="page", passed=False, reason=page.why_not)
+        return True, "a node runs on this store, without its page", (disk(settings), missing)
+    if not page.port:
+        return True, "a node runs on this store; it is not asked, since its page is off", (disk(settings),)
+    url = _url(settings.http, page.port)
     answer = _fetch(url)
     if answer is None:
         return True, f"a node runs on this store, but {url} does not answer", (disk(settings),)
     return True, f"running, version {answer.get('version', 'unknown')}", _checks(answer)
 
 
-def _url(settings: Settings) -> str:
-    http = settings.http
+def _url(http: HttpSettings, port: int) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.bind, http.bind)
     shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if http.certificate else 'http'}://{shown}:{http.port}/readyz"
+    return f"{'https' if http.certificate else 'http'}://{shown}:{port}/readyz"
 
 
 def _fetch(url: str) -> dict[str, Any] | None:

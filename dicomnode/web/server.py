@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomnode.certificates import RenewedContext, load_certificate
-from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.errors import AddressUnavailable, ConfigurationError
 from dicomnode.http_settings import HttpSettings
 from dicomnode.web.connection import MOST_ANSWERED, BoundedConnection
 
@@ -49,16 +49,20 @@ class WebServer:
         self._thread: threading.Thread | None = None
 
     @property
+    def port(self) -> int:
+        """The port that was taken, or is to be."""
+        return self._settings.port if self._socket is None else int(self._socket.getsockname()[1])
+
+    @property
     def url(self) -> str:
         """Where the page is, once it is served."""
         host = f"[{self._settings.bind}]" if ":" in self._settings.bind else self._settings.bind
-        port = self._settings.port if self._socket is None else self._socket.getsockname()[1]
-        return f"{'https' if self._settings.certificate else 'http'}://{host}:{port}/"
+        return f"{'https' if self._settings.certificate else 'http'}://{host}:{self.port}/"
 
     def open(self) -> None:
         """Take the port, and read the certificate.
 
-        Raises: ConfigurationError, if either cannot be had.
+        Raises: AddressUnavailable, ConfigurationError, if either cannot be had.
         """
         # Its messages are of its own life cycle, which the node reports itself.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -131,14 +135,14 @@ def _listening(bind: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         opened = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigurationError(f"http.bind = {bind!r} is no address of this machine: {error.strerror}") from error
+        raise AddressUnavailable(f"http.bind = {bind!r} is no address of this machine: {error.strerror}") from error
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
         opened.listen(128)
     except OSError as error:
         opened.close()
-        raise ConfigurationError(
+        raise AddressUnavailable(
             f"the web page cannot have {bind}:{port}: {error.strerror}. Give it another address (--http HOST:PORT, or "
             "http.bind and http.port), or switch it off (--http off, or http.enabled = false)"
         ) from error

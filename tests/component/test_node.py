@@ -1,5 +1,6 @@
 """The node as a process between a sender and an archive, with a tiny model: the whole path on real sockets."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -46,7 +47,7 @@ def start_node(tmp_path: Path, bundle: Path) -> Iterator[StartNode]:
     nodes: list[NodeProcess] = []
 
     def start(
-        *, send_to: tuple[str, ...] = (), config: str = CONFIG, folder: str = "node", http: str = "off"
+        *, send_to: tuple[str, ...] = (), config: str = CONFIG, folder: str = "node", http: str | None = "off"
     ) -> NodeProcess:
         nodes.append(
             NodeProcess(tmp_path / folder, port=free_port(), bundle=bundle, send_to=send_to, config=config, http=http)
@@ -317,6 +318,27 @@ def test_the_page_is_served_and_ends_with_the_node(start_node: StartNode) -> Non
     with urllib.request.urlopen(started["page"], timeout=60) as answer:
         assert b"Overview" in answer.read()
     assert node.terminate() == 0
+
+
+def test_a_default_address_that_is_taken_costs_the_page_and_not_the_studies(
+    start_node: StartNode, archive: Archive, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # if another program has it already, that is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 8080)))
+        node = start_node(send_to=(archive.peer,), http=None)
+    (told,) = node.events("page-not-served")
+    assert "127.0.0.1:8080" in told["cause"]
+    assert "--http HOST:PORT" in told["cause"]
+    send(node, tmp_path / "out", build("dx"))
+    wait_until(lambda: len(archive.sent) == 2, WITHIN_S, "the delivery")
+    status = node.command("status")
+    assert status.returncode == 1
+    assert "a node runs on this store, without its page" in status.stdout
+    assert "no  page: the web page cannot have 127.0.0.1:8080" in status.stdout
+    assert node.terminate() == 0
+    other = start_node(http="127.0.0.1:0")
+    assert "running, version" in other.command("status").stdout, "its free port is found by what it wrote down"
 
 
 def test_a_port_of_the_page_in_use_is_said_with_what_to_do(start_node: StartNode, bundle: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dicomnode.delivery_settings import DeliverySettings, DimseDestination, StowDestination
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import Settings, TlsSettings, parse_destination, read_settings
+from dicomnode.settings import Settings, TlsSettings, parse_destination, parse_http, read_settings
 from tests.conftest import ROOT
 
 
@@ -28,6 +28,19 @@ def test_options_override_environment_which_overrides_the_file(tmp_path: Path, m
 
 def test_the_shipped_file_holds_the_defaults() -> None:
     assert read_settings(ROOT / "conf" / "node.toml", {}).model_dump() == Settings().model_dump()
+
+
+def test_the_pages_address_is_the_default_one_until_somebody_sets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "[http]\nlocal_patients = true\n")
+    for source in (None, file, ROOT / "conf" / "node.toml"):
+        assert read_settings(source, {}).http.has_default_address
+    assert not read_settings(None, {"http": parse_http("127.0.0.1:8080")}).http.has_default_address
+    assert not read_settings(written(tmp_path, "[http]\nport = 8080\n"), {}).http.has_default_address
+    assert not read_settings(written(tmp_path, '[http]\nbind = "127.0.0.1"\n'), {}).http.has_default_address
+    monkeypatch.setenv("CXRNODE_HTTP__PORT", "8080")
+    assert not read_settings(None, {}).http.has_default_address
 
 
 def test_the_shipped_file_names_every_setting() -> None:
