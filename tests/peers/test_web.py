@@ -207,6 +207,40 @@ def test_the_keyboard_reaches_content_search_and_result(shown: Shown) -> None:
     assert shown.complaints == []
 
 
+def test_the_list_names_patients_and_fits_a_phone(shown: Shown) -> None:
+    for width, name in ((1360, "patients"), (390, "patients-phone")):
+        page = looks(shown, "studies", "masked", width=width)
+        assert CANARY_ID not in page.content()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Show patients").click()
+        page.screenshot(path=str(SCREENSHOTS / f"studies-{name}.png"))
+        assert page.get_by_text(f"ID {CANARY_ID}").count() == 2
+        assert CANARY_ID not in page.url
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate(CONTRAST) == []
+        page.context.close()
+    assert shown.complaints == []
+
+
+def test_a_finished_study_is_analysed_again_after_a_question(shown: Shown) -> None:
+    page = looks(shown, f"studies/{STUDY}", "again")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Analyse again").click()
+    page.locator("[role=status]").wait_for()
+    page.screenshot(path=str(SCREENSHOTS / "studies-one-asked.png"))
+    assert "that will be version 2" in page.locator("[role=status]").inner_text()
+    made_before = "were made before, and go only where they have not been"
+    wait_until(lambda: made_before in shown.node.command("why", STUDY).stdout, 120, "the second answer")
+    page.goto(f"{shown.home}letters")
+    page.locator("input[data-all=study]").check()
+    page.screenshot(path=str(SCREENSHOTS / "letters-chosen.png"))
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Analyse the chosen again").click()
+    page.locator("[role=status]").wait_for()
+    assert "1 studies to be analysed again" in page.locator("[role=status]").inner_text()
+    assert shown.complaints == []
+
+
 def test_dead_letters_are_tried_again_after_a_question(shown: Shown) -> None:
     page = looks(shown, "letters", "letters")
     asked: list[str] = []
