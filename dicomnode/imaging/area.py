@@ -1,18 +1,18 @@
 """Where in the pixel matrix the radiograph is: padding, shutters, collimators and blank borders are not."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicomnode.domain.frame import FloatArray
 from dicomnode.imaging.codecs import StoredArray
 from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.tags import integer, numbers, texts
+from dicomnode.imaging.values import Grid, Values
 
 BoolArray = npt.NDArray[np.bool_]
-Grid = tuple[slice, slice]
-"""Which rows and columns of an image."""
 WHOLE: Grid = (slice(None), slice(None))
 
 _LEAST_CONTENT = 0.25
@@ -46,7 +46,7 @@ def collimator(ds: Dataset, layout: PixelLayout) -> BoolArray | None:
 
 
 def content(
-    values: FloatArray, excluded: BoolArray | None, declared_collimator: BoolArray | None, grid: Grid = WHOLE
+    values: Values, excluded: BoolArray | None, declared_collimator: BoolArray | None, grid: Grid = WHOLE
 ) -> BoolArray:
     """Return where the radiograph is: neither excluded, nor collimator by the tags, nor blank border.
 
@@ -55,7 +55,7 @@ def content(
     Whatever would leave less than a quarter of the image is not believed.
     `grid`: the rows and columns of the image to tell it of.
     """
-    inside = np.ones(values[grid].shape, dtype=bool) if excluded is None else ~excluded[grid]
+    inside = np.ones(values.stored[grid].shape, dtype=bool) if excluded is None else ~excluded[grid]
     border = declared_collimator[grid] if declared_collimator is not None else _blank_border(values, excluded, grid)
     without = inside if border is None else inside & ~border
     for candidate in (without, inside):
@@ -125,10 +125,10 @@ def _polygon(vertices: tuple[float, ...], layout: PixelLayout) -> npt.NDArray[np
     return np.asarray(cv2.fillPoly(inside, [points], color=1), dtype=np.uint8)
 
 
-def _blank_border(values: FloatArray, excluded: BoolArray | None, grid: Grid) -> BoolArray | None:
+def _blank_border(values: Values, excluded: BoolArray | None, grid: Grid) -> BoolArray | None:
     """Return the regions along an edge that are nearly constant at either end of the grey scale, or None."""
     step = max(1, max(values.shape) // _COARSE_SIDE)
-    coarse = values[::step, ::step]
+    coarse = values.at((slice(None, None, step), slice(None, None, step)))
     seen = np.ones(coarse.shape, dtype=bool) if excluded is None else ~excluded[::step, ::step]
     if not seen.any():
         return None
@@ -149,9 +149,15 @@ def _along_an_edge(mask: BoolArray) -> BoolArray:
 
     Air beside the neck and the white of the abdomen touch edges too, but not from corner to corner.
     """
+    if all(np.count_nonzero(edge) < _WHOLE_EDGE * edge.size for edge in _edges(mask)):
+        return np.zeros(mask.shape, dtype=bool)
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     wanted = set()
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+    for edge in _edges(labels):
         found, counts = np.unique(edge[edge > 0], return_counts=True)
         wanted.update(found[counts >= _WHOLE_EDGE * edge.size].tolist())
     return np.asarray(np.isin(labels, list(wanted))) if wanted else np.zeros(mask.shape, dtype=bool)
+
+
+def _edges(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    return image[0], image[-1], image[:, 0], image[:, -1]

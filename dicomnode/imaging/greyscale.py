@@ -1,10 +1,7 @@
-"""From stored values to brightness: Modality LUT, VOI LUT or window, or a percentile window where those are useless.
-
-Every transformation here maps (…) float32 to (…) float32 and leaves its argument as it is.
-"""
+"""From stored values to brightness: Modality LUT, VOI LUT or window, or a percentile window where those are useless."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +9,8 @@ from pydicom import Dataset
 
 from dicomnode.domain.frame import FloatArray
 from dicomnode.imaging.tags import integer, items, number, numbers, text, values
+from dicomnode.imaging.values import Transformation
 from dicomnode.settings import PixelSettings
-
-Transformation = Callable[[FloatArray], FloatArray]
 
 # Of 1,500 of NIH's renderings, 99 % have no more than 3 % of their centre within 3/255 of black and none of it within
 # 3/255 of white, and all spread their centre over at least 0.28 of the grey scale.

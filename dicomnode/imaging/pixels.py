@@ -15,6 +15,7 @@ from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
 from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
 from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
+from dicomnode.imaging.values import Grid, Transformation, Values
 from dicomnode.settings import PixelSettings
 
 _SAMPLE = 400_000
@@ -44,29 +45,27 @@ def _brightness(
 ) -> tuple[FloatArray, GreyScale]:
     excluded = _union(area.padding(ds, stored, layout), area.shutter(ds, layout))
     modality = greyscale.modality(ds)
-    values = np.asarray(modality(stored.astype(np.float32)), dtype=np.float32)
     linear = _is_for_processing(ds) and text(ds, "PixelIntensityRelationship").upper() == "LIN"
-    if linear:
-        values = greyscale.logarithm(values)
+    values = Values(stored, (lambda inputs: greyscale.logarithm(modality(inputs))) if linear else modality)
     # What is only estimated is estimated on every n-th row and column: of five megapixels in 5 ms instead of 20.
-    thin = _thinning(values)
-    sample, centre = _samples(values[thin], area.content(values, excluded, area.collimator(ds, layout), thin))
+    thin = _thinning(stored)
+    sample, centre = _samples(values.at(thin), area.content(values, excluded, area.collimator(ds, layout), thin))
     whole = _whole_scale(modality, layout)
     # A window is in units of exposure: after the logarithm it means nothing.
     chosen = None if linear else greyscale.choose(ds, whole, centre)
     chosen = chosen or greyscale.percentile_window(sample, settings)
-    pixels = chosen.apply(values)
-    if _dense_is_low(ds, layout):
-        np.subtract(np.float32(1), pixels, out=pixels)
+    shown = chosen.apply
+    inverted = _dense_is_low(ds, layout)
+    pixels = values.through((lambda inputs: np.float32(1) - shown(inputs)) if inverted else shown)
     if excluded is not None:
         pixels[excluded] = 0.0
     if linear:
         chosen = GreyScale(name=f"log-{chosen.name}", apply=chosen.apply)
-    return np.ascontiguousarray(pixels, dtype=np.float32), chosen
+    return pixels, chosen
 
 
-def _thinning(values: FloatArray) -> area.Grid:
-    step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE)))
+def _thinning(stored: StoredArray) -> Grid:
+    step = max(1, math.ceil(math.sqrt(stored.size / _SAMPLE)))
     return slice(None, None, step), slice(None, None, step)
 
 
@@ -80,7 +79,7 @@ def _samples(thin: FloatArray, where: BoolArray) -> tuple[FloatArray, FloatArray
     return sample, centre if centre.size else sample
 
 
-def _whole_scale(modality: greyscale.Transformation, layout: PixelLayout) -> tuple[float, float] | None:
+def _whole_scale(modality: Transformation, layout: PixelLayout) -> tuple[float, float] | None:
     """Return the modality values of the ends of the stored scale for renderings of up to 8 bits, else None."""
     if layout.bits_stored > 8:
         return None

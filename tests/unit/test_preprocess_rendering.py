@@ -1,10 +1,11 @@
 """The same radiograph gives nearly the same model input, however a device rendered it."""
 
+import cv2
 import numpy as np
 import pytest
 
 from dicomnode.bundle.manifest import InputSpec
-from dicomnode.bundle.preprocess import preprocess
+from dicomnode.bundle.preprocess import _reduce, preprocess, standardise
 from dicomnode.imaging import reader
 from dicomnode.imaging.pixels import render
 from dicomnode.settings import PixelSettings
@@ -87,3 +88,23 @@ def test_a_useless_window_changes_nothing():
     useless = build("cr", rows=700, columns=600, bits=14, window=(40, 400))
 
     assert_nearly_the_same(model_input(plain)[0], model_input(useless)[0], (0, 0))
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (129, 200), (255, 128), (1024, 1024), (2140, 1777), (1400, 4001)])
+def test_reduction_is_the_mean_of_areas(shape):
+    """As OpenCV averages, within the tolerance that is stated."""
+    pixels = np.random.default_rng(1).random(shape, dtype=np.float32)
+
+    expected = cv2.resize(pixels, (128, 128), interpolation=cv2.INTER_AREA)
+
+    assert np.abs(_reduce(pixels, 128) - expected).max() <= 5e-7
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (2140, 1777)])
+def test_the_models_input_stays_where_it_was(shape):
+    """Of the reduction's last places the stretched and bent grey scale makes less than a hundredth of 1/255."""
+    pixels = chest(*shape)
+    reduced = cv2.resize(pixels, (SPEC.source_side, SPEC.source_side), interpolation=cv2.INTER_AREA)
+    enlarged = cv2.resize(standardise(reduced, SPEC), (SPEC.side, SPEC.side), interpolation=cv2.INTER_CUBIC)
+
+    assert np.abs(preprocess(pixels, SPEC) - np.clip(enlarged, 0, 1)).max() <= 0.01 / 255
