@@ -1,6 +1,7 @@
 """From a finished run to the bundle the node serves."""
 
 import logging
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,14 @@ from dicomnode.domain.finding import Code
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
-from modeling.calibration import fit_calibration, operating_points, probabilities, with_frequency
+from modeling.calibration import DERIVED_ON, fit_calibration, operating_points, probabilities, with_frequency
 from modeling.card import CardFacts, Parity, write_card
 from modeling.comparison import HeldOut, compared
 from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
+from modeling.evaluation.assess import measurable
+from modeling.evaluation.curves import curves_of, with_intervals
+from modeling.evaluation.resampling import Resampler
 from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
 from modeling.held_out import store_out_of_fold
@@ -41,6 +45,7 @@ LICENCES = (
 )
 GOLDEN_IMAGES = 4
 PARITY_IMAGES = 32
+CURVE_ROUNDS = 1000
 
 
 def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence[HeldOut] = ()) -> Manifest:
@@ -57,9 +62,7 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
     logits = store_out_of_fold(run, network)
     log.info("out-of-fold predictions written; evaluating them")
     report = build_report(run.radiographs, run.outputs, judged, logits, seed=run.config.train.seed)
-    entries = tuple(
-        _label_entry(run, report, judged[:, index], logits[:, index], index) for index in range(len(run.outputs))
-    )
+    entries = label_entries(run, report, judged, logits)
     gate = fit_gate(sample_features(network.trunk, run.radiographs, run.folds, run.config), run.config.gate)
     log.info("pixel gate fitted: %.2f %% of upright training images rejected", 100 * gate.rejected)
     ensemble, rounding = _build_ensemble(run, network, gate)
@@ -90,15 +93,27 @@ def _licences(run: Run) -> tuple[str, ...]:
     return LICENCES if run.sources.warm_start is not None else LICENCES[:1]
 
 
-def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArray, index: int) -> LabelEntry:
-    """Calibrate one output and choose its operating points, from (N,) out-of-fold logits and labels."""
+def label_entries(run: Run, report: Report, judged: FloatArray, logits: FloatArray) -> tuple[LabelEntry, ...]:
+    """Return what the manifest says of every output, from (N, outputs) labels and out-of-fold logits."""
+    resampler = Resampler(run.radiographs.patients, rounds=CURVE_ROUNDS, seed=run.config.train.seed)
+    columns = zip(judged.T, logits.T, strict=True)
+    return tuple(_label_entry(run, report, resampler, *column, at) for at, column in enumerate(columns))
+
+
+def _label_entry(
+    run: Run, report: Report, resampler: Resampler, judged: FloatArray, logits: FloatArray, index: int
+) -> LabelEntry:
+    """Calibrate one output, choose its operating points and draw its curves, from (N,) labels and logits."""
     name, known = run.outputs[index], ~np.isnan(judged)
     truth = judged[known] > 0.5
     everywhere = float(np.nanmean(run.labels[:, index]))
     fitted = fit_calibration(truth, logits[known])
     calibration = with_frequency(fitted, fitted=float(truth.mean()), wanted=everywhere)
     calibrated = probabilities(calibration, logits[known])
-    points = operating_points(truth, calibrated, frequency=everywhere)
+    points, curves = operating_points(truth, calibrated, frequency=everywhere), None
+    if measurable(truth):
+        points = {rule: with_intervals(one, truth, calibrated, resampler, known) for rule, one in points.items()}
+        curves = curves_of(truth, calibrated, points, resampler, known, frequency=everywhere, derived_on=DERIVED_ON)
     points[DEFAULT_OPERATING_POINT] = points["ppv_10" if name in NIH_TERMS else "youden"]
     term, measured = NIH_TERMS.get(name), report.groups[0].aucs[index]
     return LabelEntry(
@@ -111,6 +126,7 @@ def _label_entry(run: Run, report: Report, judged: FloatArray, logits: FloatArra
         auc_interval=(measured.low, measured.high) if measured else None,
         positives=int(truth.sum()),
         scores=ScoreReference(bounds=SCORE_BOUNDS, counts=score_counts(calibrated.tolist())),
+        curves=curves,
     )
 
 
@@ -172,5 +188,11 @@ def _write_manifest(
         ),
         files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD)},
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return a manifest as JSON that people can read: what is one column of a curve is one line."""
+    indented = manifest.model_dump_json(indent=2) + "\n"
+    return re.sub(r"\[\n[-+.,\deE\s]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), indented)

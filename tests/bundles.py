@@ -11,12 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 from dicomnode.bundle.manifest import (
     Calibration,
     CodeEntry,
+    Curves,
     GateSpec,
     InputSpec,
     LabelEntry,
     Manifest,
     OperatingPointEntry,
     Provenance,
+    ReliabilityBin,
+    RocCurve,
 )
 from dicomnode.domain.finding import Code
 from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
@@ -68,10 +71,12 @@ def make_bundle(
     orientation: int = 0,
     seed: int = 7,
     labels: Labels = NIH_LABELS,
+    curves: bool = False,
 ) -> Path:
     """Write a bundle whose outputs, one a label, are fixed linear functions of the image's 8 × 8 block means.
 
-    Its `typicality` is the mean of the model input; its `orientation` is always the class of that index.
+    Its `typicality` is the mean of the model input; its `orientation` is always the class of that index. With `curves`
+    every output but the last has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(_graph(orientation, seed, len(labels)), str(folder / "model.onnx"))
@@ -84,7 +89,7 @@ def make_bundle(
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("model.onnx", "golden.npz", "MODEL_CARD.md")
     }
-    manifest = _manifest(threshold, typicality_threshold, files, labels)
+    manifest = _manifest(threshold, typicality_threshold, files, labels, curves=curves)
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2))
     return folder
 
@@ -131,19 +136,48 @@ def _graph(orientation: int, seed: int, outputs_of_head: int) -> onnx.ModelProto
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def _manifest(threshold: float, typicality_threshold: float, files: dict[str, str], labels: Labels) -> Manifest:
+def made_curves() -> Curves:
+    """Return curves of 1,000 images with an area of 0.785."""
+    rates, found = (0.0, 0.1, 0.3, 1.0), (0.0, 0.5, 0.8, 1.0)
+    return Curves(
+        derived_on="drawn chests, out of fold",
+        images=1000,
+        patients=400,
+        roc=RocCurve(
+            false_positive_rate=rates,
+            sensitivity=found,
+            low=(0.0, 0.42, 0.75, 1.0),
+            high=(0.05, 0.57, 0.84, 1.0),
+        ),
+        reliability=tuple(
+            ReliabilityBin(predicted=0.04 * at, observed=0.05 * at, low=0.03 * at, high=0.05 + 0.05 * at, images=100)
+            for at in range(10)
+        ),
+    )
+
+
+def _manifest(
+    threshold: float, typicality_threshold: float, files: dict[str, str], labels: Labels, *, curves: bool
+) -> Manifest:
     point = OperatingPointEntry(
         threshold=threshold, sensitivity=0.8, specificity=0.7, derived_on="nothing", chosen_by="hand"
     )
+    if curves:
+        intervals = {"sensitivity_interval": (0.75, 0.84), "specificity_interval": (0.66, 0.73)}
+        point = point.model_copy(update=intervals)
 
     def label(name: str, code: CodeEntry | None, site: CodeEntry | None) -> LabelEntry:
+        has_curves = curves and name != labels[-1][0]
         return LabelEntry(
             name=name,
             code=code,
             site=site,
             calibration=Calibration(slope=SLOPE, intercept=INTERCEPT),
             operating_points={"youden": point, "sensitivity_95": point},
-            positives=0,
+            auc=made_curves().roc.area if has_curves else None,
+            auc_interval=(0.76, 0.82) if has_curves else None,
+            positives=200 if has_curves else 0,
+            curves=made_curves() if has_curves else None,
         )
 
     return Manifest(

@@ -1,13 +1,18 @@
 """`manifest.json`: everything serving must know about a model besides its weights."""
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dicomnode.domain.coding import fault_in
 from dicomnode.domain.errors import BundleInvalid
 from dicomnode.domain.finding import Code
+
+MOST_POINTS, MOST_BINS = 256, 50
+AREA_TOLERANCE = 0.02
+"""How far the area under a label's thinned curve may be from its `auc`."""
 
 
 class _Strict(BaseModel):
@@ -46,14 +51,32 @@ class Calibration(_Strict):
     intercept: float
 
 
-class OperatingPointEntry(_Strict):
-    """A threshold on the calibrated probability and how it performed where it was derived."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
-    threshold: float = Field(ge=0, le=1)
-    sensitivity: float = Field(ge=0, le=1)
-    specificity: float = Field(ge=0, le=1)
+
+class OperatingPointEntry(_Strict):
+    """A threshold on the calibrated probability and how it performed where it was derived, with 95 % intervals.
+
+    Bundles made before there were any have no intervals.
+    """
+
+    threshold: Share
+    sensitivity: Share
+    specificity: Share
     derived_on: str = Field(min_length=1)
     chosen_by: str = Field(min_length=1)
+    sensitivity_interval: tuple[Share, Share] | None = None
+    specificity_interval: tuple[Share, Share] | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for name, value, interval in (
+            ("sensitivity", self.sensitivity, self.sensitivity_interval),
+            ("specificity", self.specificity, self.specificity_interval),
+        ):
+            if interval is not None and not interval[0] <= value <= interval[1]:
+                raise ValueError(f"{name} lies in its interval")
+        return self
 
 
 class ScoreReference(_Strict):
@@ -71,10 +94,90 @@ class ScoreReference(_Strict):
         return self
 
 
+class RocCurve(_Strict):
+    """Some points of the receiver operating characteristic, from (0, 0) to (1, 1).
+
+    `low`, `high`: 95 % interval of the sensitivity at each false positive rate, drawn by patient.
+    """
+
+    false_positive_rate: tuple[Share, ...] = Field(min_length=2, max_length=MOST_POINTS)
+    sensitivity: tuple[Share, ...]
+    low: tuple[Share, ...] | None = None
+    high: tuple[Share, ...] | None = None
+
+    @property
+    def area(self) -> float:
+        """The area under straight lines from point to point."""
+        points = zip(self.false_positive_rate, self.sensitivity, strict=True)
+        return sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Self:
+        columns = (self.false_positive_rate, self.sensitivity)
+        if len(columns[0]) != len(columns[1]):
+            raise ValueError("a curve has as many values of sensitivity as of false_positive_rate")
+        if any(column[0] != 0 or column[-1] != 1 for column in columns):
+            raise ValueError("a curve goes from (0, 0) to (1, 1)")
+        if any(later < former for column in columns for former, later in pairwise(column)):
+            raise ValueError("false_positive_rate and sensitivity never fall along a curve")
+        return self
+
+    @model_validator(mode="after")
+    def _is_in_its_band(self) -> Self:
+        low, at, high = self.low, self.sensitivity, self.high
+        if low is None and high is None:
+            return self
+        if low is None or high is None or not len(low) == len(at) == len(high):
+            raise ValueError("a curve has as many values of low and of high as of sensitivity, or neither")
+        if any(not below <= value <= above for below, value, above in zip(low, at, high, strict=True)):
+            raise ValueError("sensitivity lies between low and high")
+        return self
+
+
+class ReliabilityBin(_Strict):
+    """Images of similar probability: its mean, and the share of them that have the label with its 95 % interval."""
+
+    predicted: Share
+    observed: Share
+    low: Share
+    high: Share
+    images: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.low <= self.observed <= self.high:
+            raise ValueError("observed lies between low and high")
+        return self
+
+
+class Curves(_Strict):
+    """How an output ranks images, and whether its probabilities are to be believed, on images it was not fitted on.
+
+    `images`, `patients`: all those it was measured on, with and without the label.
+    """
+
+    derived_on: str = Field(min_length=1)
+    images: int = Field(ge=1)
+    patients: int = Field(ge=1)
+    roc: RocCurve
+    reliability: tuple[ReliabilityBin, ...] = Field(min_length=1, max_length=MOST_BINS)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.patients > self.images:
+            raise ValueError("there are no more patients than images")
+        if sum(one.images for one in self.reliability) != self.images:
+            raise ValueError("the bins of reliability hold all images, each once")
+        if any(later.predicted < former.predicted for former, later in pairwise(self.reliability)):
+            raise ValueError("predicted never falls from bin to bin")
+        return self
+
+
 class LabelEntry(_Strict):
     """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
 
-    `scores`: the probabilities that drift is measured against; absent from bundles made before there were any.
+    `scores`: the probabilities that drift is measured against; `curves`: of the images that `positives` counts. Both
+    are absent from bundles made before there were any, `curves` also where there are too few positives.
 
     `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
     """
@@ -88,6 +191,18 @@ class LabelEntry(_Strict):
     auc_interval: tuple[float, float] | None = None
     positives: int = Field(ge=0)
     scores: ScoreReference | None = None
+    curves: Curves | None = None
+
+    @model_validator(mode="after")
+    def _is_of_its_curves(self) -> Self:
+        if self.curves is None:
+            return self
+        if self.positives > self.curves.images:
+            raise ValueError("curves are of fewer images than there are positives")
+        area = self.curves.roc.area
+        if self.auc is not None and abs(area - self.auc) > AREA_TOLERANCE:
+            raise ValueError(f"the area under the curve is {area:.3f}, but auc {self.auc:.3f}")
+        return self
 
 
 class GateSpec(_Strict):

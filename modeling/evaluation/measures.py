@@ -44,6 +44,20 @@ def auc(truth: BoolArray, scores: npt.NDArray[np.floating]) -> Statistic:
     return statistic
 
 
+def sensitivity_at(
+    truth: BoolArray, scores: npt.NDArray[np.floating], false_positive_rates: npt.NDArray[np.floating]
+) -> Statistic:
+    """Return the sensitivity (rounds, rates) at each false positive rate, on straight lines between thresholds."""
+    ranking = _rank(truth, scores)
+
+    def statistic(weights: Weights) -> Values:
+        positive, negative = (_cumulated(masses) for masses in ranking.masses(weights))
+        rows = zip(negative, positive, strict=True)
+        return np.stack([np.interp(false_positive_rates, false, found) for false, found in rows])
+
+    return statistic
+
+
 def average_precision(truth: BoolArray, scores: npt.NDArray[np.floating]) -> Statistic:
     """Return the area under the precision-recall curve as the mean precision at each positive, not interpolated."""
     ranking = _rank(truth, scores)
@@ -120,6 +134,12 @@ def _rank(truth: BoolArray, scores: npt.NDArray[np.floating]) -> _Ranking:
     ordered = scores[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
     return _Ranking(order=order, starts=starts, truth=truth[order])
+
+
+def _cumulated(masses: Values) -> Values:
+    """Return the share of each row's mass at or above each score, from the highest on, beginning with none."""
+    found = np.cumsum(masses[:, ::-1], axis=1)
+    return np.pad(found / found[:, -1:], ((0, 0), (1, 0)))
 
 
 def _logistic_fit(design: Values, truth: BoolArray) -> Values | None:

@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import precision_recall_curve
 
-from modeling.evaluation.measures import ECE_BINS
+from modeling.evaluation.curves import reliability_bins, roc_points
 from modeling.evaluation.predictions import Predictions
 from modeling.evaluation.results import Measured
 from modeling.metrics import BoolArray, Estimate
@@ -119,7 +119,7 @@ def _grid(predictions: Predictions, measured: Measured, draw: Any) -> Figure:
 
 
 def _roc(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
-    false, true, _ = roc_curve(truth, probability)
+    false, true = roc_points(truth, probability)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     axes.plot(false, true, color=BLUE, lw=1.4)
     colours = iter(COLOURS[1:])
@@ -145,16 +145,12 @@ def _pr(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
 
 
 def _reliability(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
-    """Draw bins of equally many images: rare labels would leave most bins of equal width empty."""
-    order = np.argsort(probability, kind="stable")
-    bins = [part for part in np.array_split(order, ECE_BINS) if len(part)]
-    predicted = np.array([probability[part].mean() for part in bins])
-    observed = np.array([truth[part].mean() for part in bins])
-    sizes = np.array([len(part) for part in bins])
-    half = 1.96 * np.sqrt(np.maximum(observed * (1 - observed), 1e-12) / sizes)
-    top = min(1.0, 1.15 * float(max(predicted.max(), (observed + half).max(), 0.02)))
+    """Draw bins of equally many images with Wilson's intervals."""
+    bins = reliability_bins(truth, probability)
+    predicted, observed = (np.array([getattr(one, name) for one in bins]) for name in ("predicted", "observed"))
+    errors = np.array([(one.observed - one.low, one.high - one.observed) for one in bins]).T
+    top = min(1.0, 1.05 * max(0.02, *(max(one.predicted, one.high) for one in bins)))
     axes.plot([0, top], [0, top], color=GREY, lw=0.8, ls=":")
-    errors = [np.minimum(half, observed), np.minimum(half, 1 - observed)]
     axes.errorbar(predicted, observed, yerr=errors, fmt="o-", ms=3.5, lw=1, color=BLUE)
     axes.set(xlabel="predicted", ylabel="observed", xlim=(0, top), ylim=(0, top))
     lines = [f"ECE {result.ece.value:.3f}"]

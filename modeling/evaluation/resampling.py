@@ -31,6 +31,10 @@ class Resampler:
         self._counts = np.concatenate([np.ones((1, len(names)), dtype=np.uint16), drawn])
         self.rounds, self.patients = rounds, len(names)
 
+    def patients_among(self, rows: npt.NDArray[np.bool_]) -> int:
+        """Return of how many patients the images of `rows` are."""
+        return len(np.unique(self._patient[rows]))
+
     def values(self, statistic: Statistic, rows: npt.NDArray[np.bool_] | None = None) -> Values:
         """Return (1 + rounds, …) values of the statistic, the sample's own first, over all images or only `rows`."""
         patient = self._patient if rows is None else self._patient[rows]

@@ -37,6 +37,20 @@ def test_the_shipped_card_states_the_figures_of_the_manifest(shipped: Bundle) ->
         assert f"| {label.name} | {label.positives} | {label.auc:.3f} ({low:.3f}-{high:.3f}) |" in card
 
 
+def test_the_shipped_curves_are_those_of_the_figures_beside_them(shipped: Bundle) -> None:
+    for label in shipped.manifest.labels:
+        assert label.curves is not None
+        assert label.auc is not None
+        assert label.scores is not None
+        assert label.curves.images == sum(label.scores.counts)
+        assert label.curves.roc.area == pytest.approx(label.auc, abs=0.001)
+        points = list(zip(label.curves.roc.false_positive_rate, label.curves.roc.sensitivity, strict=True))
+        for point in label.operating_points.values():
+            away = [abs(1 - point.specificity - x) + abs(point.sensitivity - y) for x, y in points]
+            assert min(away) < 2e-5
+            assert point.sensitivity_interval is not None
+
+
 def test_drawn_chests_pass_the_shipped_graph_as_they_did_when_it_was_made(shipped: Bundle) -> None:
     golden = shipped.golden()
     session = onnxruntime.InferenceSession(str(shipped.model_path), providers=["CPUExecutionProvider"])

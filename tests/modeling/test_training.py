@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
-from dicomnode.bundle.manifest import Manifest
+from dicomnode.bundle.manifest import Manifest, read_manifest
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.domain.errors import ConfigurationError
@@ -190,6 +190,25 @@ def test_the_bundle_holds_how_its_out_of_fold_scores_were_distributed(finished: 
         assert label.scores.bounds == SCORE_BOUNDS
         assert label.scores.counts == score_counts(probabilities(label.calibration, logits[:, index]).tolist())
         assert sum(label.scores.counts) == len(finished.run.radiographs.labels)
+
+
+def test_the_bundle_holds_curves_where_there_are_images_enough_for_them(finished: Finished) -> None:
+    abnormal, *findings = finished.manifest.labels
+    assert (abnormal.positives, [one.positives for one in findings if one.positives >= 30]) == (30, [])
+    assert abnormal.curves is not None
+    assert abnormal.auc is not None
+    assert (abnormal.curves.images, abnormal.curves.patients) == (60, 30)
+    assert abnormal.curves.roc.area == pytest.approx(abnormal.auc, abs=0.001)
+    assert [one.images for one in abnormal.curves.reliability] == [6] * 10
+    assert all(point.sensitivity_interval is not None for point in abnormal.operating_points.values())
+    assert [one.curves for one in findings] == [None] * 14
+
+
+def test_a_column_of_the_manifest_is_a_line(finished: Finished) -> None:
+    text = (finished.bundle / "manifest.json").read_text(encoding="utf-8")
+    assert read_manifest(finished.bundle / "manifest.json") == finished.manifest
+    (curve,) = [line for line in text.splitlines() if '"sensitivity": [' in line]
+    assert curve.rstrip().endswith("1.0 ],")
 
 
 def test_the_card_says_what_is_not_measured_and_cites_the_data(finished: Finished) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from dicomnode.bundle.manifest import LabelEntry, read_manifest
 from dicomnode.domain.errors import BundleInvalid
-from tests.bundles import OTHER_LABELS, make_bundle
+from tests.bundles import OTHER_LABELS, made_curves, make_bundle
+from tests.conftest import ROOT
 
 Change = Callable[[list[dict[str, Any]]], None]
 
@@ -69,10 +70,101 @@ def test_one_code_may_stand_for_two_findings_of_different_sites(other: Path, tmp
 
 
 def test_the_documented_label_is_one_and_the_documented_message_is_given(other: Path, tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "bundles.md").read_text()
-    (label,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    page = (ROOT / "docs" / "bundles.md").read_text()
+    label, curves = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (message,) = re.findall(r"```\n(labels\..*?)\n```", page)
     assert LabelEntry.model_validate_json(label).name == "Rib_fracture"
+    with_curves = LabelEntry.model_validate(json.loads(label) | {"curves": json.loads(curves)})
+    assert with_curves.curves is not None
     with pytest.raises(BundleInvalid) as raised:
         read_manifest(changed(other, tmp_path, setting(1, "code", value="154283006")))
     assert str(raised.value).endswith(message)
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), curves=True) / "manifest.json"
+
+
+def test_a_bundle_from_before_there_were_curves_is_read_and_has_none(other: Path, tmp_path: Path) -> None:
+    def forget(labels: list[dict[str, Any]]) -> None:
+        for label in labels:
+            for field in ("scores", "curves"):
+                del label[field]
+            for point in label["operating_points"].values():
+                del point["sensitivity_interval"], point["specificity_interval"]
+
+    labels = read_manifest(changed(other, tmp_path, forget)).labels
+    assert [label.curves for label in labels] == [None] * len(OTHER_LABELS)
+    assert labels[0].operating_points["youden"].sensitivity_interval is None
+
+
+def test_a_bundle_of_today_holds_its_curves(curved: Path) -> None:
+    labels = read_manifest(curved).labels
+    assert labels[0].curves == made_curves()
+    assert labels[-1].curves is None
+
+
+def test_the_area_under_straight_lines_is_that_of_the_trapezia() -> None:
+    assert made_curves().roc.area == pytest.approx(0.025 + 0.13 + 0.63)
+
+
+def putting(path: str, value: object) -> Change:
+    """Return what puts a value at a place of the second label, such as `curves.roc.low.1`."""
+
+    def change(labels: list[dict[str, Any]]) -> None:
+        held: Any = labels[1]
+        *parts, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
+        for part in parts:
+            held = held[part]
+        held[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("curves.roc.sensitivity.1", 1.1, "labels.1.curves.roc.sensitivity.1: .*less than or equal to 1"),
+        ("curves.roc.sensitivity.1", -0.1, "labels.1.curves.roc.sensitivity.1: .*greater than or equal to 0"),
+        ("curves.roc.sensitivity.1", 0.9, "labels.1.curves.roc: .*never fall along a curve"),
+        ("curves.roc.false_positive_rate.2", 0.05, "labels.1.curves.roc: .*never fall along a curve"),
+        ("curves.roc.sensitivity.0", 0.1, "labels.1.curves.roc: .*from .0, 0. to .1, 1."),
+        ("curves.roc.false_positive_rate.3", 0.9, "labels.1.curves.roc: .*from .0, 0. to .1, 1."),
+        ("curves.roc.sensitivity", [0.0, 0.5, 1.0], "labels.1.curves.roc: .*as many values of sensitivity"),
+        ("curves.roc.sensitivity", [], "labels.1.curves.roc: .*as many values of sensitivity"),
+        ("curves.roc.false_positive_rate", [0.0], "labels.1.curves.roc.false_positive_rate: .*at least 2"),
+        ("curves.roc.false_positive_rate", [0.0] * 257, "labels.1.curves.roc.false_positive_rate: .*at most 256"),
+        ("curves.roc.low.1", 0.51, "labels.1.curves.roc: .*between low and high"),
+        ("curves.roc.high.2", 0.79, "labels.1.curves.roc: .*between low and high"),
+        ("curves.roc.low", None, "labels.1.curves.roc: .*as many values of low and of high"),
+        ("curves.roc.low", [], "labels.1.curves.roc: .*as many values of low and of high"),
+        ("curves.roc.auc", 0.8, "labels.1.curves.roc.auc: Extra inputs"),
+        ("curves.reliability.3.observed", 0.01, "labels.1.curves.reliability.3: .*between low and high"),
+        ("curves.reliability.3.predicted", 1.2, "labels.1.curves.reliability.3.predicted: .*less than or equal"),
+        ("curves.reliability.3.predicted", 0.5, "labels.1.curves: .*predicted never falls"),
+        ("curves.reliability.3.images", 99, "labels.1.curves: .*all images, each once"),
+        ("curves.reliability.3.images", 0, "labels.1.curves.reliability.3.images: .*greater than or equal to 1"),
+        ("curves.reliability", [], "labels.1.curves.reliability: .*at least 1"),
+        ("curves.patients", 1001, "labels.1.curves: .*no more patients than images"),
+        ("curves.derived_on", "", "labels.1.curves.derived_on: "),
+        ("positives", 1001, "labels.1: .*fewer images than there are positives"),
+        ("auc", 0.75, "labels.1: .*area under the curve is 0.785, but auc 0.750"),
+        ("operating_points.youden.sensitivity_interval", [0.81, 0.9], "youden: .*sensitivity lies in its interval"),
+        ("operating_points.youden.specificity_interval", [0.5, 0.69], "youden: .*specificity lies in its interval"),
+    ],
+)
+def test_a_curve_that_cannot_be_one_is_refused_by_name(
+    curved: Path, tmp_path: Path, path: str, value: object, said: str
+) -> None:
+    with pytest.raises(BundleInvalid, match=said):
+        read_manifest(changed(curved, tmp_path, putting(path, value)))
+
+
+def test_a_curve_may_come_without_a_band(curved: Path, tmp_path: Path) -> None:
+    def forget(labels: list[dict[str, Any]]) -> None:
+        del labels[1]["curves"]["roc"]["low"], labels[1]["curves"]["roc"]["high"]
+
+    curves = read_manifest(changed(curved, tmp_path, forget)).labels[1].curves
+    assert curves is not None
+    assert curves.roc.low is None

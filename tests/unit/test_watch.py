@@ -15,10 +15,11 @@ from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
 from dicomnode.domain.job import Accepted, NoAnswer, Rejection, RejectionReason, RetryPolicy, Stage, StudyAnswer
+from dicomnode.domain.wilson import wilson
 from dicomnode.settings import Settings, read_settings
 from dicomnode.store import Store
 from dicomnode.store.tallies import ADD_IMAGE, ADD_SCORE, OTHER_CALLERS, week_of
-from dicomnode.watch.drift import Change, Rate, compare_rates, newcombe, shift, wilson
+from dicomnode.watch.drift import Change, Rate, compare_rates, newcombe, shift
 from dicomnode.watch.health import Running, alive, disk
 from dicomnode.watch.metrics import MOST_LABELS, Metrics, sanitised
 from dicomnode.watch.report import WatchReport, reference_rate
