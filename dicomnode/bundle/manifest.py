@@ -151,7 +151,7 @@ class ReliabilityBin(_Strict):
 
 
 class Curves(_Strict):
-    """How an output ranks images, and whether its probabilities are to be believed, on images it was not fitted on.
+    """How an output ranks images its network did not learn from, and whether its probabilities are to be believed.
 
     `images`, `patients`: all those it was measured on, with and without the label.
     """
@@ -256,6 +256,11 @@ class Manifest(_Strict):
     gate: GateSpec
     provenance: Provenance
     files: dict[str, str]
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether any label has curves."""
+        return any(label.curves is not None for label in self.labels)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

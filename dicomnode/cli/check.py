@@ -92,6 +92,7 @@ def _check_bundle(settings: Settings) -> str:
     return (
         f"{bundle.identity.name} {bundle.identity.version}, {bundle.identity.bundle_hash[:12]}, hashes agree, "
         f"golden vectors agree to {difference:.1g}, operating point {point}"
+        + ("" if bundle.manifest.has_curves else ", no curves for the page")
     )
 
 

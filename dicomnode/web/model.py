@@ -14,45 +14,56 @@ from starlette.responses import Response
 from dicomnode.bundle.manifest import LabelEntry
 from dicomnode.bundle.reader import CARD
 from dicomnode.inference.operating import choose_operating_point
+from dicomnode.web.curves import SIDE, is_shifted, reliability_plot, roc_plot
 from dicomnode.web.parts import Parts, site_of
 
+_SMALL = 100
 _LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 
 
 async def model(request: Request) -> Response:
-    """Show the model in use."""
-    site = site_of(request)
-    return site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.parts))
+    """Show the model in use, and the curves of the output asked for."""
+    site, asked = site_of(request), request.query_params.get("output", "")
+    return site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.parts, asked))
 
 
-def _facts(parts: Parts) -> dict[str, Any]:
+def _facts(parts: Parts, asked: str) -> dict[str, Any]:
     manifest = parts.bundle.manifest
     point = choose_operating_point(manifest, parts.settings.inference.operating_point)
+    labels = manifest.labels
     return {
         "manifest": manifest,
         "identity": parts.bundle.identity,
         "point": point,
-        "labels": [_label(label, point) for label in manifest.labels],
+        "side": SIDE,
+        "labels": [_small(label, point) for label in labels],
+        "shown": _large(next((label for label in labels if label.name == asked), labels[0]), point),
         "card": render_card(_card(parts.bundle.path)),
     }
 
 
-def _label(label: LabelEntry, point: str) -> dict[str, Any]:
-    """Return a label with its operating points as places in the plane of the ROC, 100 by 100."""
-    points = {
-        (round(100 * (1 - entry.specificity), 2), round(100 * (1 - entry.sensitivity), 2)): name
-        for name, entry in label.operating_points.items()
-    }
-    chosen = label.operating_points[point]
-    corners = sorted([(0.0, 100.0), *points, (100.0, 0.0)])
+def _small(label: LabelEntry, point: str) -> dict[str, Any]:
+    chosen, plot = label.operating_points[point], roc_plot(label, point, _SMALL)
+    return {"label": label, "name": _named(label), "plot": plot, "chosen": chosen}
+
+
+def _large(label: LabelEntry, point: str) -> dict[str, Any]:
+    """Return everything about one output: its curves where there are any, and all its operating points."""
+    chosen, curves = label.operating_points[point], label.curves
     return {
         "label": label,
-        "name": label.name.replace("_", " "),
-        "points": [(x, y, name) for (x, y), name in points.items()],
-        "line": " ".join(f"{x},{y}" for x, y in corners),
+        "name": _named(label),
+        "curves": curves,
+        "roc": roc_plot(label, point),
+        "reliability": reliability_plot(curves, chosen.threshold) if curves else None,
         "chosen": chosen,
-        "at": (100 * (1 - chosen.specificity), 100 * (1 - chosen.sensitivity)),
+        "is_fitted_there": curves is not None and curves.derived_on == chosen.derived_on,
+        "is_shifted": curves is not None and is_shifted(label, curves),
     }
+
+
+def _named(label: LabelEntry) -> str:
+    return label.name.replace("_", " ")
 
 
 def _card(folder: Path) -> str:

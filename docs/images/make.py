@@ -78,6 +78,9 @@ def take(browser: Any, address: str) -> None:
     page.wait_for_load_state("networkidle")
     page.screenshot(path=str(HERE / "page.png"))
     page.locator(".layers").screenshot(path=str(HERE / "heatmap.png"))
+    page.goto(f"{address}model?output=Effusion")
+    page.locator(".figures").screenshot(path=str(HERE / "curves.png"))
+    smaller(HERE / "curves.png", 960)
     smaller(HERE / "page.png", 960)
     smaller(HERE / "heatmap.png", 440)
 
@@ -92,8 +95,8 @@ def smaller(file: Path, side: int) -> None:
 
 
 def main() -> None:
-    """Make both pictures."""
-    parser = argparse.ArgumentParser(description="Make page.png and heatmap.png.")
+    """Make the pictures."""
+    parser = argparse.ArgumentParser(description="Make page.png, heatmap.png and curves.png.")
     parser.add_argument("images", type=Path, help="archive of NIH's images")
     source = parser.parse_args().images
     with (

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 SCREENSHOTS = ROOT / "var" / "web" / "screenshots"
 STUDY = "1.2.826.0.1.7"
-PATHS = ("", "studies", f"studies/{STUDY}", "letters", "model", "login")
+PATHS = ("", "studies", f"studies/{STUDY}", "letters", "model", "model?output=Pneumothorax", "login")
 _PATIENCE_MS = 120_000
 CONFIG = """
 [scp]
@@ -107,7 +107,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         node = NodeProcess(
             folder / "node",
             port=free_port(),
-            bundle=make_bundle(folder / "bundle"),
+            bundle=make_bundle(folder / "bundle", curves=True),
             send_to=(archive.peer, f"NOWHERE@127.0.0.1:{free_port()}"),
             config=CONFIG,
             http="127.0.0.1:0",
@@ -136,7 +136,8 @@ def looks(shown: Shown, path: str, name: str, **how: Any) -> Any:
     page = shown.page(**how)
     page.goto(shown.home + path)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    name = f"{path.partition('/')[0] or 'overview'}{'-one' if '/' in path else ''}-{name}"
+    kind = path.partition("/")[0].partition("?")[0] or "overview"
+    name = f"{kind}{'-one' if '/' in path or '?' in path else ''}-{name}"
     page.screenshot(path=str(SCREENSHOTS / f"{name}.png"))
     return page
 
@@ -188,6 +189,26 @@ def test_without_scripts_a_finding_is_chosen_and_a_patient_shown(shown: Shown) -
         page.get_by_role("button", name="Show patients").click()
     assert CANARY_ID in page.content()
     assert CANARY_ID not in page.url
+    assert shown.complaints == []
+
+
+def test_without_scripts_an_outputs_curves_are_chosen_and_read_as_tables(shown: Shown) -> None:
+    page = looks(shown, "model", "without-scripts", scripts=False)
+    page.locator("#output").select_option("Edema")
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show", exact=True).click()
+    assert "output=Edema" in page.url
+    for name in ("ROC of Edema", "Reliability of Edema"):
+        drawing = page.get_by_role("img", name=name).bounding_box()
+        assert drawing["width"] > 300
+        assert drawing["height"] > 250
+    table = page.get_by_role("region", name="Reliability of Edema")
+    assert not table.is_visible()
+    page.get_by_text("Reliability as a table").click()
+    assert table.get_by_role("row").count() == 11
+    with page.expect_navigation():
+        page.get_by_role("link", name="Pneumothorax").click()
+    page.get_by_text("The bundle holds no curves of Pneumothorax").wait_for()
     assert shown.complaints == []
 
 

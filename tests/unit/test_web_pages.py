@@ -40,6 +40,14 @@ def web(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Web]
         yield made
 
 
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """A node whose bundle holds curves of every output but the last."""
+    bundle = open_bundle(make_bundle(tmp_path_factory.mktemp("bundle"), curves=True))
+    with Web(tmp_path_factory.mktemp("curved"), bundle=bundle) as made:
+        yield made
+
+
 @pytest.fixture
 def own(tmp_path: Path, bundle: Path) -> Iterator[Web]:
     """A node that a test may change, where patients may be shown."""
@@ -77,7 +85,11 @@ def dead_delivery(web: Web) -> int:
 def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None:
     answer = web.client.get(path)
     assert answer.status_code == 200
-    page = Page(answer.text)
+    is_whole(Page(answer.text))
+
+
+def is_whole(page: Page) -> None:
+    """Check that a page has nothing inline, and that what is no text has a name."""
     for tag, attributes in page.elements:
         assert "style" not in attributes, (tag, attributes)
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
@@ -90,7 +102,69 @@ def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None
         if tag == "img":
             assert "alt" in attributes
         if tag == "svg":
-            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+            named = attributes.get("aria-label") or is_named_by(page, attributes.get("aria-labelledby"))
+            assert attributes.get("aria-hidden") == "true" or named
+
+
+def is_named_by(page: Page, ids: str | None) -> bool:
+    held = [given["id"] for _, given in page.elements if "id" in given]
+    assert len(set(held)) == len(held)
+    return ids is not None and set(ids.split()) <= set(held)
+
+
+def shown_curves(text: str) -> dict[str, list[str]]:
+    """Return what a model page draws large, by class."""
+    drawn: dict[str, list[str]] = {}
+    for tag, given in Page(text[text.index('id="h-curves"') : text.index('id="h-points"')]).elements:
+        if tag in ("polygon", "polyline", "path", "circle"):
+            drawn.setdefault(str(given["class"]).split()[0], []).append(tag)
+    return drawn
+
+
+def test_the_model_page_draws_roc_and_reliability_and_says_of_what(curved: Web) -> None:
+    text = curved.client.get("/model").text
+    is_whole(Page(text))
+    drawn = shown_curves(text)
+    assert drawn["curve"] == ["polyline"] * 2
+    assert drawn["band"] == ["polygon"]
+    assert drawn["point"] == ["circle"] * 11, "an operating point and ten bins"
+    assert len(drawn["interval"]) == 12
+    plain = " ".join(text.replace("\u202f", " ").split())
+    assert "Abnormal: ROC and reliability" in plain
+    assert "drawn chests, out of fold: 1 000 images of 400 patients, 200 of the images with the label." in plain
+    assert "<strong>AUC 0.785</strong> (0.760–0.820)" in plain
+    assert "10 bins by probability, each of about 100 images" in plain
+    assert plain.count("<summary>") == 2
+    assert (
+        '<td class="number">0.100</td><td class="number">0.500</td><td class="number quiet">0.420–0.570</td>' in plain
+    )
+    assert "More of these images" in plain
+
+
+def test_an_output_is_chosen_by_address_and_an_unknown_one_is_the_first(curved: Web) -> None:
+    for asked, name in (("Edema", "Edema"), ("Pleural_Thickening", "Pleural Thickening"), (HOSTILE, "Abnormal")):
+        text = curved.client.get("/model", params={"output": asked}).text
+        assert f"{name}: ROC and reliability" in text
+        assert "<script>alert" not in text
+        (chosen,) = [given["value"] for tag, given in Page(text).elements if tag == "option" and "selected" in given]
+        assert str(chosen).replace("_", " ") == name
+    (form,) = [given for tag, given in Page(text).elements if tag == "form" and given.get("action", "") != "/patients"]
+    assert (form["method"], form["action"]) == ("get", "/model#h-curves")
+
+
+def test_an_output_without_curves_says_so_beside_others_that_have_them(curved: Web) -> None:
+    text = curved.client.get("/model", params={"output": "Pneumothorax"}).text
+    assert shown_curves(text) == {}
+    assert "The bundle holds no curves of Pneumothorax" in text
+    is_whole(Page(text))
+
+
+def test_a_bundle_from_before_there_were_curves_says_so(web: Web) -> None:
+    text = web.client.get("/model?output=Edema").text
+    assert shown_curves(text) == {}
+    assert "This bundle holds no ROC and reliability curves" in text
+    assert "lines only join them" in text
+    assert not [given for tag, given in Page(text).elements if "output=" in str(given.get("href"))]
 
 
 def test_the_overview_tells_the_state_of_the_node(web: Web) -> None:
