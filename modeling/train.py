@@ -79,7 +79,7 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
         if not pending:
             continue
         orders = {fold: _order(run, fold, number) for fold in pending}
-        read_inputs = _epoch_inputs(run, network, number, rows=np.unique(np.concatenate(list(orders.values()))))
+        read_inputs = epoch_inputs(run, network, number, rows=np.unique(np.concatenate(list(orders.values()))))
         for fold in pending:
             epoch = _Epoch(fold=fold, number=number, order=orders[fold], read_inputs=read_inputs)
             _train_epoch(run, network, epoch, watch)
@@ -191,7 +191,7 @@ def _order(run: Run, fold: int, number: int) -> Rows:
     return drawn[: steps_per_epoch(run) * run.config.train.batch_size]
 
 
-def _epoch_inputs(run: Run, network: Network, number: int, *, rows: Rows) -> ReadInputs:
+def epoch_inputs(run: Run, network: Network, number: int, *, rows: Rows) -> ReadInputs:
     """Return what gives the head's inputs for these rows of images, augmented anew for this epoch."""
     if network.trunk is None:
         return lambda wanted: _augmented(run, wanted, number)
