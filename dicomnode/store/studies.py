@@ -17,10 +17,14 @@ from dicomnode.store.search import SearchIndex
 
 _EVENTS_LOOKED_AT = 50_000
 
+# A later version began later: with another image, or because somebody asked.
+_RECEIVED_AT = "(SELECT first_instance_at FROM job AS first WHERE first.study = job.study AND first.version = 1)"
+
 # Of each study the newest version; the primary key is the order of arrival, so a page is one walk of an index.
 _STUDIES = """
 SELECT job.*, (SELECT COUNT(*) FROM instance WHERE instance.study = job.study AND current = 1) AS images,
     EXISTS (SELECT 1 FROM instance WHERE instance.study = job.study AND current = 1 AND purged_at IS NULL) AS kept,
+    {received_at} AS received_at,
     (SELECT json_group_array(DISTINCT calling_ae) FROM study_sender WHERE study_sender.study = job.study) AS senders,
     (SELECT json_group_array(DISTINCT reason) FROM rejection WHERE rejection.job_id = job.job_id) AS reasons
 FROM job
@@ -145,7 +149,7 @@ class Studies:
         if before is not None:
             conditions.append("job.job_id < :before")
             facts["before"] = before
-        statement = _STUDIES.format(conditions=" AND ".join(conditions or ["1"]))
+        statement = _STUDIES.format(received_at=_RECEIVED_AT, conditions=" AND ".join(conditions or ["1"]))
         with self._database.reading() as connection:
             rows = connection.execute(statement, facts | {"limit": limit}).fetchall()
         return tuple(map(_to_study, rows))
@@ -229,7 +233,7 @@ class Studies:
             facts |= dict(zip(names, wanted.states, strict=True))
         for name, sign, moment in (("since", ">=", wanted.since), ("until", "<", wanted.until)):
             if moment is not None:
-                conditions.append(f"job.first_instance_at {sign} :{name}")
+                conditions.append(f"{_RECEIVED_AT} {sign} :{name}")
                 facts[name] = to_text(moment)
         return conditions, facts
 
@@ -244,7 +248,7 @@ def _to_study(row: sqlite3.Row) -> StudyEntry:
         is_kept=bool(row["kept"]),
         senders=tuple(json.loads(row["senders"])),
         reasons=tuple(map(RejectionReason, json.loads(row["reasons"]))),
-        received_at=to_time(row["first_instance_at"]),
+        received_at=to_time(row["received_at"]),
         changed_at=to_time(row["changed_at"]),
         last_error=row["last_error"],
         summary=to_summary(row),

@@ -19,6 +19,7 @@ from dicomnode.store import Store
 from dicomnode.store.actions import OfStudy
 from dicomnode.store.rows import EventKind
 from dicomnode.store.story import conclusion
+from dicomnode.store.studies import Wanted
 from tests.bundles import make_bundle
 from tests.make import build
 from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
@@ -71,6 +72,15 @@ def test_a_finished_study_gets_another_version_that_is_due_at_once(store: Store)
     job = claim(store, 60)
     assert (job.version, len(job.instances), job.attempts) == (2, 1, 1)
     assert [ref.sop_instance for ref in job.predecessors] == [answer(job).results[0].ref.sop_instance]
+
+
+def test_a_study_stays_one_that_was_received_when_it_was(store: Store) -> None:
+    answered(store)
+    before = store.studies.page(Wanted(), limit=2)
+    store.ledger.analyse_again("1.1", "anna", at(86_400))
+    after = store.studies.page(Wanted(until=at(60)), limit=2)
+    assert [entry.received_at for entry in after] == [entry.received_at for entry in before] == [at(0)]
+    assert [entry.version for entry in after] == [2]
 
 
 def test_who_asked_stands_in_the_ledger_and_in_the_story(store: Store) -> None:
