@@ -15,6 +15,7 @@ from dicomnode.certificates import RenewedContext, load_certificate
 from dicomnode.domain.errors import AddressUnavailable, ConfigurationError
 from dicomnode.http_settings import HttpSettings
 from dicomnode.web.connection import MOST_ANSWERED, BoundedConnection
+from dicomnode.web.door import AT_ONCE, Door
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class WebServer:
             proxy_headers=False,
             server_header=False,
             limit_concurrency=MOST_ANSWERED,
+            backlog=AT_ONCE,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=_STOP_S,
             h11_max_incomplete_event_size=32_768,
@@ -133,13 +135,13 @@ def _page_context(settings: HttpSettings) -> ssl.SSLContext:
 def _listening(bind: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened = Door(family, socket.SOCK_STREAM)
     except OSError as error:
         raise AddressUnavailable(f"http.bind = {bind!r} is no address of this machine: {error.strerror}") from error
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-        opened.listen(128)
+        opened.listen(AT_ONCE)
     except OSError as error:
         opened.close()
         raise AddressUnavailable(

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.http_settings import HttpSettings
 from dicomnode.web import connection as connections
+from dicomnode.web import door
 from dicomnode.web.guard import form_of
 from dicomnode.web.server import WebServer
 from tests.certificates import Authority
@@ -189,6 +190,32 @@ def test_who_asks_for_nothing_keeps_nobody_out() -> None:
         assert is_ended(wires[0]), "the oldest goes"
         wires[-1].sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert wires[-1].recv(12) == b"HTTP/1.1 200", "the newest is served"
+
+
+def test_who_connects_and_never_agrees_on_tls_takes_no_more_than_his_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MOST_OPEN", 32)
+    authority = Authority(tmp_path)
+    with serving(certificate=authority.issue("127.0.0.1", tmp_path / "page.pem")) as served:
+        with contextlib.ExitStack() as stack:
+            wires = [stack.enter_context(connection(served)) for _ in range(100)]
+            wires[0].settimeout(WITHIN_S / 2)  # less than it may take to agree
+            assert is_ended(wires[0]), "the oldest goes"
+            assert serial_number(served, authority)
+            wait_until(lambda: sum(is_open(wire) for wire in wires) <= 32, WITHIN_S / 2, "the end of the others")
+        assert serial_number(served, authority)
+
+
+def is_open(wire: socket.socket) -> bool:
+    """Tell whether the other side has not ended a connection over which it sends nothing."""
+    wire.setblocking(False)
+    try:
+        return bool(wire.recv(1))
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
 
 
 def test_who_asked_once_and_rests_keeps_nobody_out() -> None:
