@@ -12,7 +12,19 @@ from benchmarks import machine, results_file
 from benchmarks.bench import ROUNDS, Bench
 from benchmarks.table import HEADS, Section
 
-BENCHMARKS = ("receive", "pixels", "inference", "send", "results", "end_to_end", "footprint", "growth", "training")
+BENCHMARKS = (
+    "receive",
+    "pixels",
+    "inference",
+    "alternative",
+    "providers",
+    "send",
+    "results",
+    "end_to_end",
+    "footprint",
+    "growth",
+    "training",
+)
 """The modules, in the order of RESULTS.md; each has `measure(bench) -> rows` and says in its first line what it is."""
 
 
