@@ -25,7 +25,8 @@ from tests.archives import CommittingArchive
 from tests.bundles import make_bundle
 from tests.component.dicomweb import JSON, Answer, Dicomweb
 from tests.component.dimse import Peer, requested, send_raw, store_request
-from tests.make import CANARIES, CANARY_ID, CANARY_NAME, SOP_CLASSES, build, code, encode
+from tests.make import CANARIES, CANARY_ID, CANARY_NAME, SOP_CLASSES, build, encode
+from tests.modules import code
 from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 60.0

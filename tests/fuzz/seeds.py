@@ -7,7 +7,8 @@ from pydicom.sequence import Sequence
 
 from dicomnode.net.part10 import read_file_head
 from tests.fuzz.targets import INSTANCE, SERIES, STUDY
-from tests.make import build, code, encode, lut
+from tests.make import build, encode, lut
+from tests.modules import code
 from tests.wire import ABORT, REPORT, STORE, associate_request, fragment, item, p_data
 
 SIDE = 40

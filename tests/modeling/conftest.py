@@ -1,5 +1,6 @@
 """Drawn training data, small enough for a test and complete enough for every label."""
 
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ for required in ("tensorflow", "tf2onnx", "sklearn"):
 
 from dicomnode.domain.terminology import NIH_TERMS  # noqa: E402 - only where the requirements are installed
 from modeling.phantom import chest_phantom  # noqa: E402
+from tests.modeling.nih_release import make_release  # noqa: E402
 
 IMAGES = 60
 
@@ -34,3 +36,15 @@ def drawn_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{index:08d}_000.png,96,drawn,{'|'.join(sorted(findings))},{view},{index // 2},50,M")
         archive.writestr("manifest.csv", "\n".join(rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small release as NIH publishes one; whoever damages it takes `own_release`."""
+    return make_release(tmp_path_factory.mktemp("release") / "nih")
+
+
+@pytest.fixture
+def own_release(release: Path, tmp_path: Path) -> Path:
+    """Return a copy that a test may damage."""
+    return Path(shutil.copytree(release, tmp_path / "nih"))

@@ -16,14 +16,9 @@ from modeling.preparation.records import Record, encode_record
 from modeling.preparation.shards import encode_image
 from modeling.preparation.summarise import write_summary
 from modeling.preparation.summary import FINDINGS, Image, summarise
-from tests.modeling.nih_release import make_release, table_rows
+from tests.modeling.nih_release import table_rows
 
 pytestmark = pytest.mark.training
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_release(tmp_path_factory.mktemp("release") / "nih")
 
 
 @pytest.fixture(scope="module")
