@@ -31,6 +31,7 @@ from pydicom.uid import UID
 
 _GDCM = "gdcm"
 _OPEN_FILES = 32
+"""Some ten are open: pipes, the shared memory and what holds it mapped, a library being loaded."""
 _RAISED = (
     ArithmeticError,
     AssertionError,
@@ -60,7 +61,6 @@ class Encoded(TypedDict):
     bits_allocated: int
     bits_stored: int
     signed: bool
-    planar_configuration: int
     photometric: str
     precision: int | None
 
@@ -171,7 +171,8 @@ def _decode(name: str, request: Request, frame: bytes) -> np.ndarray[Any, Any]:
         "bits_allocated": request["bits_allocated"],
         "bits_stored": request["bits_stored"],
         "pixel_representation": int(request["signed"]),
-        "planar_configuration": request["planar_configuration"],
+        # A compressed frame says itself how its colours lie; what the tag says is often left over from before.
+        "planar_configuration": 0,
         "photometric_interpretation": request["photometric"],
     }
     samples, _ = decoder.as_array(encapsulate([frame]), index=0, decoding_plugin=name, **options)
@@ -189,11 +190,10 @@ def _decode_by_gdcm(request: Request, frame: bytes, precision: int) -> np.ndarra
     codec = gdcm.JPEGCodec()
     codec.SetNumberOfDimensions(2)
     codec.SetDimensions((request["columns"], request["rows"], 1))
-    codec.SetPlanarConfiguration(0)
     interpretation = gdcm.PhotometricInterpretation.GetPIType(request["photometric"])
     codec.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(interpretation))
     # The last, since it sets up the codec of that precision with all the rest.
-    codec.SetPixelFormat(gdcm.PixelFormat(request["samples"], container, precision, precision - 1, int(signed)))
+    codec.SetPixelFormat(gdcm.PixelFormat(request["samples"], container, precision, precision - 1))
     if not codec.Decode(compressed, decoded):
         raise ValueError
     samples = _samples_of(decoded, f"<{'i' if signed else 'u'}{container // 8}", request)

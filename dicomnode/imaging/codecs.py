@@ -45,10 +45,15 @@ _ENVIRONMENT = {
 }
 """All that the process is told, and no secret of the node's."""
 _START_S = 120.0
+"""Half a second on an idle machine, more where a cold disk is read and everything else starts too."""
 _STOP_S = 2.0
+"""It ends as soon as its input does, unless it hangs in a frame that nobody waits for any more."""
 _FRAMES = 500
+"""What leaks is gone after so many, and of each frame a new start costs 1 ms."""
 _PIPE_BYTES = 1 << 20
+"""The most that Linux lets a pipe have unless told otherwise."""
 _LONGEST_LINE = 4096
+"""An answer has some 100 characters, and that of a process that is out of its mind is not to fill the memory."""
 _BROKEN_TALK = (OSError, EOFError, LookupError, TypeError, ValueError)
 _SAMPLES = frozenset({"|u1", "|i1", "<u2", "<i2"})
 _SAMPLE_BYTES = 2
@@ -56,11 +61,30 @@ _SAMPLE_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecLimits:
-    """What one frame may cost: wall clock, and memory as a part of its own and a part per sample."""
+    """What one frame may cost: wall clock, and memory, each as a part of its own and a part per sample.
 
-    deadline_s: float = 60.0
+    Samples are those that the tags state and `pixels.maximum_pixels` admits, times three in colour.
+
+    `deadline_s_per_sample`: eight times what the slowest codec takes, 0.13 µs (JPEG 2000, lossless), for machines that
+    are slow or busy; `deadline_s` for a process that waits for its turn or its memory. A radiograph of five megapixels
+    has 35 s, the largest that is admitted by default 110.
+    `memory_bytes_per_sample`: the most that a codec takes, 15 (GDCM, which copies what it has decoded again and again;
+    the others take 5 to 12); `memory_bytes` for what does not depend on the size, as tables and the 64 MiB of addresses
+    that glibc reserves for each thread. It is in addition to what the process has before its first frame.
+    """
+
+    deadline_s: float = 30.0
+    deadline_s_per_sample: float = 1e-6
     memory_bytes: int = 512 << 20
     memory_bytes_per_sample: int = 16
+
+    def seconds(self, samples: int) -> float:
+        """Return the deadline of a frame of so many samples."""
+        return self.deadline_s + self.deadline_s_per_sample * samples
+
+    def bytes(self, samples: int) -> int:
+        """Return the memory that a frame of so many samples may take."""
+        return self.memory_bytes + self.memory_bytes_per_sample * samples
 
 
 class _Died(Exception):
@@ -101,13 +125,13 @@ class CodecProcess:
 
         Raises: UndecodablePixels; DecoderUnavailable when no process can be had, which is not the frame's fault.
         """
-        values = encoded["rows"] * encoded["columns"] * encoded["samples"]
+        samples = encoded["rows"] * encoded["columns"] * encoded["samples"]
         request: Request = {
             **encoded,
             "frame_bytes": len(frame),
             "shared_bytes": 0,
-            "limit_bytes": self._limits.memory_bytes + self._limits.memory_bytes_per_sample * values,
-            "limit_s": self._limits.deadline_s,
+            "limit_bytes": self._limits.bytes(samples),
+            "limit_s": self._limits.seconds(samples),
         }
         with self._lock:
             self._ensure()
@@ -146,7 +170,7 @@ class CodecProcess:
             self._await_ready(process, process.stdout)
         answer: StoredArray | str | None = None
         try:
-            with _deadline(process, self._limits.deadline_s) as expired, contextlib.suppress(*_BROKEN_TALK):
+            with _deadline(process, request["limit_s"]) as expired, contextlib.suppress(*_BROKEN_TALK):
                 _ask(process.stdin, request, frame, self._shared)
                 answer = _read_answer(process.stdout, request, self._shared)
         finally:

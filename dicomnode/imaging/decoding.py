@@ -128,14 +128,14 @@ def _decode(ds: Dataset, layout: PixelLayout, codecs: CodecProcess) -> StoredArr
     data = ds.get("PixelData")
     _require(isinstance(data, bytes | bytearray) and len(data) > 0, "the object has no Pixel Data")
     if layout.transfer_syntax.is_compressed:
-        return _decode_compressed(ds, bytes(data), layout, codecs)
+        return _decode_compressed(bytes(data), layout, codecs)
     shifted = layout.high_bit != layout.bits_stored - 1
     decoder = get_decoder(layout.transfer_syntax)
     stored, _ = decoder.as_array(ds, index=0, correct_unused_bits=not shifted)  # type: ignore[arg-type]
     return _align(stored, layout) if shifted else stored
 
 
-def _decode_compressed(ds: Dataset, data: bytes, layout: PixelLayout, codecs: CodecProcess) -> StoredArray:
+def _decode_compressed(data: bytes, layout: PixelLayout, codecs: CodecProcess) -> StoredArray:
     frame = get_frame(data, 0, number_of_frames=1)
     header = _check_frame(frame, layout)
     encoded: Encoded = {
@@ -147,7 +147,6 @@ def _decode_compressed(ds: Dataset, data: bytes, layout: PixelLayout, codecs: Co
         "bits_allocated": layout.bits_allocated,
         "bits_stored": layout.bits_stored,
         "signed": layout.signed,
-        "planar_configuration": integer(ds, "PlanarConfiguration") or 0,
         "photometric": layout.photometric,
         "precision": None if header is None else header.precision,
     }

@@ -134,8 +134,13 @@ def killed_while_decoding(codecs: CodecProcess) -> list[Exception]:
     return raised
 
 
-def test_a_codec_that_hangs_is_ended_at_its_deadline() -> None:
-    codecs = CodecProcess(CodecLimits(deadline_s=0.5))
+@pytest.mark.parametrize(
+    "limits",
+    [CodecLimits(deadline_s=0.5), CodecLimits(deadline_s=0.0, deadline_s_per_sample=0.5 / (ROWS * COLUMNS))],
+    ids=["of every image", "of its samples"],
+)
+def test_a_codec_that_hangs_is_ended_at_its_deadline(limits: CodecLimits) -> None:
+    codecs = CodecProcess(limits)
     try:
         codecs.start()
         pid = codecs.pid
