@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from dicomnode.bundle.manifest import LabelEntry, read_manifest
+from dicomnode.cli.main import app
 from dicomnode.domain.errors import BundleInvalid
 from tests.bundles import OTHER_LABELS, made_curves, make_bundle
 from tests.conftest import ROOT
+from tests.processes import free_port
 
 Change = Callable[[list[dict[str, Any]]], None]
 
@@ -103,6 +106,14 @@ def test_a_bundle_of_today_holds_its_curves(curved: Path) -> None:
     labels = read_manifest(curved).labels
     assert labels[0].curves == made_curves()
     assert labels[-1].curves is None
+
+
+def test_check_says_that_a_bundle_holds_no_curves(other: Path, curved: Path, tmp_path: Path) -> None:
+    for manifest, said in ((other, True), (curved, False)):
+        options = ["check", "--bundle", str(manifest.parent), "--store", str(tmp_path), "--port", str(free_port())]
+        told = " ".join(CliRunner().invoke(app, options).output.split())
+        assert "golden vectors agree" in told
+        assert ("no curves for the page" in told) is said
 
 
 def test_the_area_under_straight_lines_is_that_of_the_trapezia() -> None:
