@@ -1,17 +1,18 @@
 """Work ahead: what can be done for a study that is not complete yet is done while the node waits for the rest.
 
 Images are examined as they arrive; once nobody who sends a study is connected any more, its answer is written as if it
-were complete. If it is claimed as it was foreseen, that is its answer; if another image came, only the writing is done
-again. What is found is kept in memory alone. It depends on nothing but the study, the pipeline and the time that it
-bears, so an answer says the same with and without it, and a crash loses only time. Used by one thread.
+were complete, and its results are staged in the store. If it is claimed as it was foreseen, that is its answer; if
+another image came, only the writing is done again. What is found depends on nothing but the study, the pipeline and the
+time that it bears, so an answer says the same with and without it, and a crash loses only time. Used by one thread.
 
 One image at a time: in a batch of eight an image takes the processor 13 ms instead of 15 (the shipped ensemble), or 120
 instead of 86 (five EfficientNet-B2), and studies would wait for each other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Expected, Job, StudyAnswer, Wanted
@@ -23,13 +24,24 @@ _ENOUGH_BYTES = 128 << 20
 """Nothing further is begun beyond this: six radiographs of 10 MB as frames, more than come in one quiet time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging(Protocol):
+    """Where results lie that may be wanted soon."""
+
+    def stage(self, data: bytes) -> str:
+        """Write bytes beforehand and return the name that they will have. Raises: DiskFull, StoreUnavailable."""
+
+    def unstage(self, name: str) -> None:
+        """Remove them, unless they were written since."""
+
+
+@dataclass(slots=True, kw_only=True)
 class _Foreseen:
     """What the answer to a job will be, if it is claimed as it was then; None: it could not be written."""
 
     job: Job
     wanted: tuple[Wanted, ...]
     answer: StudyAnswer | None = None
+    staged: list[str] = field(default_factory=list)
 
     def is_of(self, job: Job, wanted: Sequence[Wanted]) -> bool:
         return self.job == job and self.wanted == tuple(wanted)
@@ -38,9 +50,9 @@ class _Foreseen:
 class WorkAhead:
     """A pipeline that may know some of the answer beforehand, or all of it."""
 
-    def __init__(self, pipeline: Pipeline, *, enough_bytes: int = _ENOUGH_BYTES) -> None:
+    def __init__(self, pipeline: Pipeline, staging: Staging, *, enough_bytes: int = _ENOUGH_BYTES) -> None:
         """`enough_bytes`: what frames and results may hold before the next step waits for its study."""
-        self._pipeline, self._enough_bytes = pipeline, enough_bytes
+        self._pipeline, self._staging, self._enough_bytes = pipeline, staging, enough_bytes
         self._held: dict[StoredInstance, Examination] = {}
         self._tried: set[StoredInstance] = set()
         self._foreseen: dict[int, _Foreseen] = {}
@@ -48,9 +60,11 @@ class WorkAhead:
     def answer(self, job: Job, read: Read, now: datetime, wanted: Sequence[Wanted]) -> StudyAnswer:
         """Answer as `Pipeline.answer` does, in less time for everything that was done before."""
         foreseen = self._foreseen.pop(job.job_id, None)
-        if foreseen is not None and foreseen.answer is not None and foreseen.is_of(job, wanted):
-            self._forget(set(self._held).difference(job.instances))
-            return foreseen.answer
+        if foreseen is not None:
+            if foreseen.answer is not None and foreseen.is_of(job, wanted):
+                self._forget(set(self._held).difference(job.instances))
+                return foreseen.answer
+            self._unstage(foreseen)
         examinations = [self._take(instance, read) for instance in job.instances]
         return self._pipeline.conclude(job, examinations, now, wanted)
 
@@ -64,7 +78,7 @@ class WorkAhead:
         """Take the next step for these, if any is left, and tell so; forget what is not among them.
 
         A step is to examine an image, or to write the answer to a study whose images are all examined.
-        Raises: whatever `read` raises; the rest then waits for the claim of its study.
+        Raises: whatever `read` and `stage` raise; the rest then waits for the claim of its study.
         """
         self._keep_only([entry.job for entry in expected])
         for entry in expected:
@@ -89,15 +103,23 @@ class WorkAhead:
         former = self._foreseen.get(job.job_id)
         if (former is not None and former.is_of(job, wanted)) or not self._held.keys() >= set(job.instances):
             return False
-        self._foreseen[job.job_id] = _Foreseen(job=job, wanted=wanted)
+        if former is not None:
+            self._unstage(former)
+        foreseen = self._foreseen[job.job_id] = _Foreseen(job=job, wanted=wanted)
         answer = self._pipeline.conclude(job, [self._held[instance] for instance in job.instances], now, wanted)
-        self._foreseen[job.job_id] = _Foreseen(job=job, wanted=wanted, answer=answer)
+        for result in answer.results:
+            foreseen.staged.append(self._staging.stage(result.part10))
+        foreseen.answer = answer
         return True
+
+    def _unstage(self, foreseen: _Foreseen) -> None:
+        for name in foreseen.staged:
+            self._staging.unstage(name)
 
     def _keep_only(self, jobs: Sequence[Job]) -> None:
         self._forget({instance for job in jobs for instance in job.instances})
-        known = {job.job_id for job in jobs}
-        self._foreseen = {number: found for number, found in self._foreseen.items() if number in known}
+        for number in self._foreseen.keys() - {job.job_id for job in jobs}:
+            self._unstage(self._foreseen.pop(number))
 
     def _forget(self, all_but: set[StoredInstance]) -> None:
         self._held = {instance: found for instance, found in self._held.items() if instance in all_but}

@@ -221,7 +221,7 @@ def _deliveries(
 def _worker(
     settings: Settings, store: Store, pipeline: Pipeline, answered: Callable[[], None], clock: Callable[[], datetime]
 ) -> Worker:
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, store.blobs)
     return Worker(
         inbox=store.inbox,
         read=store.blobs.read_instance,

@@ -78,6 +78,7 @@ class Blobs:
         self._calls = calls or SystemCalls()
         self._serial = itertools.count()
         self._durable_folders: set[str] = set()
+        self._staged: dict[str, Arriving] = {}
 
     def prepare(self) -> Self:
         """Create the folders and make their entries durable.
@@ -98,6 +99,8 @@ class Blobs:
         if isinstance(data, Arriving):
             return self._adopt(data)
         name = hashlib.sha256(data).hexdigest()
+        if (staged := self._staged.pop(name, None)) is not None:
+            return self._adopt(staged)
         with _translated():
             self._require_space(len(data))
             folder = self._durable_folder(name[:2])
@@ -121,6 +124,32 @@ class Blobs:
             require_space=self._require_space,
             translated=_translated,
         )
+
+    def stage(self, data: bytes) -> str:
+        """Write bytes that may be wanted soon; `write` then has only to name them, `unstage` removes them.
+
+        Returns the name that they will have. Until then they are a half-written file, which the next start removes.
+        Raises: DiskFull, StoreUnavailable.
+        """
+        staged = self.arriving()
+        try:
+            staged.write(data)
+            name = staged.seal()
+        except BaseException:
+            staged.discard()
+            raise
+        self._staged[name] = staged
+        return name
+
+    def unstage(self, name: str) -> None:
+        """Remove what was staged under that name, unless it was written since."""
+        if (staged := self._staged.pop(name, None)) is not None:
+            staged.discard()
+
+    def close(self) -> None:
+        """Remove what is staged still."""
+        for name in tuple(self._staged):
+            self.unstage(name)
 
     def ensure(self, name: str, data: bytes | Arriving) -> None:
         """Write the bytes of that name again if they were removed since; a write transaction keeps them from going.

@@ -103,6 +103,7 @@ class Store:
 
     def close(self) -> None:
         """Close the database and let another node have the store."""
+        self.blobs.close()
         self._database.close()
         if self._lock is not None:
             self._lock.release()

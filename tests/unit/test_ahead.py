@@ -1,5 +1,6 @@
 """What is done before a study is complete: the same answer, sooner; bounded, and nothing but time to lose."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ import pytest
 from pydicom import Dataset
 
 from dicomnode.ahead import WorkAhead
-from dicomnode.domain.errors import BlobDamaged
+from dicomnode.domain.errors import BlobDamaged, DiskFull
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import Expected, Job, ResultKind, StudyAnswer, Wanted
 from dicomnode.pipeline import Examination, Pipeline
@@ -37,6 +38,22 @@ class Held:
 
     def expected(self, images: int | None = None, *, is_quiet: bool = False) -> tuple[Expected, ...]:
         return (Expected(job=self.job(images), is_quiet=is_quiet),)
+
+
+class Staged(dict[str, bytes]):
+    """What lies ready to be stored, by its SHA-256."""
+
+    is_full = False
+
+    def stage(self, data: bytes) -> str:
+        if self.is_full:
+            raise DiskFull("no")
+        name = hashlib.sha256(data).hexdigest()
+        self[name] = data
+        return name
+
+    def unstage(self, name: str) -> None:
+        self.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +85,7 @@ def test_an_answer_is_the_same_to_the_byte_however_much_was_prepared(pipeline: P
     lateral = image(3)
     lateral.ViewPosition = "LL"
     held = Held(image(1), lateral, image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     for _ in range(prepared):
         assert step(ahead, held, held.expected())
     at_once = pipeline.answer(held.job(), held.read, LATER, EVERYTHING)
@@ -79,7 +96,7 @@ def test_an_answer_is_the_same_to_the_byte_however_much_was_prepared(pipeline: P
 
 def test_what_was_prepared_is_not_read_again(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 2
     ahead.answer(held.job(), held.read, NOW, (Wanted(),))
     assert held.reads == list(held.part10)
@@ -87,7 +104,7 @@ def test_what_was_prepared_is_not_read_again(pipeline: Pipeline) -> None:
 
 def test_nothing_is_kept_once_the_study_is_answered(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     prepare_all(ahead, held)
     assert ahead.held_bytes > 0
     ahead.answer(held.job(), held.read, NOW, (Wanted(),))
@@ -96,7 +113,7 @@ def test_nothing_is_kept_once_the_study_is_answered(pipeline: Pipeline) -> None:
 
 def test_what_is_no_longer_expected_is_forgotten(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     prepare_all(ahead, held)
     assert not step(ahead, held, ())
     assert ahead.held_bytes == 0
@@ -105,27 +122,27 @@ def test_what_is_no_longer_expected_is_forgotten(pipeline: Pipeline) -> None:
 
 def test_no_image_is_begun_when_enough_is_held(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2), image(3))
-    ahead = WorkAhead(pipeline, enough_bytes=frame_bytes(pipeline, held) + 1)
+    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) + 1)
     assert prepare_all(ahead, held) == 2
     assert ahead.held_bytes == 2 * frame_bytes(pipeline, held)
 
 
 def test_an_image_that_is_too_much_alone_is_not_kept_nor_tried_twice(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, enough_bytes=frame_bytes(pipeline, held) - 1)
+    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) - 1)
     assert prepare_all(ahead, held) == 1
     assert ahead.held_bytes == 0
 
 
 def frame_bytes(pipeline: Pipeline, held: Held) -> int:
-    one = WorkAhead(pipeline)
+    one = WorkAhead(pipeline, Staged())
     one.prepare(held.expected(1), held.part10.__getitem__, NOW, lambda job: ())
     return one.held_bytes
 
 
 def test_an_image_that_cannot_be_read_is_left_to_its_study(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
 
     def broken(instance: StoredInstance) -> bytes:
         raise BlobDamaged("stored bytes changed")
@@ -158,7 +175,7 @@ def test_the_answer_to_a_study_that_went_quiet_is_written_before_it_is_claimed(
     pipeline: Pipeline, written: list[datetime]
 ) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     assert prepare_all(ahead, held, is_quiet=True) == 3
     answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
     assert written == [NOW]
@@ -168,7 +185,7 @@ def test_the_answer_to_a_study_that_went_quiet_is_written_before_it_is_claimed(
 
 def test_nothing_is_written_while_a_sender_is_connected(pipeline: Pipeline, written: list[datetime]) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 1
     assert written == []
 
@@ -176,7 +193,7 @@ def test_nothing_is_written_while_a_sender_is_connected(pipeline: Pipeline, writ
 @pytest.mark.parametrize("what", ["another image", "other results", "another attempt"])
 def test_a_study_that_is_claimed_otherwise_than_foreseen_is_answered_anew(pipeline: Pipeline, what: str) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     while step(ahead, held, held.expected(1, is_quiet=True)):
         pass
     job = held.job() if what == "another image" else held.job(1)
@@ -190,7 +207,7 @@ def test_a_study_that_is_claimed_otherwise_than_foreseen_is_answered_anew(pipeli
 
 def test_an_image_that_comes_after_the_writing_has_it_done_again(pipeline: Pipeline, written: list[datetime]) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     while step(ahead, held, held.expected(1, is_quiet=True)):
         pass
     assert prepare_all(ahead, held, is_quiet=True) == 2
@@ -204,7 +221,7 @@ def test_an_answer_that_cannot_be_written_is_tried_once(pipeline: Pipeline, monk
         raise ValueError("no")
 
     held = Held(image(1))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 1
     with monkeypatch.context() as patched:
         patched.setattr(Pipeline, "conclude", broken)
@@ -216,7 +233,7 @@ def test_an_answer_that_cannot_be_written_is_tried_once(pipeline: Pipeline, monk
 
 def test_what_was_written_counts_as_held_until_it_is_no_longer_expected(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline)
+    ahead = WorkAhead(pipeline, Staged())
     prepare_all(ahead, held)
     frames = ahead.held_bytes
     prepare_all(ahead, held, is_quiet=True)
@@ -224,3 +241,43 @@ def test_what_was_written_counts_as_held_until_it_is_no_longer_expected(pipeline
     assert ahead.held_bytes == frames + sum(len(result.part10) for result in at_once.results)
     step(ahead, held, ())
     assert ahead.held_bytes == 0
+
+
+def test_what_was_written_is_staged_for_the_claim(pipeline: Pipeline) -> None:
+    held, staged = Held(image(1)), Staged()
+    ahead = WorkAhead(pipeline, staged)
+    prepare_all(ahead, held, is_quiet=True)
+    answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    assert sorted(staged.values()) == sorted(result.part10 for result in answer.results)
+
+
+@pytest.mark.parametrize("what", ["claimed otherwise", "written again", "not expected"])
+def test_what_was_staged_in_vain_is_removed(pipeline: Pipeline, what: str) -> None:
+    held, staged = Held(image(1), image(2)), Staged()
+    ahead = WorkAhead(pipeline, staged)
+    while step(ahead, held, held.expected(1, is_quiet=True)):
+        pass
+    in_vain = set(staged)
+    assert len(in_vain) == 2
+    if what == "claimed otherwise":
+        ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    elif what == "written again":
+        prepare_all(ahead, held, is_quiet=True)
+        assert len(staged) == 3
+    else:
+        step(ahead, held, ())
+    assert not in_vain & set(staged)
+
+
+def test_a_study_whose_results_cannot_be_staged_is_answered_at_its_claim(
+    pipeline: Pipeline, written: list[datetime]
+) -> None:
+    held, staged = Held(image(1)), Staged()
+    staged.is_full = True
+    ahead = WorkAhead(pipeline, staged)
+    prepare_all(ahead, held)
+    with pytest.raises(DiskFull):
+        step(ahead, held, held.expected(is_quiet=True))
+    assert not step(ahead, held, held.expected(is_quiet=True))
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).results) == 2
+    assert written == [NOW, LATER]

@@ -172,3 +172,60 @@ def test_a_row_without_a_blob_is_counted(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
     found = blobs.reconcile(lambda prefix: {NAME} if NAME.startswith(prefix) else set())
     assert found == Inventory(partial=0, unclaimed=0, missing=1)
+
+
+def test_what_was_staged_has_no_name_until_it_is_written_and_is_written_once(tmp_path: Path) -> None:
+    written: list[int] = []
+
+    def write(descriptor: int, data: memoryview) -> int:
+        written.append(os.write(descriptor, data))
+        return written[-1]
+
+    blobs = prepared(tmp_path, calls=SystemCalls(write=write))
+    name = blobs.stage(DATA)
+    with pytest.raises(BlobDamaged):
+        blobs.read(name)
+    assert blobs.write(DATA) == name
+    assert blobs.read(name) == DATA
+    assert sum(written) == len(DATA)
+    blobs.unstage(name)
+    assert blobs.read(name) == DATA, "what was written stays"
+
+
+@pytest.mark.parametrize("how", ["unstaged", "closed", "started again"])
+def test_what_was_staged_in_vain_is_removed(tmp_path: Path, how: str) -> None:
+    blobs = prepared(tmp_path)
+    name = blobs.stage(DATA)
+    assert len(files(tmp_path)) == 1
+    if how == "unstaged":
+        blobs.unstage(name)
+    elif how == "closed":
+        blobs.close()
+    else:
+        assert prepared(tmp_path).reconcile(lambda _: set()).partial == 1
+    assert files(tmp_path) == []
+
+
+def test_what_cannot_be_staged_leaves_no_file_and_can_be_written_later(tmp_path: Path) -> None:
+    codes = [errno.ENOSPC]
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if codes:
+            raise OSError(codes.pop(), "no")
+        return os.write(descriptor, data)
+
+    blobs = prepared(tmp_path, calls=SystemCalls(write=write))
+    with pytest.raises(DiskFull):
+        blobs.stage(DATA)
+    assert files(tmp_path) == []
+    assert blobs.read(blobs.write(DATA)) == DATA
+
+
+def test_what_was_staged_and_went_is_written_at_the_next_try(tmp_path: Path) -> None:
+    blobs = prepared(tmp_path)
+    blobs.stage(DATA)
+    for file in files(tmp_path):
+        file.unlink()
+    with pytest.raises(StoreUnavailable):
+        blobs.write(DATA)
+    assert blobs.read(blobs.write(DATA)) == DATA
