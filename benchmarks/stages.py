@@ -68,6 +68,9 @@ class _Path:
         answer = self._answer(job, now + 5)
         if len(answer.results) != 2:
             raise ValueError("the image was rejected")
+        with self.step("staged"):
+            for result in answer.results:
+                self.store.blobs.stage(result.part10)
         with self.step("outbox"):
             self.store.inbox.finish(job, answer, ROUTE, at(now + 6))
         self._send(now + 7)
