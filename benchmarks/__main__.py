@@ -22,17 +22,21 @@ BENCHMARKS = (
     "results",
     "end_to_end",
     "footprint",
+    "flatness",
     "growth",
     "training",
 )
 """The modules, in the order of RESULTS.md; each has `measure(bench) -> rows` and says in its first line what it is."""
+
+LONG = frozenset({"flatness"})
+"""Measured only when named."""
 
 
 def main() -> None:
     arguments = _parsed()
     console = Console(width=180)
     sections: dict[str, str] = {}
-    for name in arguments.names or BENCHMARKS:
+    for name in arguments.names or [name for name in BENCHMARKS if name not in LONG]:
         console.rule(name)
         when = machine.facts()
         section = _measured(name, arguments)
