@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.domain.instance import AssociationInfo
+from dicomnode.domain.job import DeliveryState, NoAnswer, RetryPolicy
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.http_settings import HttpSettings
 from dicomnode.inference.predictor import Predictor
@@ -24,9 +26,11 @@ from dicomnode.web.app import create_app
 from dicomnode.web.imagery import Gallery
 from dicomnode.web.parts import Parts, Site
 from tests.bundles import make_bundle
-from tests.make import encode, ref_of
+from tests.make import build, encode, ref_of
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+STUDY, OTHER, HAND = "1.2.826.0.1.1", "1.2.826.0.1.2", "1.2.826.0.1.3"
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{7*7}}"
 
 
 @dataclass
@@ -115,3 +119,62 @@ class Web:
         session = self.site.sessions.find(self.client.cookies["cxrnode"])
         assert session is not None
         return self.site.sessions.form_token(session)
+
+
+def image(study: str = STUDY, *, seed: int = 1, **more: object) -> Dataset:
+    return build("dx", rows=256, columns=224, study_uid=study, seed=seed, **more)  # type: ignore[arg-type]
+
+
+def dead_delivery(web: Web) -> int:
+    """Let a delivery of the study be a dead letter."""
+    policy = RetryPolicy(give_up_after_s=0)
+    for delivery in web.store.outbox.claim("pacs", 1, web.clock()):
+        outcome = NoAnswer(cause="refused for good", permanent=True)
+        web.store.outbox.record(delivery, outcome, web.clock(), policy, 0.0)
+    (dead,) = web.store.ledger.deliveries((DeliveryState.DEAD,))
+    return dead.delivery_id
+
+
+class Page(HTMLParser):
+    """What stands in a page: elements with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def is_whole(page: Page) -> None:
+    """Check that a page has nothing inline, and that what is no text has a name."""
+    for tag, attributes in page.elements:
+        assert "style" not in attributes, (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert tag != "style"
+        assert tag != "script" or attributes.get("src", "").startswith("/static/")
+    labelled = {attributes.get("for") for tag, attributes in page.elements if tag == "label"}
+    for tag, attributes in page.elements:
+        if tag in ("select", "input") and attributes.get("type") != "hidden":
+            assert attributes.get("id") in labelled or attributes.get("aria-label"), attributes
+        if tag == "img":
+            assert "alt" in attributes
+        if tag == "svg":
+            named = attributes.get("aria-label") or is_named_by(page, attributes.get("aria-labelledby"))
+            assert attributes.get("aria-hidden") == "true" or named
+
+
+def shown_curves(text: str) -> dict[str, list[str]]:
+    """Return what a model page draws large, by class."""
+    drawn: dict[str, list[str]] = {}
+    for tag, given in Page(text[text.index('id="h-curves"') : text.index('id="h-points"')]).elements:
+        if tag in ("polygon", "polyline", "path", "circle"):
+            drawn.setdefault(str(given["class"]).split()[0], []).append(tag)
+    return drawn
+
+
+def is_named_by(page: Page, ids: str | None) -> bool:
+    held = [given["id"] for _, given in page.elements if "id" in given]
+    assert len(set(held)) == len(held)
+    return ids is not None and set(ids.split()) <= set(held)

@@ -1,84 +1,30 @@
-"""The pages, asked without a socket: what they show, what they mask, and what they do."""
+"""The pages, asked without a socket: what they show, and what they mask."""
 
-import logging
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from pydicom import Dataset
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import StoreUnavailable
-from dicomnode.domain.job import DeliveryState, JobState, NoAnswer, RetryPolicy
-from dicomnode.http_settings import HttpSettings, HttpToken
-from dicomnode.web.model import render_card
 from tests.bundles import make_bundle
 from tests.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
-from tests.web import Web
+from tests.web import HAND, HOSTILE, OTHER, STUDY, Page, Web, dead_delivery, image, is_whole, shown_curves
 
-HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{7*7}}"
-STUDY, OTHER, HAND = "1.2.826.0.1.1", "1.2.826.0.1.2", "1.2.826.0.1.3"
 PNG = b"\x89PNG"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Web]:
+def web(tmp_path_factory: pytest.TempPathFactory, page_bundle: Path) -> Iterator[Web]:
     """A node with an answered study, one with a hostile sender, and a rejected one, at which nothing is changed."""
-    with Web(tmp_path_factory.mktemp("web"), bundle=open_bundle(bundle)) as made:
+    with Web(tmp_path_factory.mktemp("web"), bundle=open_bundle(page_bundle)) as made:
         made.answer(image(STUDY))
         made.answer(image(OTHER, seed=2), calling_ae="<b>EVIL</b>", to=(HOSTILE,))
         made.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
         yield made
-
-
-@pytest.fixture(scope="module")
-def curved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A node whose bundle holds curves of every output but the last."""
-    bundle = open_bundle(make_bundle(tmp_path_factory.mktemp("bundle"), curves=True))
-    with Web(tmp_path_factory.mktemp("curved"), bundle=bundle) as made:
-        yield made
-
-
-@pytest.fixture
-def own(tmp_path: Path, bundle: Path) -> Iterator[Web]:
-    """A node that a test may change, where patients may be shown."""
-    with Web(tmp_path, bundle=open_bundle(bundle), http=HttpSettings(local_patients=True)) as made:
-        yield made
-
-
-def image(study: str = STUDY, *, seed: int = 1, **more: object) -> Dataset:
-    return build("dx", rows=256, columns=224, study_uid=study, seed=seed, **more)  # type: ignore[arg-type]
-
-
-class Page(HTMLParser):
-    """What stands in a page: elements with their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-
-def dead_delivery(web: Web) -> int:
-    """Let a delivery of the study be a dead letter."""
-    policy = RetryPolicy(give_up_after_s=0)
-    for delivery in web.store.outbox.claim("pacs", 1, web.clock()):
-        outcome = NoAnswer(cause="refused for good", permanent=True)
-        web.store.outbox.record(delivery, outcome, web.clock(), policy, 0.0)
-    (dead,) = web.store.ledger.deliveries((DeliveryState.DEAD,))
-    return dead.delivery_id
 
 
 @pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/letters", "/model"])
@@ -86,77 +32,6 @@ def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None
     answer = web.client.get(path)
     assert answer.status_code == 200
     is_whole(Page(answer.text))
-
-
-def is_whole(page: Page) -> None:
-    """Check that a page has nothing inline, and that what is no text has a name."""
-    for tag, attributes in page.elements:
-        assert "style" not in attributes, (tag, attributes)
-        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-        assert tag != "style"
-        assert tag != "script" or attributes.get("src", "").startswith("/static/")
-    labelled = {attributes.get("for") for tag, attributes in page.elements if tag == "label"}
-    for tag, attributes in page.elements:
-        if tag in ("select", "input") and attributes.get("type") != "hidden":
-            assert attributes.get("id") in labelled or attributes.get("aria-label"), attributes
-        if tag == "img":
-            assert "alt" in attributes
-        if tag == "svg":
-            named = attributes.get("aria-label") or is_named_by(page, attributes.get("aria-labelledby"))
-            assert attributes.get("aria-hidden") == "true" or named
-
-
-def is_named_by(page: Page, ids: str | None) -> bool:
-    held = [given["id"] for _, given in page.elements if "id" in given]
-    assert len(set(held)) == len(held)
-    return ids is not None and set(ids.split()) <= set(held)
-
-
-def shown_curves(text: str) -> dict[str, list[str]]:
-    """Return what a model page draws large, by class."""
-    drawn: dict[str, list[str]] = {}
-    for tag, given in Page(text[text.index('id="h-curves"') : text.index('id="h-points"')]).elements:
-        if tag in ("polygon", "polyline", "path", "circle"):
-            drawn.setdefault(str(given["class"]).split()[0], []).append(tag)
-    return drawn
-
-
-def test_the_model_page_draws_roc_and_reliability_and_says_of_what(curved: Web) -> None:
-    text = curved.client.get("/model").text
-    is_whole(Page(text))
-    drawn = shown_curves(text)
-    assert drawn["curve"] == ["polyline"] * 2
-    assert drawn["band"] == ["polygon"]
-    assert drawn["point"] == ["circle"] * 11, "an operating point and ten bins"
-    assert len(drawn["interval"]) == 12
-    plain = " ".join(text.replace("\u202f", " ").split())
-    assert "Abnormal: ROC and reliability" in plain
-    assert "drawn chests, out of fold: 1 000 images of 400 patients, 200 of the images with the label." in plain
-    assert "<strong>AUC 0.785</strong> (0.760–0.820)" in plain
-    assert "10 bins by probability, each of about 100 images" in plain
-    assert plain.count("<summary>") == 2
-    assert (
-        '<td class="number">0.100</td><td class="number">0.500</td><td class="number quiet">0.420–0.570</td>' in plain
-    )
-    assert "More of these images" in plain
-
-
-def test_an_output_is_chosen_by_address_and_an_unknown_one_is_the_first(curved: Web) -> None:
-    for asked, name in (("Edema", "Edema"), ("Pleural_Thickening", "Pleural Thickening"), (HOSTILE, "Abnormal")):
-        text = curved.client.get("/model", params={"output": asked}).text
-        assert f"{name}: ROC and reliability" in text
-        assert "<script>alert" not in text
-        (chosen,) = [given["value"] for tag, given in Page(text).elements if tag == "option" and "selected" in given]
-        assert str(chosen).replace("_", " ") == name
-    (form,) = [given for tag, given in Page(text).elements if tag == "form" and given.get("action", "") != "/patients"]
-    assert (form["method"], form["action"]) == ("get", "/model#h-curves")
-
-
-def test_an_output_without_curves_says_so_beside_others_that_have_them(curved: Web) -> None:
-    text = curved.client.get("/model", params={"output": "Pneumothorax"}).text
-    assert shown_curves(text) == {}
-    assert "The bundle holds no curves of Pneumothorax" in text
-    is_whole(Page(text))
 
 
 def test_a_bundle_from_before_there_were_curves_says_so(web: Web) -> None:
@@ -421,102 +296,6 @@ def test_what_is_not_there_is_said(web: Web, path: str) -> None:
     assert web.client.get(path).status_code == 404
 
 
-def test_the_page_of_problems_counts_dead_letters_and_studies_without_findings(own: Web) -> None:
-    own.answer(image())
-    dead_delivery(own)
-    own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
-    counted = dict(re.findall(r'>([^<]+) <span class="count">(\d+)</span></h2>', own.client.get("/letters").text))
-    assert (counted["Dead letters"], counted["Studies without findings"]) == ("1", "1")
-
-
-def test_a_dead_letter_is_tried_again(own: Web) -> None:
-    own.answer(image())
-    number = dead_delivery(own)
-    assert "refused for good" in own.client.get("/letters").text
-    answer = own.post("/letters", act="retry", entry=f"D{number}")
-    assert "1 dead letters to be tried again" in answer.text
-    assert own.store.watching.operations().dead == 0
-
-
-def test_all_dead_letters_are_tried_again_and_chosen_ones_given_up(own: Web) -> None:
-    own.answer(image())
-    number = dead_delivery(own)
-    own.post("/letters", act="retry-all")
-    assert own.store.watching.operations().dead == 0
-    assert "Nothing was chosen" in own.post("/letters", act="retry").text
-    assert "Nothing was chosen" in own.post("/letters", act="drop", entry="X1; DROP TABLE job").text
-    own.post("/letters", act="drop", entry=f"D{number}")
-    assert [entry.delivery_id for entry in own.store.ledger.deliveries([DeliveryState.DROPPED])] == [number]
-
-
-def test_a_study_is_given_up_and_brought_back(own: Web) -> None:
-    own.receive(image())
-    assert "1 analyses and 0 deliveries given up" in own.post(f"/studies/{STUDY}", act="drop").text
-    assert [entry.study for entry in own.store.ledger.jobs([JobState.DROPPED])] == [STUDY]
-    assert "to be tried again" in own.post(f"/studies/{STUDY}", act="retry").text
-    assert own.store.watching.operations().jobs[JobState.WAITING].count == 1
-
-
-def test_a_finished_study_is_analysed_again_and_who_asked_is_recorded(
-    own: Web, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    own.receive(image())
-    assert "Analyse again" not in own.client.get(f"/studies/{STUDY}").text, "it is not finished"
-    own.answer()
-    assert "Analyse again" in own.client.get(f"/studies/{STUDY}").text
-    said = own.post(f"/studies/{STUDY}", act="reanalyse").text
-    assert "that will be version 2" in said
-    assert "(this machine), on the page, asked for another analysis" in said
-    assert "Analyse again" not in said
-    assert "It is not analysed again" in own.post(f"/studies/{STUDY}", act="reanalyse").text
-    (told,) = [record for record in caplog.records if record.message == "study-reanalysed"]
-    assert told.__dict__["study"] == STUDY
-    own.answer()
-    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in event.detail]
-    assert told_of.version == 2
-
-
-def test_a_study_whose_images_are_gone_shows_no_button_and_says_why(own: Web) -> None:
-    own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
-    own.clock.advance(days=40)
-    own.store.retention.purge(own.clock())
-    assert "Analyse again" not in own.client.get(f"/studies/{HAND}").text
-    assert "removed by the rules of retention" in own.post(f"/studies/{HAND}", act="reanalyse").text
-    assert f'value="{HAND}"' not in own.client.get("/letters").text
-    assert own.post("/studies/1.2.3", act="reanalyse").status_code == 404
-
-
-def test_rejected_studies_are_analysed_again_together(own: Web) -> None:
-    for number, uid in enumerate((HAND, OTHER)):
-        own.answer(build("cr", seed=number, body_part="HAND", study_uid=uid))
-    assert "Nothing was chosen" in own.post("/letters", act="reanalyse").text
-    said = own.post("/letters", act="reanalyse", study=[HAND, OTHER, "'; DROP TABLE job"]).text
-    assert "2 studies to be analysed again" in said
-    assert own.store.watching.operations().jobs[JobState.WAITING].count == 2
-    said = own.post("/letters", act="reanalyse", study=HAND).text
-    assert "0 studies to be analysed again. 1 not: it is being received or analysed now." in said
-
-
-def test_who_may_only_look_cannot_act(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIEWER", "v" * 20)
-    http = HttpSettings(tokens=(HttpToken(name="ward", role="view", env="VIEWER"),))
-    with Web(tmp_path, bundle=open_bundle(bundle), http=http) as web:
-        web.receive(image())
-        web.client.headers["authorization"] = f"Bearer {'v' * 20}"
-        assert "Give up" not in web.client.get(f"/studies/{STUDY}").text
-        assert web.post(f"/studies/{STUDY}", act="drop").status_code == 403
-        assert web.post(f"/studies/{STUDY}", act="reanalyse").status_code == 403
-        assert web.post("/letters", act="retry-all").status_code == 403
-        assert web.post("/letters", act="reanalyse", study=STUDY).status_code == 403
-        assert web.store.ledger.jobs([JobState.DROPPED]) == ()
-
-
-def test_nobody_is_sent_elsewhere(own: Web) -> None:
-    for back in ("https://evil.example.org/", "//evil.example.org", "/\\evil.example.org", "", "/\nx"):
-        assert own.post("/patients", show="no", back=back).url.path == "/"
-
-
 def test_a_store_in_trouble_is_said(own: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     own.client.get("/")
     monkeypatch.setattr(own.store.studies._database, "_closed", True)
@@ -524,15 +303,3 @@ def test_a_store_in_trouble_is_said(own: Web, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     assert answer.status_code == 503
     assert "the store is closed" in answer.text
-
-
-def test_a_model_card_brings_no_markup_of_its_own() -> None:
-    made = render_card(
-        "# A <b>card</b>\n\nText **bold** `code<i>` [x](javascript:alert(1)) [y](https://example.org/a?b&c)\n\n"
-        "- one\n- two <script>\n\n| a | b |\n|---|--:|\n| 1 | <img src=x> |\n"
-    )
-    page = Page(str(made))
-    assert {tag for tag, _ in page.elements} == {
-        "h3", "p", "strong", "code", "a", "ul", "li", "div", "table", "thead", "tbody", "tr", "th", "td",
-    }  # fmt: skip
-    assert [given["href"] for tag, given in page.elements if tag == "a"] == ["https://example.org/a?b&c"]
