@@ -4,6 +4,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from dicomnode.domain.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _EXPIRES_SOON = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The certificate that new connections are shown; `is_current`: whether it is the one in the files as they are."""
+
+    expires_at: datetime
+    is_current: bool
 
 
 class RenewedContext:
@@ -30,7 +39,7 @@ class RenewedContext:
         self._lock = threading.Lock()
         self._state = self._files_state()
         self._context = make()
-        self._tell()
+        self._served = self._tell()
 
     def context(self) -> ssl.SSLContext:
         """Return what the next connection is to be served with; the former, as long as changed files do not serve."""
@@ -41,16 +50,23 @@ class RenewedContext:
                 self._reload()
             return self._context
 
+    def served(self) -> Served:
+        """Return what the next connection is to be shown."""
+        self.context()
+        with self._lock:
+            return self._served
+
     def _reload(self) -> None:
         try:
             self._context = self._make()
         except ConfigurationError as error:
             log.error("tls-not-reloaded", extra={"cause": str(error)})  # noqa: TRY400 the cause is all there is to say
+            self._served = replace(self._served, is_current=False)
         else:
             log.info("tls-reloaded", extra={"certificate": str(self._files[0])})
-            self._tell()
+            self._served = self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self) -> Served:
         expires = certificate_expires(self._files[0])
         soon = expires - self._clock() < _EXPIRES_SOON
         log.log(
@@ -58,6 +74,7 @@ class RenewedContext:
             "certificate-expires-soon" if soon else "certificate-read",
             extra={"certificate": str(self._files[0]), "expires_at": expires.isoformat()},
         )
+        return Served(expires_at=expires, is_current=True)
 
     def _files_state(self) -> tuple[object, ...]:
         return tuple(_state_of(file) for file in self._files)

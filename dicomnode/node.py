@@ -14,6 +14,7 @@ from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
 from dicomnode.bundle.reader import Bundle, open_bundle
+from dicomnode.certificates import Served
 from dicomnode.delivery_settings import DestinationSettings, DimseDestination, StowDestination
 from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
@@ -113,7 +114,8 @@ class Node:
         worker = _worker(settings, store, pipeline, to_destinations.wake, clock)
         scp = _scp(settings, store, worker, to_destinations, audit, clock)
         retention = _retention(store, clock)
-        running = _running(scp, worker, to_destinations, retention, audit)
+        running = _running(scp, worker, to_destinations, retention, audit, lambda: web)
+        web = _web_page(settings, store, bundle, pipeline, running, audit, clock) if settings.http.enabled else None
         return cls(
             settings=settings,
             bundle=bundle,
@@ -123,7 +125,7 @@ class Node:
             deliveries=to_destinations,
             retention=retention,
             audit=audit,
-            web=_web_page(settings, store, bundle, pipeline, running, audit, clock) if settings.http.enabled else None,
+            web=web,
             clock=clock,
         )
 
@@ -266,14 +268,24 @@ def _retention(store: Store, clock: Callable[[], datetime]) -> Loop:
 
 
 def _running(
-    scp: StorageScp, worker: Worker, to_destinations: Deliveries, retention: Loop, audit: AuditTrail | None
+    scp: StorageScp,
+    worker: Worker,
+    to_destinations: Deliveries,
+    retention: Loop,
+    audit: AuditTrail | None,
+    page: Callable[[], WebServer | None],
 ) -> Running:
-    """Return what the node says of itself while it runs."""
+    """Return what the node says of itself while it runs; `page` gives its page, which is made later."""
     loops = (*to_destinations.loops, retention)
 
     def threads() -> dict[str, bool]:
         told = {"audit": audit.running} if audit is not None else {}
         return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
+
+    def certificates() -> dict[str, Served]:
+        web = page()
+        shown = {"listener": scp.certificate, "page": web.certificate if web is not None else None}
+        return {of: served for of, served in shown.items() if served is not None}
 
     return Running(
         threads=threads,
@@ -282,6 +294,7 @@ def _running(
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
         left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
+        certificates=certificates,
     )
 
 

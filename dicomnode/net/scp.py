@@ -19,7 +19,7 @@ from pynetdicom import evt
 from pynetdicom.service_class import StorageServiceClass, VerificationServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 
-from dicomnode.certificates import RenewedContext
+from dicomnode.certificates import RenewedContext, Served
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
@@ -82,7 +82,6 @@ class StorageScp:
 
         `arriving` begins an object that is stored while it comes, as large ones then are. `changed` is called when
         there is another image, or a study that may be complete.
-
         `alert` is told of every peer turned away: its address, its calling AE title if known, and why.
         """
         self._settings = settings
@@ -123,6 +122,11 @@ class StorageScp:
     def listening(self) -> bool:
         """Whether new associations are accepted."""
         return bool(self._servers)
+
+    @property
+    def certificate(self) -> Served | None:
+        """The certificate that peers are shown, where they come over TLS."""
+        return next((server.tls.served() for server in self._servers if server.tls is not None), None)
 
     def start(self) -> None:
         """Listen in the background.
@@ -194,10 +198,7 @@ class StorageScp:
 
     def _on_requested(self, event: Any) -> None:
         requestor = event.assoc.requestor
-        titles = {
-            "calling_ae": requestor.primitive.calling_ae_title,
-            "called_ae": requestor.primitive.called_ae_title,
-        }
+        titles = {"calling_ae": requestor.primitive.calling_ae_title, "called_ae": requestor.primitive.called_ae_title}
         refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.visit, **titles)
         if refusal is None:
             return

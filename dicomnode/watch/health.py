@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.bundle.reader import Bundle
+from dicomnode.certificates import Served
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.settings import Settings
 from dicomnode.store import Store
@@ -18,6 +19,7 @@ class Running:
 
     `threads`: whether each of its loops is alive, by name; `refused`: how often peers were turned away, by event and
     reason; the counts are since the start. `left_alone`: whether a destination is, after failures in a row.
+    `certificates`: what whoever connects is shown, by what they connect to.
     """
 
     threads: Callable[[], Mapping[str, bool]]
@@ -26,6 +28,7 @@ class Running:
     accepted: Callable[[], int]
     refused: Callable[[], Mapping[tuple[str, str], int]]
     left_alone: Callable[[], Mapping[str, bool]]
+    certificates: Callable[[], Mapping[str, Served]] = dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,8 +96,18 @@ class NodeCollector(Collector):
         circuits = {(name,): float(is_open) for name, is_open in self._watched.running.left_alone().items()}
         text = "Whether a destination is left alone for a while, after failures in a row."
         yield _gauge("cxrnode_destination_circuit_open", text, ("destination",), circuits)
+        yield from self._certificates()
         yield from self._associations()
         yield from self._disk()
+
+    def _certificates(self) -> Iterator[Metric]:
+        served = self._watched.running.certificates()
+        expires = {(of,): one.expires_at.timestamp() for of, one in served.items()}
+        text = "Until when the certificate that is shown is valid, as Unix time."
+        yield _gauge("cxrnode_certificate_expires_timestamp_seconds", text, ("of",), expires)
+        current = {(of,): float(one.is_current) for of, one in served.items()}
+        text = "Whether the certificate that is shown is the one in its files."
+        yield _gauge("cxrnode_certificate_current", text, ("of",), current)
 
     def _associations(self) -> Iterator[Metric]:
         count = float(self._watched.running.associations())

@@ -11,7 +11,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dicomnode.certificates import RenewedContext, load_certificate
+from dicomnode.certificates import RenewedContext, Served, load_certificate
 from dicomnode.domain.errors import AddressUnavailable, ConfigurationError
 from dicomnode.http_settings import HttpSettings
 from dicomnode.web.connection import MOST_ANSWERED, BoundedConnection
@@ -47,6 +47,7 @@ class WebServer:
             h11_max_incomplete_event_size=32_768,
         )
         self._server = uvicorn.Server(self._config)
+        self._renewed: RenewedContext | None = None
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
@@ -61,6 +62,11 @@ class WebServer:
         host = f"[{self._settings.bind}]" if ":" in self._settings.bind else self._settings.bind
         return f"{'https' if self._settings.certificate else 'http'}://{host}:{self.port}/"
 
+    @property
+    def certificate(self) -> Served | None:
+        """The certificate that browsers are shown, if there is one."""
+        return self._renewed.served() if self._renewed is not None else None
+
     def open(self) -> None:
         """Take the port, and read the certificate.
 
@@ -70,7 +76,8 @@ class WebServer:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._config.load()
         if self._settings.certificate is not None:
-            self._config.ssl = _renewing_context(self._settings, self._clock)
+            self._renewed = _renewed_context(self._settings, self._clock)
+            self._config.ssl = _beginning(self._settings, self._renewed)
         self._socket = _listening(self._settings.bind, self._settings.port)
 
     def start(self) -> None:
@@ -107,10 +114,13 @@ async def _nobody(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer nothing, since nobody asks."""
 
 
-def _renewing_context(settings: HttpSettings, clock: Callable[[], datetime]) -> ssl.SSLContext:
-    """Return what every handshake begins with, to go on with the certificate that is in the files by then."""
+def _renewed_context(settings: HttpSettings, clock: Callable[[], datetime]) -> RenewedContext:
     files = tuple(file for file in (settings.certificate, settings.key) if file is not None)
-    renewed = RenewedContext(lambda: _page_context(settings), files, clock)
+    return RenewedContext(lambda: _page_context(settings), files, clock)
+
+
+def _beginning(settings: HttpSettings, renewed: RenewedContext) -> ssl.SSLContext:
+    """Return what every handshake begins with, to go on with the certificate that is in the files by then."""
 
     def go_on(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         handshake.context = renewed.context()

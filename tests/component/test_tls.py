@@ -270,14 +270,17 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
     authority: Authority, certificate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with listening(certificate) as (_, destination):
+    with listening(certificate) as (scp, destination):
         first = serial_number(destination, authority)
         assert serial_number(destination, authority) == first
         authority.issue(HOST, tmp_path / "new.pem")
         os.replace(tmp_path / "new.pem", certificate)  # noqa: PTH105 as certbot does it
         second = serial_number(destination, authority)
         assert second != first
+        assert scp.certificate is not None
+        assert scp.certificate.is_current
         certificate.write_text("half a certificate")
+        assert not scp.certificate.is_current
         assert serial_number(destination, authority) == second
         authority.issue(HOST, certificate)
         assert serial_number(destination, authority) not in (first, second)

@@ -9,6 +9,7 @@ import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -117,6 +118,12 @@ def serial_number(served: WebServer, authority: Authority, *, name: str = "") ->
     return shown
 
 
+def is_current(served: WebServer) -> bool:
+    assert served.certificate is not None
+    assert served.certificate.expires_at > datetime.now(UTC)
+    return served.certificate.is_current
+
+
 def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,10 +138,13 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
         second = serial_number(served, authority)
         assert second != first
         assert serial_number(served, authority, name="page.example.org") == second
+        assert is_current(served)
         certificate.write_text("half a certificate")
+        assert not is_current(served)
         assert serial_number(served, authority) == second
         authority.issue("127.0.0.1", certificate)
         assert serial_number(served, authority) not in (first, second)
+        assert is_current(served)
     told = [record.message for record in caplog.records if "reloaded" in record.message]
     assert told == ["tls-reloaded", "tls-not-reloaded", "tls-reloaded"]
 

@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.certificates import Served
 from dicomnode.settings import read_settings
 from dicomnode.watch.health import Running
 from dicomnode.watch.metrics import Metrics
@@ -47,6 +48,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         accepted=lambda: 0,
         refused=lambda: {("event", "reason"): 1},
         left_alone=lambda: {"P": False},
+        certificates=lambda: {"page": Served(expires_at=at(0), is_current=True)},
     )
     with open_store(folder / "store") as store:
         watched = Watched(

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
+from dicomnode.certificates import Served
 from dicomnode.domain.job import Accepted, NoAnswer, Rejection, RejectionReason, RetryPolicy, Stage, StudyAnswer
 from dicomnode.domain.wilson import wilson
 from dicomnode.settings import Settings, read_settings
@@ -41,6 +42,7 @@ class FakeNode:
     threads: dict[str, bool] = field(default_factory=lambda: {"worker": True, "sender-PACS": True})
     listens: bool = True
     refused: dict[tuple[str, str], int] = field(default_factory=dict)
+    certificates: dict[str, Served] = field(default_factory=dict)
 
     def running(self) -> Running:
         return Running(
@@ -50,6 +52,7 @@ class FakeNode:
             accepted=lambda: 7,
             refused=lambda: self.refused,
             left_alone=lambda: {"PACS": True},
+            certificates=lambda: self.certificates,
         )
 
 
@@ -167,6 +170,18 @@ def with_reference(bundle: Bundle, *, positives: int, images: int, scores: Score
 
 
 # Intervals and the index
+
+
+def test_the_certificates_that_are_shown_are_told_with_their_end(world: World) -> None:
+    assert "cxrnode_certificate_current" not in world.scrape()
+    world.node.certificates = {
+        "listener": Served(expires_at=at(0), is_current=True),
+        "page": Served(expires_at=at(60), is_current=False),
+    }
+    scraped = world.scrape()
+    assert scraped["cxrnode_certificate_current"] == {(("of", "listener"),): 1.0, (("of", "page"),): 0.0}
+    expires = scraped["cxrnode_certificate_expires_timestamp_seconds"]
+    assert expires[(("of", "page"),)] - expires[(("of", "listener"),)] == 60
 
 
 def test_wilson_is_that_of_the_textbook() -> None:
