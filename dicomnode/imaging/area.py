@@ -10,7 +10,7 @@ from pydicom import Dataset
 from dicomnode.imaging.codecs import StoredArray
 from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.tags import integer, numbers, texts
-from dicomnode.imaging.values import Grid, Values
+from dicomnode.imaging.values import Grid, Values, percentile
 
 BoolArray = npt.NDArray[np.bool_]
 WHOLE: Grid = (slice(None), slice(None))
@@ -132,7 +132,8 @@ def _blank_border(values: Values, excluded: BoolArray | None, grid: Grid) -> Boo
     seen = np.ones(coarse.shape, dtype=bool) if excluded is None else ~excluded[::step, ::step]
     if not seen.any():
         return None
-    low, high = np.percentile(coarse[seen], (0.5, 99.5))
+    inside = coarse[seen]
+    low, high = percentile(inside, 0.5), percentile(inside, 99.5)
     tolerance = _NEARLY_CONSTANT * (high - low)
     border = np.zeros(coarse.shape, dtype=bool)
     for extreme in (coarse <= low + tolerance, coarse >= high - tolerance):

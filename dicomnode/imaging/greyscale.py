@@ -9,7 +9,7 @@ from pydicom import Dataset
 
 from dicomnode.domain.frame import FloatArray
 from dicomnode.imaging.tags import integer, items, number, numbers, text, values
-from dicomnode.imaging.values import Transformation
+from dicomnode.imaging.values import Transformation, percentile
 from dicomnode.settings import PixelSettings
 
 # Of 1,500 of NIH's renderings, 99 % have no more than 3 % of their centre within 3/255 of black and none of it within
@@ -79,7 +79,7 @@ def is_fit(brightness: FloatArray) -> bool:
     """
     if brightness.size == 0:
         return False
-    low, high = np.percentile(brightness, (1, 99))
+    low, high = percentile(brightness, 1), percentile(brightness, 99)
     clipped = max(float(np.mean(brightness <= _NEAR_END)), float(np.mean(brightness >= 1 - _NEAR_END)))
     return bool(clipped <= _MOST_CLIPPED and high - low >= _LEAST_SPREAD)
 
@@ -90,7 +90,7 @@ def percentile_window(sample: FloatArray, settings: PixelSettings) -> GreyScale:
     With the default 0.5 and 99.5 it clips at most 0.9 % at either end of the central 56 % of the image, less than
     `bundle.preprocess` does there: whatever straight line a device chose, the model's input stays the same.
     """
-    low, high = (float(edge) for edge in np.percentile(sample, (settings.low_percentile, settings.high_percentile)))
+    low, high = percentile(sample, settings.low_percentile), percentile(sample, settings.high_percentile)
     return GreyScale(name="percentile", apply=_line(low, high), window=(low, high))
 
 

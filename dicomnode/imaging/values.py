@@ -16,6 +16,20 @@ Grid = tuple[slice, slice]
 """Which rows and columns of an image."""
 
 
+def percentile(values: FloatArray, percent: float) -> float:
+    """Return what `numpy.percentile` would, in a third of its time: NumPy picks one value much faster than several.
+
+    `values`: at least one.
+    """
+    position = percent / 100 * (values.size - 1)
+    rank = int(position)
+    ordered = np.partition(values, rank, axis=None)
+    low = ordered[rank]
+    high = ordered[rank + 1 :].min() if rank + 1 < values.size else low
+    between, step = position - rank, float(high - low)
+    return float(high) - step * (1 - between) if between >= 0.5 else float(low) + step * between
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Values:
     """Stored samples, (rows, columns), and what makes values of exposure or density of them."""

@@ -5,7 +5,7 @@ import pytest
 
 from dicomnode.domain.frame import FloatArray
 from dicomnode.imaging.greyscale import logarithm
-from dicomnode.imaging.values import Values
+from dicomnode.imaging.values import Values, percentile
 
 
 def modality(inputs: FloatArray) -> FloatArray:
@@ -45,3 +45,12 @@ def test_values_are_of_the_rows_and_columns_that_are_asked_for():
     assert np.array_equal(
         Values(stored, modality).at((slice(None, None, 2), slice(1, 3))), modality(np.float32([[1, 2], [9, 10]]))
     )
+
+
+@pytest.mark.parametrize("percent", [0, 0.5, 1, 50, 62.5, 99, 99.5, 100])
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1001, 40_000])
+def test_percentiles_are_numpys(size, percent):
+    random = np.random.default_rng(size)
+    for values in (random.normal(1000, 300, size), random.integers(0, 50, size)):
+        found = percentile(values.astype(np.float32), percent)
+        assert found == pytest.approx(np.percentile(values, percent), rel=1e-6)
