@@ -26,8 +26,7 @@ def percentile(values: FloatArray, percent: float) -> float:
     ordered = np.partition(values, rank, axis=None)
     low = ordered[rank]
     high = ordered[rank + 1 :].min() if rank + 1 < values.size else low
-    between, step = position - rank, float(high - low)
-    return float(high) - step * (1 - between) if between >= 0.5 else float(low) + step * between
+    return float(low) + float(high - low) * (position - rank)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

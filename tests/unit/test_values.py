@@ -47,10 +47,10 @@ def test_values_are_of_the_rows_and_columns_that_are_asked_for():
     )
 
 
-@pytest.mark.parametrize("percent", [0, 0.5, 1, 50, 62.5, 99, 99.5, 100])
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 1001, 40_000])
-def test_percentiles_are_numpys(size, percent):
+def test_percentiles_are_numpys(size):
     random = np.random.default_rng(size)
-    for values in (random.normal(1000, 300, size), random.integers(0, 50, size)):
-        found = percentile(values.astype(np.float32), percent)
-        assert found == pytest.approx(np.percentile(values, percent), rel=1e-6)
+    percents = np.linspace(0, 100, 201)
+    for values in (random.normal(1000, 300, size), random.exponential(1, size) ** 9, random.integers(0, 50, size)):
+        found = [percentile(values.astype(np.float32), percent) for percent in percents]
+        assert found == pytest.approx(np.percentile(values, percents), rel=1e-6)
