@@ -62,7 +62,7 @@ class Assessed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotAssessed:
-    """An image that got no findings; its context is None when it could not even be read."""
+    """An image that was not analysed; its context is None when it could not even be read."""
 
     instance: StoredInstance
     context: SourceContext | None

@@ -50,10 +50,10 @@ def demo(
     tell_uncaught()
     ended = asked_to_stop()
     with _folders(output) as (store, kept):
-        _say("1", "Loading the model: hashes and golden vectors are checked before anything is received.")
+        _say("Loading the model: hashes and golden vectors are checked before anything is received.")
         with staged(store, kept / "archive", bundle=bundle, show_patients=not paths) as stage:
             complete, outcomes = _show(stage, paths or _draw(kept / "sent"), ended)
-            _tell_where(kept, output is not None)
+            _tell_where(kept, is_kept=output is not None, is_drawn=not paths)
             if not (once or ended.is_set()):
                 _stay(stage, _to_open(stage, outcomes), browser, ended)
     sys.exit(0 if complete else 1)
@@ -73,23 +73,23 @@ def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
 
 def _draw(folder: Path) -> list[Path]:
     studies = write_studies(folder, utc_now())
-    _say("2", f"Drawing {len(studies)} studies of nobody: three frontal chests, and a lateral, which the node refuses.")
+    _say(f"Drawing {len(studies)} studies of nobody: three frontal chests, and a lateral, which the node refuses.")
     return studies
 
 
 def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> tuple[bool, tuple[Outcome, ...]]:
     """Send, wait, and print what came back; return whether every study has its answer, and the answers."""
-    _say("3", f"Node {stage.node} and archive {stage.archive.peer} are listening.")
+    _say(f"Node {stage.node} and archive {stage.archive.peer} are listening.")
     with Progress(*_COLUMNS, console=err, transient=True) as progress:
         task = progress.add_task("sending", total=None)
         report = stage.send(paths, lambda _, done, total: progress.update(task, completed=done, total=total))
         sent = [entry for entry in report if entry.delivered]
-        _say("4", f"{SENDER} sent {len(sent)} of {len(report)} files by C-STORE; the node has them on disk.")
+        _say(f"{SENDER} sent {len(sent)} of {len(report)} files by C-STORE; the node has them on disk.")
         _complain(report)
         progress.update(task, description="analysing", completed=0, total=None)
         outcomes = stage.settle(ended, lambda done, total: progress.update(task, completed=done, total=total))
     objects = sum(len(outcome.archived) for outcome in outcomes)
-    _say("5", f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
+    _say(f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
     out.print(_table(outcomes))
     for number, outcome in enumerate(outcomes, start=1):
         _tell_files(number, outcome)
@@ -137,12 +137,14 @@ def _tell_files(number: int, outcome: Outcome) -> None:
         out.print(f"   study {number}, heatmap to look at: {escape(str(picture))}")
 
 
-def _tell_where(kept: Path, is_kept: bool) -> None:
+def _tell_where(kept: Path, *, is_kept: bool, is_drawn: bool) -> None:
     if is_kept:
         out.print(f"   Everything is kept in {escape(str(kept))}.")
     else:
         out.print("   All of it is removed at the end; --out DIR keeps it.")
-    out.print("   What a model finds in a drawn chest means nothing. Research use only, not for diagnosis.")
+    if is_drawn:
+        out.print("   What a model finds in a drawn chest means nothing.")
+    out.print("   Research use only, not for diagnosis.")
 
 
 def _to_open(stage: Stage, outcomes: Sequence[Outcome]) -> str | None:
@@ -154,12 +156,12 @@ def _to_open(stage: Stage, outcomes: Sequence[Outcome]) -> str | None:
 def _stay(stage: Stage, page: str | None, browser: bool, ended: threading.Event) -> None:
     """Open the page, and wait until somebody has seen enough."""
     if page is not None:
-        _say("6", f"The node's page shows the first result: {page}")
+        _say(f"The node's page shows the first result: {page}")
         if browser:
             webbrowser.open(page)
     out.print(f"   Send it more: cxrnode send {stage.node} PATH...   Ctrl-C ends the demo.")
     ended.wait()
 
 
-def _say(step: str, text: str) -> None:
-    out.print(f"[bold]{step}[/]  {escape(text)}")
+def _say(text: str) -> None:
+    out.print(f"[bold]>[/]  {escape(text)}")

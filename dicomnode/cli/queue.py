@@ -33,7 +33,7 @@ EntryArgument = Annotated[
 ]
 StudiesArgument = Annotated[list[str] | None, typer.Argument(metavar="STUDY_UID...", help="Study Instance UID.")]
 AllRejectedOption = Annotated[
-    bool, typer.Option("--all-rejected", help="Every study without findings whose images are kept.")
+    bool, typer.Option("--all-rejected", help="Every study that was not analysed and whose images are kept.")
 ]
 AllDeadOption = Annotated[bool, typer.Option("--all-dead", help="Every dead letter.")]
 
@@ -79,7 +79,7 @@ def show(
     out.print(_table(jobs, deliveries))
     for entry in rejections:
         out.print(
-            f"version {entry.version}: {entry.sop_instance} got no findings, "
+            f"version {entry.version}: {entry.sop_instance} was not analysed, "
             f"{entry.reason.value}: {escape(entry.detail)}"
         )
 

@@ -83,7 +83,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """One image that got no findings, and why. `detail` is the node's own sentence, never text from the data set."""
+    """one image that was not analysed, and why. `detail` is the node's own sentence, never text from the data set."""
 
     source: InstanceRef
     reason: RejectionReason

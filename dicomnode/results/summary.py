@@ -85,7 +85,7 @@ class SaidModel(_Said):
 
 
 class SaidRejection(_Said):
-    """What a summary says of one image that got no findings."""
+    """What a summary says of one image that was not analysed."""
 
     sop_instance: str
     reason: str

@@ -128,7 +128,7 @@ class DeliveryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectionEntry:
-    """One image that a version of the answer gave no findings for."""
+    """One image that a version of the answer does not analyse."""
 
     version: int
     sop_instance: str

@@ -23,7 +23,7 @@ REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.NOT_CHEST_FRONTAL: "Does not look like a frontal chest",
     RejectionReason.ORIENTATION: "Turned or inverted",
 }
-"""Why an image got no findings, in a few words."""
+"""Why an image was not analysed, in a few words."""
 
 _ORDER = (Presence.PRESENT, Presence.UNDETERMINED, Presence.ABSENT)
 

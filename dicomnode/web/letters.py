@@ -1,4 +1,4 @@
-"""What needs somebody: dead letters, to be tried again or given up, and the studies that got no findings."""
+"""What needs somebody: dead letters, to be tried again or given up, and the studies that were not analysed."""
 
 import re
 from collections import Counter

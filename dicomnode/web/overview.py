@@ -21,7 +21,7 @@ _BIN_MINUTES = 2
 _LAST_HOUR = (
     ("Images received", (EventKind.RECEIVED, EventKind.REPLACED)),
     ("Studies answered", (EventKind.ANSWERED,)),
-    ("Studies without findings", (EventKind.REJECTED,)),
+    ("Studies not analysed", (EventKind.REJECTED,)),
     ("Studies failed", (EventKind.DEAD,)),
     ("Results delivered", (EventKind.DELIVERED,)),
     ("Deliveries put off", (EventKind.DELIVERY_DEFERRED,)),

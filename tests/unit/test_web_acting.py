@@ -13,12 +13,12 @@ from tests.make import build
 from tests.web import HAND, OTHER, STUDY, Web, dead_delivery, image
 
 
-def test_the_page_of_problems_counts_dead_letters_and_studies_without_findings(own: Web) -> None:
+def test_the_page_of_problems_counts_dead_letters_and_studies_not_analysed(own: Web) -> None:
     own.answer(image())
     dead_delivery(own)
     own.answer(build("cr", seed=3, body_part="HAND", study_uid=HAND))
     counted = dict(re.findall(r'>([^<]+) <span class="count">(\d+)</span></h2>', own.client.get("/letters").text))
-    assert (counted["Dead letters"], counted["Studies without findings"]) == ("1", "1")
+    assert (counted["Dead letters"], counted["Studies not analysed"]) == ("1", "1")
 
 
 def test_a_dead_letter_is_tried_again(own: Web) -> None:
