@@ -302,23 +302,24 @@ def test_a_process_that_does_not_answer_as_agreed_is_replaced(
     assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
 
 
-def open_files() -> set[str]:
-    """Return what this process has open and maps of what is shared."""
-    files = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    return {str(entry.readlink()) for entry in files if "memfd" in str(entry.readlink())} | {
-        line.split()[-2] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:cxrnode" in line
-    }
+def shared_memories() -> set[str]:
+    """Return what this process shares with others, by its inodes: open files and what is mapped of them."""
+    files = (entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+    opened = {str(entry.stat().st_ino) for entry in files if "memfd:cxrnode" in str(entry.readlink())}
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return opened | {line.split()[4] for line in lines if "memfd:cxrnode" in line}
 
 
 def test_memory_that_was_shared_goes_with_a_process_that_is_killed(codecs: CodecProcess) -> None:
+    before = shared_memories()  # those of other processes of codecs
     for _ in range(3):
         decoded(GOOD, codecs)
         assert codecs.pid is not None
-        assert open_files()
+        assert len(shared_memories() - before) == 1
         os.kill(codecs.pid, signal.SIGKILL)
         with pytest.raises(UndecodablePixels):
             decoded(ABORTS, codecs)
-        assert not open_files()
+        assert shared_memories() == before
 
 
 def test_what_a_large_frame_needs_is_shared_and_then_given_back(
@@ -357,10 +358,11 @@ def test_the_other_process_cannot_cut_short_what_this_one_reads(
 
 
 def test_without_memory_to_share_frames_go_by_pipes(codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shared_memories()
     monkeypatch.delattr(os, "memfd_create")
     for _ in range(2):
         assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
-    assert not open_files()
+    assert shared_memories() == before
     files = {str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{codecs.pid}/fd").iterdir()}
     assert files == {"pipe", "/dev/null"}
 
