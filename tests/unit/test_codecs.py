@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset
 from pydicom import uid as uids
 
 from dicomnode.domain.errors import DecoderUnavailable, UndecodablePixels
@@ -22,17 +21,10 @@ from dicomnode.imaging import codecs as module
 from dicomnode.imaging import reader, shared
 from dicomnode.imaging.codecs import CodecLimits, CodecProcess
 from dicomnode.imaging.decoding import decode, read_layout
+from tests.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, alive, decoded
 from tests.conftest import ROOT
 from tests.make import build, chest, encode, stored, with_frame
 from tests.processes import wait_until
-
-ROWS, COLUMNS = 96, 80
-GOOD = reader.read(encode(build("cr", rows=ROWS, columns=COLUMNS), uids.JPEG2000Lossless))
-EXPECTED = stored(chest(ROWS, COLUMNS), bits=12)
-ABORTS = with_frame(
-    build("cr", rows=24, columns=16), (ROOT / "tests/data/aborts-gdcm.jpg").read_bytes(), uids.JPEGLosslessSV1
-)
-"""A JPEG Lossless frame of which six bytes were changed: GDCM calls abort()."""
 
 
 @pytest.fixture
@@ -40,18 +32,6 @@ def codecs() -> Iterator[CodecProcess]:
     process = CodecProcess()
     yield process
     process.stop()
-
-
-def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
-    return decode(ds, read_layout(ds, 10_000_000), codecs)
-
-
-def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_one_process_serves_image_after_image(codecs: CodecProcess) -> None:
@@ -242,7 +222,8 @@ def test_it_ends_with_its_owner(codecs: CodecProcess) -> None:
 
 OWNER = """
 import os, signal
-from tests.unit.test_codecs import GOOD, CodecProcess, decoded
+from dicomnode.imaging.codecs import CodecProcess
+from tests.codecs import GOOD, decoded
 codecs = CodecProcess()
 decoded(GOOD, codecs)
 print(codecs.pid, flush=True)

@@ -1,0 +1,33 @@
+"""Frames for the process of the codecs, and what is seen of it from outside."""
+
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+from pydicom import uid as uids
+
+from dicomnode.imaging import reader
+from dicomnode.imaging.codecs import CodecProcess
+from dicomnode.imaging.decoding import decode, read_layout
+from tests.conftest import ROOT
+from tests.make import build, chest, encode, stored, with_frame
+
+ROWS, COLUMNS = 96, 80
+GOOD = reader.read(encode(build("cr", rows=ROWS, columns=COLUMNS), uids.JPEG2000Lossless))
+EXPECTED = stored(chest(ROWS, COLUMNS), bits=12)
+ABORTS = with_frame(
+    build("cr", rows=24, columns=16), (ROOT / "tests/data/aborts-gdcm.jpg").read_bytes(), uids.JPEGLosslessSV1
+)
+"""A JPEG Lossless frame of which six bytes were changed: GDCM calls abort()."""
+
+
+def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
+    return decode(ds, read_layout(ds, 10_000_000), codecs)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
