@@ -10,23 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from modeling.drawing import DPI, GREY, STYLE
 from modeling.evaluation.curves import reliability_bins, roc_points
 from modeling.evaluation.predictions import Predictions
 from modeling.evaluation.results import Measured
 from modeling.metrics import BoolArray, Estimate
 
-_DPI = 110
 _COLUMNS = 5
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8a8f98"
+BLUE, ORANGE = "#0072b2", "#d55e00"
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a800")
 """Told apart under every common colour vision deficiency (Okabe and Ito)."""
 
@@ -44,7 +35,7 @@ def draw_plots(folder: Path, predictions: Predictions, measured: Measured) -> di
         "Distribution of the probability among images with and without the label": ("scores.png", _scores),
     }
     pictures = {}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for caption, (name, draw) in drawn.items():
             pictures[caption] = _save(folder / name, _grid(predictions, measured, draw))
         pictures["Images per label"] = _save(folder / "label-counts.png", _counts(measured))
@@ -89,12 +80,12 @@ def save_intervals(
     path: Path, rows: Sequence[str], series: Mapping[str, Sequence[Estimate | None]], axis_label: str, reference: float
 ) -> Path:
     """Draw `intervals` into a file."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return _save(path, intervals(rows, series, axis_label, reference))
 
 
 def _save(path: Path, figure: Figure) -> Path:
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path
 
 

@@ -10,31 +10,22 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from modeling.drawing import DPI, GREY, STYLE
 from modeling.tracking.history import EpochRecord
 
 Series = npt.NDArray[np.float64]
 Value = Callable[[EpochRecord], float | None]
 
-_DPI = 110
 _MARKED_EPOCHS = 40
-_GREY, _DARK = "#8a8f98", "#111111"
+_DARK = "#111111"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800", "#6a51a3")
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 
 
 def curves_png(records: Sequence[EpochRecord]) -> bytes:
     """Return the curves of all folds as a PNG file."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         file = io.BytesIO()
-        curves_figure(records).savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        curves_figure(records).savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return file.getvalue()
 
 
@@ -92,7 +83,7 @@ def _lines(axes: Axes, records: Sequence[EpochRecord], value: Value, *, dashed: 
     if len(folds) > 1:
         _line(axes, means, color=_DARK, lw=1.8, label=None if dashed else "mean of folds", **style)
     if not np.isfinite(values).any():
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", color=_GREY, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=axes.transAxes)
     return means
 
 
