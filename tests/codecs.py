@@ -1,7 +1,5 @@
 """Frames for the process of the codecs, and what is seen of it from outside."""
 
-from pathlib import Path
-
 import numpy as np
 from pydicom import Dataset
 from pydicom import uid as uids
@@ -23,11 +21,3 @@ ABORTS = with_frame(
 
 def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
     return decode(ds, read_layout(ds, 10_000_000), codecs)
-
-
-def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -75,6 +75,14 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     pytest.fail(f"{what} did not happen within {seconds:.0f} s")
 
 
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class NodeProcess:
     """`cxrnode serve` as a user would run it, on its own port and store."""
 

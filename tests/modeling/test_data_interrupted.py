@@ -17,6 +17,7 @@ from modeling.preparation.dataset import open_prepared
 from modeling.preparation.records import read_records, record_files
 from tests.modeling.nih_release import make_release
 from tests.modeling.preparing import content, prepared
+from tests.processes import alive
 
 pytestmark = pytest.mark.training
 
@@ -60,6 +61,7 @@ def children_of(pid: int) -> set[int]:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    """Wait as `processes.wait_until` does, and look so often that a short run is met in the middle."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, what
@@ -91,13 +93,6 @@ def test_a_killed_run_goes_on_and_gives_the_same_files_as_an_undisturbed_one(
     assert noted == {path.name for path in out.glob("*.tfrec")}
     # Finished files were not written again.
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Killed(BaseException):

@@ -21,10 +21,10 @@ from dicomnode.imaging import codecs as module
 from dicomnode.imaging import reader, shared
 from dicomnode.imaging.codecs import CodecLimits, CodecProcess
 from dicomnode.imaging.decoding import decode, read_layout
-from tests.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, alive, decoded
+from tests.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, decoded
 from tests.conftest import ROOT
 from tests.make import build, chest, encode, stored, with_frame
-from tests.processes import wait_until
+from tests.processes import alive, wait_until
 
 
 @pytest.fixture

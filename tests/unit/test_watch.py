@@ -1,143 +1,30 @@
-"""Health, metrics and drift: what is said, of what, and that little is said of few images."""
+"""Health, metrics and reports of drift: what is said, and of what."""
 
-import math
-import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from dicomnode.bundle.manifest import ScoreReference
-from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
+from dicomnode.bundle.reader import open_bundle
+from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.certificates import Served
-from dicomnode.domain.job import Accepted, NoAnswer, Rejection, RejectionReason, RetryPolicy, Stage, StudyAnswer
-from dicomnode.domain.wilson import wilson
-from dicomnode.settings import Settings, read_settings
-from dicomnode.store import Store
-from dicomnode.store.tallies import ADD_IMAGE, ADD_SCORE, OTHER_CALLERS, week_of
-from dicomnode.watch.drift import Change, Rate, compare_rates, newcombe, shift
-from dicomnode.watch.health import Running, alive, disk
-from dicomnode.watch.metrics import MOST_LABELS, Metrics, sanitised
-from dicomnode.watch.report import WatchReport, reference_rate
+from dicomnode.domain.job import Accepted, NoAnswer, RejectionReason, RetryPolicy
+from dicomnode.settings import read_settings
+from dicomnode.store.tallies import OTHER_CALLERS, week_of
+from dicomnode.watch.drift import Change, Rate
+from dicomnode.watch.health import alive, disk
+from dicomnode.watch.metrics import MOST_LABELS, sanitised
+from dicomnode.watch.report import reference_rate
 from dicomnode.watch.views import watch_pages
-from dicomnode.watch.watched import Watched
 from dicomnode.web.app import create_app
 from dicomnode.web.parts import Parts
 from tests.bundles import NIH_LABELS, make_bundle
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from tests.stores import accept, at, open_store
+from tests.watching import ABNORMAL, NOW, OTHER, World, with_reference
 from tests.web import no_gallery
-
-LABELS = tuple(name for name, _, _ in NIH_LABELS[:2])
-ABNORMAL, OTHER = LABELS
-NOW = at(20 * 7 * 86400)
-
-
-@dataclass
-class FakeNode:
-    threads: dict[str, bool] = field(default_factory=lambda: {"worker": True, "sender-PACS": True})
-    listens: bool = True
-    refused: dict[tuple[str, str], int] = field(default_factory=dict)
-    certificates: dict[str, Served] = field(default_factory=dict)
-
-    def running(self) -> Running:
-        return Running(
-            threads=lambda: self.threads,
-            listening=lambda: self.listens,
-            associations=lambda: 2,
-            accepted=lambda: 7,
-            refused=lambda: self.refused,
-            left_alone=lambda: {"PACS": True},
-            certificates=lambda: self.certificates,
-        )
-
-
-@dataclass
-class World:
-    """A store, a bundle and settings, and what a scrape says of them."""
-
-    settings: Settings
-    store: Store
-    bundle: Bundle
-    node: FakeNode = field(default_factory=FakeNode)
-
-    @property
-    def watched(self) -> Watched:
-        return Watched(
-            settings=self.settings,
-            store=self.store,
-            bundle=self.bundle,
-            operating_point="youden",
-            running=self.node.running(),
-            clock=lambda: NOW,
-        )
-
-    def scrape(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(Metrics(self.watched).text().decode()):
-            for sample in family.samples:
-                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
-        return found
-
-    def report(self) -> WatchReport:
-        return self.watched.report()
-
-    def study(self, number: int, seconds: float, probability: float, **more: Any) -> None:
-        """Take in a study of one image and answer it with this probability of everything."""
-        study = f"1.{number}"
-        accept(self.store, study, seconds=seconds, over=study, **more)
-        job = claim(self.store, seconds + QUIET_S)
-        self.store.inbox.finish(
-            job, self.scored(answer(job), job.instances[0].ref.sop_instance, probability), to("PACS"), at(seconds + 3)
-        )
-
-    def reject(self, number: int, seconds: float, reason: RejectionReason, **more: Any) -> None:
-        study = f"1.{number}"
-        accept(self.store, study, seconds=seconds, over=study, **more)
-        job = claim(self.store, seconds + QUIET_S)
-        given = Rejection(source=job.instances[0].ref, reason=reason, detail="no")
-        self.store.inbox.finish(
-            job, StudyAnswer(results=(), rejections=(given,), summary={}), to("PACS"), at(seconds + 3)
-        )
-
-    def scored(self, given: StudyAnswer, uid: str, probability: float) -> StudyAnswer:
-        said = [
-            {
-                "label": label,
-                "probability": probability,
-                "spread": 0.0,
-                "presence": "absent",
-                "operating_point": "youden",
-                "threshold": 0.5,
-            }
-            for label in LABELS
-        ]
-        identity = self.bundle.identity
-        model = {"name": identity.name, "version": identity.version, "bundle_hash": identity.bundle_hash}
-        one = {"sop_instance": uid, "abnormality": said[0], "findings": said[1:]}
-        summary: dict[str, object] = {"model": model, "images": [one], "rejected": []}
-        return replace(given, summary=summary, seconds={Stage.INFER: 0.3})
-
-    def fill(self, week: int, shares: Mapping[float, int], *, calling_ae: str = "MODALITY") -> None:
-        """Count images as if so many had come in a week with each probability."""
-        facts: dict[str, object] = {
-            "week": week_of(at(week * 7 * 86400)),
-            "calling_ae": calling_ae,
-            "outcome": "analysed",
-            "bundle": self.bundle.identity.bundle_hash,
-            "point": "youden",
-            "undetermined": 0,
-        }
-        with self.store._database.transaction() as connection:
-            for probability in (share for share, count in shares.items() for _ in range(count)):
-                connection.execute(ADD_IMAGE, facts)
-                scored = {"bound": score_bound(probability), "above": int(probability >= 0.5), "total": probability}
-                for label in LABELS:
-                    connection.execute(ADD_SCORE, facts | scored | {"label": label})
 
 
 @pytest.fixture
@@ -158,93 +45,6 @@ def client(world: World) -> TestClient:
     return TestClient(
         create_app(parts, extra=watch_pages(world.watched)), base_url="http://127.0.0.1", client=("127.0.0.1", 1)
     )
-
-
-def with_reference(bundle: Bundle, *, positives: int, images: int, scores: ScoreReference | None = None) -> Bundle:
-    """Return a bundle whose labels were derived on these images."""
-    labels = tuple(
-        label.model_copy(update={"positives": positives, "scores": scores}) for label in bundle.manifest.labels
-    )
-    provenance = bundle.manifest.provenance.model_copy(update={"images": images})
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"labels": labels, "provenance": provenance}))
-
-
-# Intervals and the index
-
-
-def test_the_certificates_that_are_shown_are_told_with_their_end(world: World) -> None:
-    assert "cxrnode_certificate_current" not in world.scrape()
-    world.node.certificates = {
-        "listener": Served(expires_at=at(0), is_current=True),
-        "page": Served(expires_at=at(60), is_current=False),
-    }
-    scraped = world.scrape()
-    assert scraped["cxrnode_certificate_current"] == {(("of", "listener"),): 1.0, (("of", "page"),): 0.0}
-    expires = scraped["cxrnode_certificate_expires_timestamp_seconds"]
-    assert expires[(("of", "page"),)] - expires[(("of", "listener"),)] == 60
-
-
-def test_wilson_is_that_of_the_textbook() -> None:
-    low, high = wilson(15, 148)
-    assert (round(low, 4), round(high, 4)) == (0.0624, 0.1605), "Newcombe 1998, table I"
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(0, 20)[0] == 0.0
-    assert round(wilson(0, 20)[1], 4) == 0.1611
-
-
-def test_the_interval_of_a_difference_is_that_of_the_textbook() -> None:
-    low, high = newcombe(Rate(hits=56, images=70), Rate(hits=48, images=80))
-    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339), "Newcombe 1998, table II"
-
-
-@pytest.mark.parametrize(("later", "former"), [((5, 99), (50, 1000)), ((50, 1000), (5, 99)), ((0, 0), (5, 1000))])
-def test_of_few_images_nothing_is_said(later: tuple[int, int], former: tuple[int, int]) -> None:
-    found = compare_rates(Rate(hits=later[0], images=later[1]), Rate(hits=former[0], images=former[1]))
-    assert (found.change, found.difference) == (Change.FEW, None)
-    assert shift((later[1],), (former[1],)).change is Change.FEW
-
-
-@pytest.mark.parametrize(
-    ("later", "change"),
-    [
-        (0.10, Change.NONE),
-        (0.13, Change.SLIGHT),
-        (0.17, Change.MODERATE),
-        (0.40, Change.LARGE),
-        (0.02, Change.MODERATE),
-    ],
-)
-def test_a_difference_of_rates_has_a_size(later: float, change: Change) -> None:
-    assert compare_rates(Rate(hits=round(later * 3000), images=3000), Rate(hits=300, images=3000)).change is change
-
-
-def test_more_comparisons_ask_for_more() -> None:
-    later, former = Rate(hits=66, images=500), Rate(hits=43, images=500)
-    assert compare_rates(later, former).change is not Change.NONE
-    assert compare_rates(later, former, comparisons=15).change is Change.NONE
-
-
-def test_the_index_is_that_of_its_definition() -> None:
-    found = shift((3000, 4000, 3000), (2000, 5000, 3000))
-    assert found.psi == pytest.approx(0.1 * math.log(1.5) - 0.1 * math.log(0.8), rel=0.01)
-    assert (found.bins, found.change) == (3, Change.SLIGHT)
-    assert shift((100, 100, 800), (800, 100, 100)).change is Change.LARGE
-
-
-def test_the_same_distribution_is_no_shift_however_often_it_is_drawn() -> None:
-    draws = random.Random(4)
-    flagged = 0
-    for _ in range(400):
-        former = score_counts(draws.betavariate(1, 8) for _ in range(500))
-        later = score_counts(draws.betavariate(1, 8) for _ in range(200))
-        flagged += shift(later, former).change is not Change.NONE
-    assert flagged <= 0.08 * 400, "one of twenty is meant"
-
-
-def test_rare_bins_are_joined_so_that_none_decides_alone() -> None:
-    found = shift((0, 0, 990, 0, 10), (1, 2, 980, 3, 14))
-    assert found.bins <= 2
-    assert found.change in (Change.NONE, Change.UNKNOWN)
 
 
 # The report
@@ -429,6 +229,18 @@ def test_of_a_store_that_cannot_be_read_the_metrics_say_so(world: World) -> None
     assert found["cxrnode_store_readable"] == {(): 0}
     assert found["cxrnode_ready"][(("check", "store"),)] == 0
     assert "cxrnode_answers_total" not in found
+
+
+def test_the_certificates_that_are_shown_are_told_with_their_end(world: World) -> None:
+    assert "cxrnode_certificate_current" not in world.scrape()
+    world.node.certificates = {
+        "listener": Served(expires_at=at(0), is_current=True),
+        "page": Served(expires_at=at(60), is_current=False),
+    }
+    scraped = world.scrape()
+    assert scraped["cxrnode_certificate_current"] == {(("of", "listener"),): 1.0, (("of", "page"),): 0.0}
+    expires = scraped["cxrnode_certificate_expires_timestamp_seconds"]
+    assert expires[(("of", "page"),)] - expires[(("of", "listener"),)] == 60
 
 
 def test_drift_is_a_metric(world: World) -> None:
