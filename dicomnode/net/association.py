@@ -26,7 +26,7 @@ from dicomnode.net.contexts import (
     presentation_contexts,
 )
 from dicomnode.net.tls import requestor_context, tls_cause
-from dicomnode.net.transport import BoundedSocket, Limits, new_entity
+from dicomnode.net.transport import BoundedEntity, BoundedSocket, Limits, new_entity
 
 log = logging.getLogger(__name__)
 
@@ -200,20 +200,9 @@ def open_association(
     ConfigurationError when a certificate or key cannot be read;
     NoContextAccepted when the peer takes none of what is proposed.
     """
-    limits = Limits(
-        pdu_bytes=REQUESTOR_PDU_BYTES,
-        object_bytes=_OBJECT_BYTES,
-        associate_s=settings.response_timeout_s,
-        pdu_s=settings.response_timeout_s,
-    )
-    entity = new_entity(calling_ae, limits)
-    entity.connection_timeout = settings.connect_timeout_s
-    entity.dimse_timeout = settings.response_timeout_s
-    # The association may rest while an object is read or transcoded; every exchange has its own limit.
-    entity.network_timeout = None
     aborts: list[str] = []
     try:
-        library = entity.associate(
+        library = _entity(calling_ae, settings).associate(
             destination.host,
             destination.port,
             contexts=presentation_contexts(proposals),
@@ -233,6 +222,21 @@ def open_association(
         _close(library)
         raise PeerRefused(f"the peer takes PDUs of {length} bytes only")
     return RequestedAssociation(library, settings.response_timeout_s, aborts)
+
+
+def _entity(calling_ae: str, settings: DeliverySettings) -> BoundedEntity:
+    limits = Limits(
+        pdu_bytes=REQUESTOR_PDU_BYTES,
+        object_bytes=_OBJECT_BYTES,
+        associate_s=settings.response_timeout_s,
+        pdu_s=settings.response_timeout_s,
+    )
+    entity = new_entity(calling_ae, limits)
+    entity.connection_timeout = settings.connect_timeout_s
+    entity.dimse_timeout = settings.response_timeout_s
+    # The association may rest while an object is read or transcoded; every exchange has its own limit.
+    entity.network_timeout = None
+    return entity
 
 
 def _close(library: Any) -> None:
