@@ -6,14 +6,13 @@ has it, by default that of a virtual environment `build/torch`.
 """
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench import Bench, milliseconds
+from benchmarks.bench import Bench, apart, milliseconds
 from benchmarks.flagship import flagship_bundle
 from benchmarks.table import Goal, Row
 from dicomnode.bundle.reader import open_bundle
@@ -50,21 +49,7 @@ def _reading(bundle: Path, image: FloatArray) -> Callable[[], float]:
     return milliseconds(lambda: predictor.read_batch([image]))
 
 
-@contextmanager
-def _densenet(interpreter: Path, image: FloatArray) -> Iterator[tuple[Callable[[], float], str]]:
-    """Yield what gives the ms of one pass in a process of its own, and PyTorch's version."""
-    command = [str(interpreter), str(Path(__file__).with_name("densenet.py")), str(SIDE), str(THREADS)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def one() -> float:
-        process.stdin.write(image.tobytes().hex() + "\n")
-        process.stdin.flush()
-        return float(process.stdout.readline())
-
-    try:
-        yield one, process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(60)
+def _densenet(interpreter: Path, image: FloatArray) -> AbstractContextManager[tuple[Callable[[], float], str]]:
+    """Return what gives the ms of one pass in a process of its own, and PyTorch's version."""
+    program = Path(__file__).with_name("densenet.py")
+    return apart([str(interpreter), str(program), str(SIDE), str(THREADS)], asked=image.tobytes().hex())

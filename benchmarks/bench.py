@@ -1,7 +1,9 @@
 """What every benchmark is given: a folder on a real disk, and measurements of contenders that take turns."""
 
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,3 +53,24 @@ def milliseconds(work: Callable[[], object], times: int = 1) -> Callable[[], flo
         return 1000 * seconds(lambda: [work() for _ in range(times)]) / times
 
     return measure
+
+
+@contextmanager
+def apart(
+    command: Sequence[str], *, asked: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[Callable[[], float], str]]:
+    """Yield a contender in a process of its own, which answers every line with its measure, and its first line."""
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def one() -> float:
+        process.stdin.write(asked + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    try:
+        yield one, process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(60)

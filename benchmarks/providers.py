@@ -5,15 +5,14 @@ holds it, by default `build/openvino`: `pip install --no-deps --target build/ope
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench import Bench, milliseconds
+from benchmarks.bench import Bench, apart, milliseconds
 from benchmarks.flagship import flagship_bundle
 from benchmarks.table import Row
 from dicomnode.settings import default_bundle
@@ -36,31 +35,14 @@ def measure(bench: Bench) -> Iterator[Row]:
         bench.note(f"{name}: {said}.")
 
 
-@contextmanager
-def _reading(provider: str, bundle: Path, installed: Path | None) -> Iterator[tuple[Callable[[], float], str]]:
-    """Yield what gives the ms of one image in a process of its own, and what that says of itself."""
+def _reading(
+    provider: str, bundle: Path, installed: Path | None
+) -> AbstractContextManager[tuple[Callable[[], float], str]]:
+    """Return what gives the ms of one image in a process of its own, and what that says of itself."""
     first = [] if installed is None else [str(installed)]
     path = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.providers", provider, str(bundle)],
-        env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def one() -> float:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        return float(process.stdout.readline())
-
-    try:
-        yield one, process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(60)
+    command = [sys.executable, "-m", "benchmarks.providers", provider, str(bundle)]
+    return apart(command, environment=os.environ | {"PYTHONPATH": path})
 
 
 def main() -> None:
