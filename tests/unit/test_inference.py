@@ -16,6 +16,7 @@ from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
 from dicomnode.inference.gate import Atypical, Doubtful, Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of, presence_of
 from dicomnode.inference.predictor import Predictor, Reading
+from dicomnode.inference.session import open_session
 from tests.bundles import INTERCEPT, ORIENTATIONS, SLOPE, make_bundle
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
@@ -46,6 +47,11 @@ def test_the_map_sums_to_the_logit_the_probability_comes_from(tmp_path: Path) ->
     for one, saliency in zip(reading.scores, reading.saliency, strict=True):
         logit = np.log(one.probability / (1 - one.probability))
         assert float(np.sum(saliency.values)) == pytest.approx((logit - INTERCEPT) / SLOPE, abs=1e-4)
+
+
+def test_results_are_not_planned_into_shared_memory_when_a_graph_is_loaded(tmp_path: Path) -> None:
+    session = open_session(make_bundle(tmp_path) / "model.onnx", threads=1, providers=("cpu",))
+    assert not session.get_session_options().enable_mem_reuse
 
 
 def test_golden_vectors_are_replayed(tmp_path: Path) -> None:
