@@ -54,12 +54,12 @@ def measure(bench: Bench) -> Iterator[Row]:
         yield Row(what=f"{large.name}, flagship's shape", absent=f"there is no bundle in {FLAGSHIP}")
     shares = {}
     for case in cases:
-        rows = tuple(_rows(bench, case))
-        yield from rows
+        taken = _measured(bench, case)
+        yield from _rows(case.what, taken)
         shares[case.what] = parts = stages(bench.folder / f"stages-{next(_serial)}", case.bundle, case.images)
         yield Row(
             what=f"{case.what}: the outbox, which is left to do of writing then, of that p50",
-            ours=Measured((100 * parts["outbox"] / rows[0].ours.median,), "%"),
+            ours=Measured((100 * parts["outbox"] / taken.alone.median,), "%"),
             goal=Goal(at_most=15, unit="%"),
         )
     for what, parts in shares.items():
@@ -70,7 +70,17 @@ def measure(bench: Bench) -> Iterator[Row]:
     bench.note("![where the time of a study goes](../docs/where-the-time-goes.svg)")
 
 
-def _rows(bench: Bench, case: Case) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """The milliseconds of studies sent one by one, and of what each is held against; studies/s of many at once."""
+
+    alone: Measured
+    least: Measured
+    by_storescu: Measured
+    sustained: Measured
+
+
+def _measured(bench: Bench, case: Case) -> _Taken:
     bare = Bare(case.bundle)
     with ExitStack() as opened:
         folder = bench.folder / f"{next(_serial)}"
@@ -82,40 +92,35 @@ def _rows(bench: Bench, case: Case) -> Iterator[Row]:
         opened.callback(node.close)
         _deliver(bench, case, port, archive, 1)
         results = list(archive.all_files().values())
-        alone, least, sent = [], [], []
-        for _ in range(STUDIES):
-            alone.append(_deliver(bench, case, port, archive, 1))
-            least.append(bare.seconds(case.images.one()))
-            sent.append(_storescu(folder, archive, results))
-        sustained = SUSTAINED / _deliver(bench, case, port, archive, SUSTAINED)
+        contenders = {
+            "alone": lambda: 1000 * _deliver(bench, case, port, archive, 1),
+            "least": lambda: 1000 * bare.seconds(case.images.one()),
+            "storescu": lambda: 1000 * _storescu(folder, archive, results),
+        }
+        found = bench.interleaved(contenders, "ms", rounds=STUDIES)
+        rate = SUSTAINED / _deliver(bench, case, port, archive, SUSTAINED)
         node.terminate()
-    ours, theirs, by_storescu = (
-        Measured(tuple(1000 * taken for taken in found), "ms") for found in (alone, least, sent)
-    )
+    sustained = Measured((rate,), "studies/s")
+    return _Taken(alone=found["alone"], least=found["least"], by_storescu=found["storescu"], sustained=sustained)
+
+
+def _rows(what: str, taken: _Taken) -> Iterator[Row]:
+    bare = "bare decode and inference"
     yield Row(
-        what=f"{case.what}: last byte to SR and SC stored, p50",
-        ours=ours,
-        peer="bare decode and inference",
-        theirs=theirs,
+        what=f"{what}: last byte to SR and SC stored, p50",
+        ours=taken.alone,
+        peer=bare,
+        theirs=taken.least,
         goal=Goal(at_most=2.0),
     )
-    yield Row(
-        what=f"{case.what}: the same",
-        ours=ours,
-        peer="sending such an SR and SC to that archive, by storescu",
-        theirs=by_storescu,
-    )
-    ordered = sorted(ours.values)
+    sending = "sending such an SR and SC to that archive, by storescu"
+    yield Row(what=f"{what}: the same", ours=taken.alone, peer=sending, theirs=taken.by_storescu)
+    ordered = sorted(taken.alone.values)
     slowest = Measured((ordered[round(0.95 * (len(ordered) - 1))],), "ms")
-    middle = Measured((ours.median,), "ms")
-    yield Row(what=f"{case.what}: p95", ours=slowest, peer="p50", theirs=middle, goal=Goal(at_most=2.0))
-    yield Row(
-        what=f"{case.what}: sustained",
-        ours=Measured((sustained,), "studies/s"),
-        peer="bare decode and inference",
-        theirs=Measured((1000 / theirs.median,), "studies/s"),
-        goal=Goal(at_least=0.85),
-    )
+    middle = Measured((taken.alone.median,), "ms")
+    yield Row(what=f"{what}: p95", ours=slowest, peer="p50", theirs=middle, goal=Goal(at_most=2.0))
+    most = Measured((1000 / taken.least.median,), "studies/s")
+    yield Row(what=f"{what}: sustained", ours=taken.sustained, peer=bare, theirs=most, goal=Goal(at_least=0.85))
 
 
 def _storescu(folder: Path, archive: Orthanc, results: Sequence[bytes]) -> float:
