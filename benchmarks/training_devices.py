@@ -1,17 +1,16 @@
 """What eight emulated devices cost beside one, at the same batch: JAX on the processor, each in a process of its own.
 
-python -m benchmarks.training_devices    trains on every line of its input, and says how many seconds it took
+python -m benchmarks.training_devices    trains on every line of its input, and says how many ms a step took
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from benchmarks.bench import Bench, seconds
+from benchmarks.bench import Bench, apart, seconds
 from benchmarks.table import Goal, Row
 
 DEVICES = 8
@@ -39,24 +38,10 @@ def _training_on(devices: int) -> Iterator[Callable[[], float]]:
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "benchmarks.training_devices"]
-    process = subprocess.Popen(
-        command, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def step() -> float:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        return 1000 * float(process.stdout.readline()) / STEPS
-
-    try:
+    with apart(command, environment=os.environ | environment) as (step, _):
         # The first one compiles.
         step()
         yield step
-    finally:
-        process.stdin.close()
-        process.wait(60)
 
 
 def main() -> None:
@@ -69,8 +54,9 @@ def main() -> None:
     network = build_network(run, spread)
     side = run.config.input.side
     ready = np.random.default_rng(0).random((len(run.folds), side, side, 1), np.float32)
+    print(spread.describe(), flush=True)
     for _ in sys.stdin:
-        print(seconds(lambda: fit(run, network, lambda wanted: ready[wanted])), flush=True)
+        print(1000 * seconds(lambda: fit(run, network, lambda wanted: ready[wanted])) / STEPS, flush=True)
 
 
 if __name__ == "__main__":
