@@ -78,7 +78,7 @@ class Blobs:
         self._calls = calls or SystemCalls()
         self._serial = itertools.count()
         self._durable_folders: set[str] = set()
-        self._staged: dict[str, Arriving] = {}
+        self._staged: dict[str, Path] = {}
 
     def prepare(self) -> Self:
         """Create the folders and make their entries durable.
@@ -97,23 +97,15 @@ class Blobs:
         Raises: DiskFull, StoreUnavailable. After an error nothing is promised.
         """
         if isinstance(data, Arriving):
-            return self._adopt(data)
+            return self._name(data.path, data.seal())
         name = hashlib.sha256(data).hexdigest()
-        if (staged := self._staged.pop(name, None)) is not None:
-            return self._adopt(staged)
-        with _translated():
-            self._require_space(len(data))
-            folder = self._durable_folder(name[:2])
-            partial = folder / f"{name}.{os.getpid()}-{next(self._serial)}{_PARTIAL}"
-            try:
-                self._write_synced(partial, data)
-                self._calls.replace(partial, folder / name)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
-            self._sync_folder(folder)
-        return name
+        partial = self._staged.pop(name, None) or self._write_synced(name, data)
+        try:
+            return self._name(partial, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
     def arriving(self) -> Arriving:
         """Begin a blob whose bytes come piece by piece; `write` gives it its name, `discard` removes it."""
@@ -131,20 +123,16 @@ class Blobs:
         Returns the name that they will have. Until then they are a half-written file, which the next start removes.
         Raises: DiskFull, StoreUnavailable.
         """
-        staged = self.arriving()
-        try:
-            staged.write(data)
-            name = staged.seal()
-        except BaseException:
-            staged.discard()
-            raise
-        self._staged[name] = staged
+        name = hashlib.sha256(data).hexdigest()
+        if name not in self._staged:
+            self._staged[name] = self._write_synced(name, data)
         return name
 
     def unstage(self, name: str) -> None:
         """Remove what was staged under that name, unless it was written since."""
         if (staged := self._staged.pop(name, None)) is not None:
-            staged.discard()
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what is staged still."""
@@ -252,11 +240,11 @@ class Blobs:
                 present.add(name)
         return present, removed
 
-    def _adopt(self, arrived: Arriving) -> str:
-        name = arrived.seal()
+    def _name(self, partial: Path, name: str) -> str:
+        """Give synced bytes their name, durably, and return it."""
         with _translated():
             folder = self._durable_folder(name[:2])
-            self._calls.replace(arrived.path, folder / name)
+            self._calls.replace(partial, folder / name)
             self._sync_folder(folder)
         return name
 
@@ -282,7 +270,20 @@ class Blobs:
             self._durable_folders.add(prefix)
         return folder
 
-    def _write_synced(self, path: Path, data: bytes) -> None:
+    def _write_synced(self, name: str, data: bytes) -> Path:
+        """Write and sync bytes in the folder of their name, and return the file, which has not got it yet."""
+        with _translated():
+            self._require_space(len(data))
+            partial = self._durable_folder(name[:2]) / f"{name}.{os.getpid()}-{next(self._serial)}{_PARTIAL}"
+            try:
+                self._write_all(partial, data)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+        return partial
+
+    def _write_all(self, path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             rest = memoryview(data)

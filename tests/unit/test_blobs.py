@@ -229,3 +229,11 @@ def test_what_was_staged_and_went_is_written_at_the_next_try(tmp_path: Path) -> 
     with pytest.raises(StoreUnavailable):
         blobs.write(DATA)
     assert blobs.read(blobs.write(DATA)) == DATA
+
+
+def test_the_same_bytes_staged_twice_are_one_file(tmp_path: Path) -> None:
+    blobs = prepared(tmp_path)
+    assert blobs.stage(DATA) == blobs.stage(DATA)
+    assert len(files(tmp_path)) == 1
+    blobs.close()
+    assert files(tmp_path) == []
