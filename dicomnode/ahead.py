@@ -5,8 +5,8 @@ were complete, and its results are staged in the store. If it is claimed as it w
 another image came, only the writing is done again. What is found depends on nothing but the study, the pipeline and the
 time that it bears, so an answer says the same with and without it, and a crash loses only time. Used by one thread.
 
-One image at a time: in a batch of eight an image takes the processor 13 ms instead of 15 (the shipped ensemble), or 120
-instead of 86 (five EfficientNet-B2), and studies would wait for each other.
+One image at a time: in a batch of eight an image is read in 0.6 to 0.9 of the time, of which most runs gain some 5 ms
+beside the 200 that a study takes, and studies would wait for each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,8 @@ class WorkAhead:
         foreseen = self._foreseen.pop(job.job_id, None)
         if foreseen is not None:
             if foreseen.answer is not None and foreseen.is_of(job, wanted):
-                self._forget(set(self._held).difference(job.instances))
+                for instance in job.instances:
+                    self._held.pop(instance, None)
                 return foreseen.answer
             self._unstage(foreseen)
         examinations = [self._take(instance, read) for instance in job.instances]
@@ -117,13 +118,11 @@ class WorkAhead:
             self._staging.unstage(name)
 
     def _keep_only(self, jobs: Sequence[Job]) -> None:
-        self._forget({instance for job in jobs for instance in job.instances})
+        expected = {instance for job in jobs for instance in job.instances}
+        self._held = {instance: found for instance, found in self._held.items() if instance in expected}
+        self._tried &= expected
         for number in self._foreseen.keys() - {job.job_id for job in jobs}:
             self._unstage(self._foreseen.pop(number))
-
-    def _forget(self, all_but: set[StoredInstance]) -> None:
-        self._held = {instance: found for instance, found in self._held.items() if instance in all_but}
-        self._tried &= all_but
 
     def _take(self, instance: StoredInstance, read: Read) -> Examination:
         if instance in self._held:

@@ -281,3 +281,19 @@ def test_a_study_whose_results_cannot_be_staged_is_answered_at_its_claim(
     assert not step(ahead, held, held.expected(is_quiet=True))
     assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).results) == 2
     assert written == [NOW, LATER]
+
+
+def test_what_is_too_much_to_be_kept_is_not_examined_again_after_another_study_was_answered(pipeline: Pipeline) -> None:
+    small, large = Held(image(1, rows=96, columns=96)), Held(image(2))
+    other = Expected(job=replace(large.job(), job_id=2), is_quiet=False)
+    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, large) - 1)
+    read = {**small.part10, **large.part10}
+
+    def prepare(*expected: Expected) -> bool:
+        return ahead.prepare(expected, read.__getitem__, NOW, lambda job: ())
+
+    assert prepare(*small.expected(is_quiet=True), other)
+    assert prepare(*small.expected(is_quiet=True), other)
+    assert prepare(*small.expected(is_quiet=True), other)
+    ahead.answer(small.job(), small.read, NOW, ())
+    assert not prepare(other)
