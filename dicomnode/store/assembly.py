@@ -20,7 +20,7 @@ OPEN_JOB = "SELECT job_id, version, state FROM job WHERE study = ? AND state IN 
 
 NEW_JOB = """
 INSERT INTO job (study, version, state, due_at, first_instance_at, last_instance_at, changed_at)
-SELECT :study, 1 + COALESCE(MAX(version), 0), 'collecting', :now, :now, :now, :now FROM job WHERE study = :study
+SELECT :study, 1 + COALESCE(MAX(version), 0), :state, :now, :now, :now, :now FROM job WHERE study = :study
 RETURNING job_id, version
 """
 
@@ -121,7 +121,7 @@ def due_at(settings: AssemblySettings, first: datetime, last: datetime, *, held:
 
 
 def _open_version(connection: sqlite3.Connection, study: str, now: datetime, why: str) -> OpenVersion:
-    row = connection.execute(NEW_JOB, {"study": study, "now": to_text(now)}).fetchone()
+    row = connection.execute(NEW_JOB, {"study": study, "state": JobState.COLLECTING, "now": to_text(now)}).fetchone()
     opened = OpenVersion(job_id=row["job_id"], version=row["version"])
     detail = "the study is new" if opened.version == 1 else why
     record(connection, now, study, opened.version, EventKind.VERSION_OPENED, detail)

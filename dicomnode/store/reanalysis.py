@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dicomnode.domain.job import JobState
+from dicomnode.store.assembly import NEW_JOB
 from dicomnode.store.rows import EventKind, record, to_text
 
 STATES = "SELECT state FROM job WHERE study = ? ORDER BY version DESC"
 
 KEPT = "SELECT EXISTS (SELECT 1 FROM instance WHERE study = ? AND current = 1 AND purged_at IS NULL)"
-
-OPEN_AGAIN = """
-INSERT INTO job (study, version, state, due_at, first_instance_at, last_instance_at, changed_at)
-SELECT :study, 1 + MAX(version), 'waiting', :now, :now, :now, :now FROM job WHERE study = :study
-RETURNING version
-"""
 
 _UNFINISHED = frozenset({JobState.COLLECTING, JobState.WAITING, JobState.WORKING})
 _ANSWERED = frozenset({JobState.DONE, JobState.REJECTED})
@@ -57,6 +52,7 @@ def analyse_again(connection: sqlite3.Connection, study: str, by: str, now: date
     kept = bool(connection.execute(KEPT, (study,)).fetchone()[0])
     if why_not := why_not_again(newest, others, kept=kept):
         return Reanalysis(study=study, version=None, why_not=why_not)
-    version = int(connection.execute(OPEN_AGAIN, {"study": study, "now": to_text(now)}).fetchone()["version"])
+    facts = {"study": study, "state": JobState.WAITING, "now": to_text(now)}
+    version = int(connection.execute(NEW_JOB, facts).fetchone()["version"])
     record(connection, now, study, version, EventKind.VERSION_OPENED, f"{by} asked for another analysis")
     return Reanalysis(study=study, version=version)
