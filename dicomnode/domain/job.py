@@ -83,7 +83,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """one image that was not analysed, and why. `detail` is the node's own sentence, never text from the data set."""
+    """One image that was not analysed, and why. `detail` is the node's own sentence, never text from the data set."""
 
     source: InstanceRef
     reason: RejectionReason

@@ -28,14 +28,13 @@ from dicomnode.net.circuit import Breaker
 from dicomnode.net.contexts import STORAGE_COMMITMENT, commitment_proposal
 from dicomnode.net.loop import Loop
 from dicomnode.net.status import EventStatus, commitment_failure, describe, is_success
+from dicomnode.net.transcode import BYTES_RAISE
 
 log = logging.getLogger(__name__)
 
 _LARGEST_REPORT_BYTES = 4_194_304
 # PS3.4 Table J.3-2: request successful; request complete, failures exist.
 _EVENT_TYPES = (1, 2)
-# What pydicom raises on bytes, or values, that it cannot make sense of.
-_READ_ERRORS = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Commitments(Protocol):
@@ -256,7 +255,7 @@ def read_report(information: bytes, transfer_syntax: str) -> CommitmentReport:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom quotes what breaks the standard
             transaction, committed, failed = _read(information, transfer_syntax)
-    except _READ_ERRORS as error:
+    except BYTES_RAISE as error:
         raise UnreadableObject("a report that cannot be read") from error
     if not is_valid_uid(transaction):
         raise UnreadableObject("a report without a valid Transaction UID")

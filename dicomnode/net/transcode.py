@@ -13,9 +13,10 @@ from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.net.contexts import LOSSLESS, UNCOMPRESSED
 from dicomnode.net.part10 import part10_bytes
 
+BYTES_RAISE = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+"""What pydicom and its decoders raise on bytes that they cannot make sense of."""
+
 _PLAIN = frozenset({*UNCOMPRESSED, str(DeflatedExplicitVRLittleEndian)})
-# What pydicom and its decoders raise on bytes that they cannot make sense of.
-_READ_ERRORS = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def can_transcode(transfer_syntax: str) -> bool:
@@ -52,7 +53,7 @@ def _in_syntax(part10: bytes, target: str) -> Dataset:
         warnings.simplefilter("ignore")
         try:
             data_set = dcmread(BytesIO(part10))
-        except _READ_ERRORS as error:
+        except BYTES_RAISE as error:
             raise UnreadableObject("the object cannot be read") from error
         _decompress(data_set)
         if target not in UNCOMPRESSED:
@@ -65,14 +66,14 @@ def _decompress(data_set: Dataset) -> None:
         return
     try:
         data_set.decompress(generate_instance_uid=False)
-    except _READ_ERRORS as error:
+    except BYTES_RAISE as error:
         raise UndecodablePixels("the pixel data cannot be decompressed") from error
 
 
 def _compress(data_set: Dataset, target: str) -> None:
     try:
         data_set.compress(target, generate_instance_uid=False)
-    except _READ_ERRORS as error:
+    except BYTES_RAISE as error:
         raise UndecodablePixels("the pixel data cannot be compressed") from error
 
 
@@ -85,6 +86,6 @@ def _encode(data_set: Dataset, *, implicit: bool) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             write_dataset(writer, data_set)
-    except _READ_ERRORS as error:
+    except BYTES_RAISE as error:
         raise UnreadableObject("the object cannot be encoded anew") from error
     return buffer.getvalue()
