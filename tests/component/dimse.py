@@ -49,6 +49,11 @@ class MemoryInbox:
     received: list[Received] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    changes: list[tuple[int, int]] = field(default_factory=list)
+    """How many were accepted, and how many associations released, whenever it was said that something changed."""
+
+    def changed(self) -> None:
+        self.changes.append((len(self.received), len(self.released)))
 
     def accept(
         self, ref: InstanceRef, transfer_syntax: str, part10: bytes, association: AssociationInfo, now: datetime
@@ -90,6 +95,7 @@ def running_scp(
         reports=reports,
         alert=alert,
         arriving=arriving,
+        changed=getattr(inbox, "changed", lambda: None),
     )
     scp.start()
     try:

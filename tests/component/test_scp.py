@@ -67,6 +67,14 @@ def test_every_listed_transfer_syntax_is_stored_byte_for_byte(transfer_syntax: s
     assert data_set_of(received.part10) == data_set_of(sent)
 
 
+def test_who_waits_is_told_of_each_image_and_of_the_end_of_an_association(cr: bytes) -> None:
+    inbox = MemoryInbox()
+    with running_scp(inbox) as (_, destination):
+        assert deliver(destination, cr) == [Accepted()]
+        wait_until(lambda: (1, 1) in inbox.changes, 60, "the end of the association")
+    assert inbox.changes == [(1, 0), (1, 1)]
+
+
 @pytest.mark.parametrize("kind", ["cr", "dx", "dx-for-processing", "sc", "sc-multi-frame", "sc-multi-frame-word"])
 def test_every_kind_of_projection_image_is_accepted(kind: str) -> None:
     sent, inbox = encode(build(kind, **SMALL)), MemoryInbox()

@@ -315,3 +315,10 @@ def test_a_move_that_is_not_in_the_table_is_refused_by_the_database(tmp_path: Pa
     with pytest.raises(sqlite3.IntegrityError, match="may not make this move"):
         connection.execute(f"UPDATE job SET state = '{state}', due_at = {due}")
     connection.close()
+
+
+def test_a_store_that_is_closed_leaves_nothing_that_was_staged(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        store.blobs.stage(b"a result in vain")
+        assert len(list(tmp_path.rglob("*.part"))) == 1
+    assert list(tmp_path.rglob("*.part")) == []
