@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
-from dicomnode.settings import LogSettings
+from dicomnode.settings.node import LogSettings
 
 log = logging.getLogger(__name__)
 

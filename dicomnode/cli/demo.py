@@ -13,15 +13,15 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.process import keep_to_oneself
 from dicomnode.cli.terminal import BundleOption, asked_to_stop, err, escape, out
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import Reported
-from dicomnode.demo.stage import SENDER, Outcome, Stage, staged
+from dicomnode.demo.run import SENDER, Outcome, Stage, staged
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.net.files import SentFile
+from dicomnode.net.scu.files import SentFile
 from dicomnode.node import utc_now
-from dicomnode.settings import LogSettings
+from dicomnode.settings.node import LogSettings
 from dicomnode.telemetry import start_logging, tell_uncaught
 
 _STRONGEST = 3

@@ -11,16 +11,17 @@ from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, account, escape, out, settings_from
 from dicomnode.domain.commitment import CommitmentState
+from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.domain.job import JobState
+from dicomnode.formatting import shown_time
 from dicomnode.node import utc_now
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
+from dicomnode.store.counters import UNANSWERED
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
+from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
 from dicomnode.store.studies import Wanted
-from dicomnode.store.watching import UNANSWERED
-from dicomnode.web.shown import shown_time
 
 queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
 

@@ -16,10 +16,10 @@ from rich.text import Text
 from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.domain.job import JobState
+from dicomnode.formatting import shown_age, shown_time
+from dicomnode.monitoring.status import Status, look
 from dicomnode.node import utc_now
-from dicomnode.store.watching import DestinationFigures
-from dicomnode.watch.status import Status, look
-from dicomnode.web.shown import shown_age, shown_time
+from dicomnode.store.counters import DestinationFigures
 
 _STATES = {
     JobState.COLLECTING: "still arriving",

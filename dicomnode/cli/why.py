@@ -6,8 +6,8 @@ import typer
 
 from dicomnode.cli.queue import checked_uid, open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out
-from dicomnode.store.story import conclusion, sentence
-from dicomnode.web.shown import shown_time
+from dicomnode.formatting import shown_time
+from dicomnode.store.ledger import conclusion, sentence
 
 
 def why(

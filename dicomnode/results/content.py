@@ -32,8 +32,8 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 
+from dicomnode.domain.answer import Rejection, RejectionReason
 from dicomnode.domain.finding import Assessment, Finding, Presence
-from dicomnode.domain.job import Rejection, RejectionReason
 from dicomnode.results import codes
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 

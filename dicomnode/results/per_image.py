@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from typing import Protocol
 
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment
 from dicomnode.domain.frame import Frame
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.gsps import write_presentation_state
 from dicomnode.results.pdf import write_document

@@ -13,10 +13,10 @@ from pydicom.tag import Tag
 from pydicom.uid import ParametricMapStorage
 from pydicom.valuerep import DSfloat
 
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment, Finding
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.overlay import positive_findings

@@ -11,9 +11,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment, Finding
 from dicomnode.domain.frame import Frame
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.overlay import Overlay, draw, positive_findings

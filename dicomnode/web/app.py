@@ -21,19 +21,19 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dicomnode.domain.errors import CxrNodeError, UnknownStudy
-from dicomnode.http_settings import Role
+from dicomnode.settings.http import Role
 from dicomnode.web.access import Access, Sessions
-from dicomnode.web.acting import act_on_study
+from dicomnode.web.actions import act_on_study
+from dicomnode.web.context import Parts, Site, site_of
 from dicomnode.web.guard import Guard, guarded
 from dicomnode.web.identity import switch
-from dicomnode.web.letters import act_on_letters, letters
 from dicomnode.web.model import model
 from dicomnode.web.overview import overview
-from dicomnode.web.pages import NavEntry, Pages
-from dicomnode.web.parts import Parts, Site, site_of
-from dicomnode.web.signing import sign_in, sign_in_page, sign_out
+from dicomnode.web.problems import act_on_letters, letters
+from dicomnode.web.sign_in import sign_in, sign_in_page, sign_out
 from dicomnode.web.studies import search_studies, studies
 from dicomnode.web.study import capture, heat, radiograph, study
+from dicomnode.web.templating import NavEntry, Pages
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from pydicom import Dataset
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import CxrNodeError
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
+from dicomnode.web.context import Parts, session_of, site_of, visitor_of
 from dicomnode.web.guard import form_of
-from dicomnode.web.parts import Parts, session_of, site_of, visitor_of
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.domain.job import JobState
-from dicomnode.store.rows import EventKind
+from dicomnode.store.counters import Operations
+from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import Recent, Wanted
-from dicomnode.store.watching import Operations
-from dicomnode.web.parts import Parts, site_of
+from dicomnode.web.context import Parts, site_of
 from dicomnode.web.studies import described
 
 _NEWEST = 8

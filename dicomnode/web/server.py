@@ -13,9 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomnode.certificates import RenewedContext, Served, load_certificate
 from dicomnode.domain.errors import AddressUnavailable, ConfigurationError
-from dicomnode.http_settings import HttpSettings
-from dicomnode.web.connection import MOST_ANSWERED, BoundedConnection
-from dicomnode.web.door import AT_ONCE, Door
+from dicomnode.settings.http import HttpSettings
+from dicomnode.web.connection import AT_ONCE, MOST_ANSWERED, BoundedConnection, Door
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from starlette.responses import RedirectResponse, Response
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
 from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.web.context import Parts, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
 from dicomnode.web.identity import Patient, disclosed, patients_of, shows_patients
-from dicomnode.web.parts import Parts, session_of, site_of
 
 PER_PAGE = 50
 _MOST_SEARCHES = 20

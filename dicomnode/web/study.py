@@ -1,26 +1,78 @@
-"""One study: whom it is of, what was said of it, the pictures, the results, and everything that happened."""
+"""A Structured Report as a tree of words, for a template.
 
-from collections.abc import Mapping, Sequence
+One study: whom it is of, what was said of it, the pictures, the results, and everything that happened.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
+from pydicom import Dataset, dcmread
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dicomnode.dicom.attributes import items, number, text
+from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import ResultKind
-from dicomnode.store.rows import EventKind
-from dicomnode.store.story import conclusion, sentence
+from dicomnode.store.ledger import conclusion, sentence
+from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
-from dicomnode.web.acting import acts_on
+from dicomnode.web.actions import acts_on
+from dicomnode.web.context import Parts, site_of
 from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
 from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
-from dicomnode.web.parts import Parts, site_of
-from dicomnode.web.reports import Item, read_report
+
+_DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One content item: what it is, what it says, and what belongs to it."""
+
+    name: str
+    value: str
+    items: tuple["Item", ...]
+
+
+def read_report(part10: bytes) -> Item:
+    """Return the content of a report that this node wrote."""
+    return _item(dcmread(BytesIO(part10), stop_before_pixels=True), 0)
+
+
+def _item(ds: Dataset, depth: int) -> Item:
+    below = () if depth >= _DEEPEST else tuple(_items(ds, depth + 1))
+    return Item(name=_meaning(ds, "ConceptNameCodeSequence"), value=_value(ds), items=below)
+
+
+def _items(ds: Dataset, depth: int) -> Iterator[Item]:
+    for entry in items(ds, "ContentSequence"):
+        # Outlines of the whole image are for viewers that need a place to draw at.
+        if text(entry, "ValueType") not in ("SCOORD", ""):
+            yield _item(entry, depth)
+
+
+def _value(ds: Dataset) -> str:
+    match text(ds, "ValueType"):
+        case "CODE":
+            return _meaning(ds, "ConceptCodeSequence")
+        case "NUM":
+            measured = next(iter(items(ds, "MeasuredValueSequence")), Dataset())
+            value = number(measured, "NumericValue")
+            return "" if value is None else f"{value:g}"
+        case "IMAGE":
+            return text(next(iter(items(ds, "ReferencedSOPSequence")), Dataset()), "ReferencedSOPInstanceUID")
+        case kind:
+            return text(ds, {"TEXT": "TextValue", "UIDREF": "UID", "PNAME": "PersonName"}.get(kind, "TextValue"))
+
+
+def _meaning(ds: Dataset, keyword: str) -> str:
+    return text(next(iter(items(ds, keyword)), Dataset()), "CodeMeaning")
+
 
 _MOST_EVENTS = 500
 _STEPS = 10

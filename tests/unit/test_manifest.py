@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from dicomnode.bundle.manifest import LabelEntry, read_manifest
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import BundleInvalid
-from tests.bundles import OTHER_LABELS, made_curves, make_bundle
 from tests.conftest import ROOT
-from tests.processes import free_port
+from tests.support.bundles import OTHER_LABELS, made_curves, make_bundle
+from tests.support.processes import free_port
 
 Change = Callable[[list[dict[str, Any]]], None]
 

@@ -13,14 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.certificates import Served
-from dicomnode.settings import read_settings
-from dicomnode.watch.health import Running
-from dicomnode.watch.metrics import Metrics
-from dicomnode.watch.watched import Watched
-from tests.bundles import make_bundle
+from dicomnode.monitoring.health import Running
+from dicomnode.monitoring.metrics import Metrics
+from dicomnode.monitoring.monitored_node import Watched
+from dicomnode.settings.node import read_settings
 from tests.conftest import ROOT
-from tests.processes import require
-from tests.stores import at, open_store
+from tests.support.bundles import make_bundle
+from tests.support.processes import require
+from tests.support.stores import at, open_store
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "monitoring.md").read_text(encoding="utf-8")

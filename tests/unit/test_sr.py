@@ -8,16 +8,15 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, is_valid_uid
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
-from dicomnode.results.fallback import as_comprehensive, as_enhanced, fallback
-from dicomnode.results.sr import write_not_analysed, write_report
-from dicomnode.settings import ResultSettings
-from tests.assessments import MODEL, NOW, assessment, equipment, identity
-from tests.make import build
+from dicomnode.results.sr import as_comprehensive, as_enhanced, fallback, write_not_analysed, write_report
+from dicomnode.settings.node import ResultSettings
+from tests.support.assessments import MODEL, NOW, assessment, equipment, identity
+from tests.support.make import build
 
 STUDY = "1.2.826.0.1.99"
 

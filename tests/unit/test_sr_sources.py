@@ -12,12 +12,12 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import Comprehensive3DSRStorage
 
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UnreadableObject
-from dicomnode.imaging.reader import read
 from dicomnode.results.context import LossyHistory, PixelSpacing, SourceContext
 from dicomnode.results.sr import write_report
-from tests.assessments import NOW, assessment, equipment, identity
-from tests.make import build, encode
+from tests.support.assessments import NOW, assessment, equipment, identity
+from tests.support.make import build, encode
 
 
 def as_received(ds: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.settings import LogSettings
+from dicomnode.settings.node import LogSettings
 from dicomnode.telemetry import TextFormatter, start_logging, tell_uncaught, where_raised
 
 

@@ -11,20 +11,21 @@ from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.certificates import Served
-from dicomnode.domain.job import Accepted, NoAnswer, RejectionReason, RetryPolicy
-from dicomnode.settings import read_settings
-from dicomnode.store.tallies import OTHER_CALLERS, week_of
-from dicomnode.watch.drift import Change, Rate
-from dicomnode.watch.health import alive, disk
-from dicomnode.watch.metrics import MOST_LABELS, sanitised
-from dicomnode.watch.report import reference_rate
-from dicomnode.watch.views import watch_pages
+from dicomnode.domain.answer import RejectionReason
+from dicomnode.domain.delivery import Accepted, NoAnswer, RetryPolicy
+from dicomnode.monitoring.drift import Change, Rate
+from dicomnode.monitoring.health import alive, disk
+from dicomnode.monitoring.metrics import MOST_LABELS, sanitised
+from dicomnode.monitoring.quality import reference_rate
+from dicomnode.monitoring.views import watch_pages
+from dicomnode.settings.node import read_settings
+from dicomnode.store.counters import OTHER_CALLERS, week_of
 from dicomnode.web.app import create_app
-from dicomnode.web.parts import Parts
-from tests.bundles import NIH_LABELS, make_bundle
-from tests.stores import accept, at, open_store
-from tests.watching import ABNORMAL, NOW, OTHER, World, with_reference
-from tests.web import no_gallery
+from dicomnode.web.context import Parts
+from tests.support.bundles import NIH_LABELS, make_bundle
+from tests.support.stores import accept, at, open_store
+from tests.support.watching import ABNORMAL, NOW, OTHER, World, with_reference
+from tests.support.web import no_gallery
 
 
 @pytest.fixture

@@ -18,17 +18,18 @@ from typer.testing import CliRunner, Result
 from dicomnode.cli import status as status_command
 from dicomnode.cli.main import app
 from dicomnode.domain.audit import AuditKind, Disclosure
+from dicomnode.domain.delivery import NoAnswer, RetryPolicy
 from dicomnode.domain.finding import Presence
-from dicomnode.domain.job import JobState, NoAnswer, RetryPolicy
+from dicomnode.domain.job import JobState
+from dicomnode.formatting import shown_age, shown_time
+from dicomnode.monitoring.export import safe_cell, write_table
 from dicomnode.node import utc_now
 from dicomnode.results.summary import SaidFinding, SaidImage, SaidModel, SaidRejection, Summary
 from dicomnode.store import Store
-from dicomnode.store.lock import StoreLock, is_held
-from dicomnode.store.watching import StudyResult
-from dicomnode.watch.table import safe_cell, write_table
-from dicomnode.web.shown import shown_age, shown_time
-from tests.make import build, encode, ref_of
-from tests.stores import EXPLICIT_LE, accept, answer, association, at, claim, open_store, rejection_of_all, to
+from dicomnode.store.counters import StudyResult
+from dicomnode.store.engine.lock import StoreLock, is_held
+from tests.support.make import build, encode, ref_of
+from tests.support.stores import EXPLICIT_LE, accept, answer, association, at, claim, open_store, rejection_of_all, to
 
 FINDING = SaidFinding(
     label="Mass",

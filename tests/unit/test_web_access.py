@@ -9,10 +9,10 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.http_settings import HttpSettings, HttpToken, Role
-from dicomnode.settings import Settings, parse_http, read_settings
+from dicomnode.settings.http import HttpSettings, HttpToken, Role
+from dicomnode.settings.node import Settings, parse_http, read_settings
 from dicomnode.web.app import Extra, create_app
-from tests.web import Web, form_token
+from tests.support.web import Web, form_token
 
 OPERATOR, VIEWER, SCRAPER = "o" * 20, "v" * 20, "m" * 20
 

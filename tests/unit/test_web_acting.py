@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.domain.job import DeliveryState, JobState
-from dicomnode.http_settings import HttpSettings, HttpToken
-from tests.make import build
-from tests.web import HAND, OTHER, STUDY, Web, dead_delivery, image
+from dicomnode.domain.delivery import DeliveryState
+from dicomnode.domain.job import JobState
+from dicomnode.settings.http import HttpSettings, HttpToken
+from tests.support.make import build
+from tests.support.web import HAND, OTHER, STUDY, Web, dead_delivery, image
 
 
 def test_the_page_of_problems_counts_dead_letters_and_studies_not_analysed(own: Web) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import StoreUnavailable
-from tests.bundles import make_bundle
-from tests.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
-from tests.web import HAND, HOSTILE, OTHER, STUDY, Page, Web, dead_delivery, image, is_whole, shown_curves
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
+from tests.support.web import HAND, HOSTILE, OTHER, STUDY, Page, Web, dead_delivery, image, is_whole, shown_curves
 
 PNG = b"\x89PNG"
 
