@@ -28,15 +28,15 @@ def measure(bench: Bench) -> Iterator[Row]:
     source = SourceContext.of(dataset)
     bare = Bare(default_bundle())
     radiograph = frame(source.ref, bare.frame(part10).pixels)
-    said = assessment(source.ref, PRESENT, abnormality=0.8)
+    assessed = assessment(source.ref, PRESENT, abnormality=0.8)
     shared = {"equipment": equipment(), "identity": identity(source.ref.study), "now": NOW}
 
     def heatmap() -> ResultInstance:
-        return write_heatmap(source=source, frame=radiograph, assessment=said, **shared)
+        return write_heatmap(source=source, frame=radiograph, assessment=assessed, **shared)
 
     def report() -> ResultInstance:
         return write_report(
-            sources={source.ref.sop_instance: source}, assessments=[said], rejections=(), predecessors=(), **shared
+            sources={source.ref.sop_instance: source}, assessments=[assessed], rejections=(), predecessors=(), **shared
         )
 
     with open_store(bench.folder / "store") as store:
