@@ -22,9 +22,9 @@ from benchmarks.stages import stages
 from benchmarks.studies import Bare
 from benchmarks.table import Goal, Measured, Row
 from dicomnode.bundle.reader import MANIFEST
-from dicomnode.net.part10 import read_file_head
-from dicomnode.settings import default_bundle
-from tests.processes import NodeProcess, Orthanc, free_port
+from dicomnode.dicom.part10 import read_file_head
+from dicomnode.settings.node import default_bundle
+from tests.support.processes import NodeProcess, Orthanc, free_port
 
 STUDIES, SUSTAINED, RESULTS = 9, 10, 2
 _WITHIN_S, _POLL_S = 120.0, 0.004

@@ -25,8 +25,8 @@ from benchmarks.flagship import flagship_bundle
 from benchmarks.images import Images
 from benchmarks.receive import send
 from benchmarks.table import Goal, Measured, Row
-from dicomnode.settings import default_bundle
-from tests.processes import NodeProcess, free_port, wait_until
+from dicomnode.settings.node import default_bundle
+from tests.support.processes import NodeProcess, free_port, wait_until
 
 VERIFICATION = "1.2.840.10008.1.1"
 STUDIES, A_PART = int(os.environ.get("BENCH_STUDIES", "120")), 20

@@ -15,11 +15,12 @@ from pathlib import Path
 from benchmarks.bench import Bench, milliseconds, seconds
 from benchmarks.picture import curves
 from benchmarks.table import Goal, Row
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, RetryPolicy
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
+from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
-from dicomnode.store.places import DATABASE
-from tests.stores import accept, answer, at, claim, open_store
+from dicomnode.store.layout import DATABASE
+from tests.support.stores import accept, answer, at, claim, open_store
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 TIMED = 9

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom import uid as uids
 
 from dicomnode.demo.chest import draw_chest
-from tests import make
+from tests.support import make
 
 SIDE = 2240
 

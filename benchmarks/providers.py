@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.bench import Bench, apart, milliseconds
 from benchmarks.flagship import flagship_bundle
 from benchmarks.table import Row
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 
 def measure(bench: Bench) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from benchmarks import machine
 from benchmarks.bench import Bench, seconds
 from benchmarks.images import ImageFiles, Images
 from benchmarks.table import Goal, Row
-from tests.processes import Orthanc, free_port, wait_until
+from tests.support.processes import Orthanc, free_port, wait_until
 
 GOALS = {"Orthanc": Goal(at_least=2.5), "storescp": Goal(at_least=1.5), "dd": Goal(at_least=0.6)}
 PEERS = {"Orthanc": "Orthanc, synced", "storescp": "DCMTK storescp, not durable", "dd": "dd conv=fsync"}

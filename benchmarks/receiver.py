@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from dicomnode.net.scp import StorageScp
-from dicomnode.settings import AssemblySettings, ScpSettings, StoreSettings
+from dicomnode.net.scp.server import StorageScp
+from dicomnode.settings.node import AssemblySettings, ScpSettings, StoreSettings
 from dicomnode.store import Store
 
 _SAMPLE_S = 0.002

@@ -10,21 +10,23 @@ from time import perf_counter
 
 from benchmarks.images import Images
 from benchmarks.send import sink
-from dicomnode.delivery_settings import DeliverySettings
+from dicomnode.analysis.loading import load_pipeline
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.part10 import read_file_head, read_ref
+from dicomnode.dicom.reader import read
+from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.delivery import Accepted, Destination
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
-from dicomnode.domain.job import Accepted, Destination, Job, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
-from dicomnode.imaging.codecs import CODECS
+from dicomnode.imaging.codecs.process import CODECS
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read
-from dicomnode.net.outgoing import Outgoing
-from dicomnode.net.part10 import read_file_head, read_ref
-from dicomnode.net.scu import send
-from dicomnode.node import load_pipeline
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import InferenceSettings, Settings
+from dicomnode.net.scu.outgoing import Outgoing
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.delivery import DeliverySettings
+from dicomnode.settings.node import InferenceSettings, Settings
 from dicomnode.store import Store
-from tests.stores import at, claim, open_store
+from tests.support.stores import at, claim, open_store
 
 TIMES = 5
 Step = Callable[[str], AbstractContextManager[None]]

@@ -9,34 +9,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from dicomnode.ahead import WorkAhead
+from dicomnode.analysis.loading import load_pipeline
+from dicomnode.analysis.look_ahead import WorkAhead
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.analysis.worker import Worker
 from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
-from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.certificates import Served
-from dicomnode.delivery_settings import DestinationSettings, DimseDestination, StowDestination
+from dicomnode.bundle.reader import Bundle
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.imaging.codecs import CODECS
-from dicomnode.inference.operating import choose_operating_point
-from dicomnode.inference.predictor import Predictor
-from dicomnode.net.delivery import Deliveries, Surroundings, deliveries
-from dicomnode.net.loop import Loop
-from dicomnode.net.scp import StorageScp
-from dicomnode.pipeline import Pipeline
-from dicomnode.results.fallback import fallback
-from dicomnode.settings import Settings, default_bundle
+from dicomnode.imaging.codecs.process import CODECS
+from dicomnode.loop import Loop
+from dicomnode.monitoring.health import Running
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.page_address import PageAddress, write_page_address
+from dicomnode.monitoring.views import monitoring_pages
+from dicomnode.net.scp.server import StorageScp
+from dicomnode.net.scu.destinations import Deliveries, Surroundings, deliveries
+from dicomnode.results.sr import fallback
+from dicomnode.settings.delivery import DestinationSettings, DimseDestination, StowDestination
+from dicomnode.settings.node import Settings
 from dicomnode.store import Store
-from dicomnode.watch.health import Running
-from dicomnode.watch.views import watch_pages
-from dicomnode.watch.watched import Watched
-from dicomnode.watch.whereabouts import Whereabouts, leave
 from dicomnode.web.app import create_app
+from dicomnode.web.context import PageContext
 from dicomnode.web.imagery import Gallery
-from dicomnode.web.parts import Parts
 from dicomnode.web.server import WebServer
-from dicomnode.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -44,27 +43,6 @@ log = logging.getLogger(__name__)
 def utc_now() -> datetime:
     """Return the time; the node's clock, which tests replace."""
     return datetime.now(UTC)
-
-
-def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
-    """Open and verify the bundle, replay its golden vectors, and build the pipeline around it.
-
-    Raises: ConfigurationError, BundleInvalid.
-    """
-    bundle = open_bundle(settings.inference.bundle or default_bundle())
-    operating_point = choose_operating_point(bundle.manifest, settings.inference.operating_point)
-    predictor = Predictor(bundle, threads=settings.inference.threads, providers=settings.inference.providers)
-    predictor.replay_golden()
-    pipeline = Pipeline(
-        predictor=predictor,
-        manifest=bundle.manifest,
-        identity=bundle.identity,
-        operating_point=operating_point,
-        eligibility=settings.eligibility,
-        pixels=settings.pixels,
-        results=settings.results,
-    )
-    return bundle, pipeline
 
 
 class Node:
@@ -169,8 +147,8 @@ class Node:
             log.warning("page-not-served", extra={"cause": str(error)})
             self._web, why_not = None, str(error)
         try:
-            page = Whereabouts(port=self._web.port if self._web is not None else None, why_not=why_not)
-            leave(self._settings.store.path, page)
+            page = PageAddress(port=self._web.port if self._web is not None else None, why_not=why_not)
+            write_page_address(self._settings.store.path, page)
         except OSError as error:
             log.warning("page-not-noted", extra={"cause": error.strerror})
 
@@ -282,7 +260,7 @@ def _running(
         told = {"audit": audit.running} if audit is not None else {}
         return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
 
-    def certificates() -> dict[str, Served]:
+    def certificates() -> dict[str, ServedCertificate]:
         web = page()
         shown = {"listener": scp.certificate, "page": web.certificate if web is not None else None}
         return {of: served for of, served in shown.items() if served is not None}
@@ -293,7 +271,9 @@ def _running(
         associations=lambda: scp.associations,
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
-        left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
+        circuit_breakers_open=lambda: {
+            name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()
+        },
         certificates=certificates,
     )
 
@@ -308,7 +288,7 @@ def _web_page(
     clock: Callable[[], datetime],
 ) -> WebServer:
     """Return the server of the page, and of what watches the node."""
-    parts = Parts(
+    parts = PageContext(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -316,7 +296,7 @@ def _web_page(
         clock=clock,
         record_shown=audit.shown if audit is not None else lambda *_: None,
     )
-    watched = Watched(
+    monitored = MonitoredNode(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -324,7 +304,7 @@ def _web_page(
         running=running,
         clock=clock,
     )
-    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http, clock)
+    return WebServer(create_app(parts, extra=monitoring_pages(monitored)), settings.http, clock)
 
 
 def _audit_trail(

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from dicomnode import __version__
 from dicomnode.domain.errors import ConfigurationError, PeerUnavailable
-from dicomnode.settings import AuditSettings
+from dicomnode.settings.node import AuditSettings
 
 # Facility 10 (security and authorisation), severity 5 (notice). Source: PS3.15 A.6.
 _PRIORITY = 10 * 8 + 5

@@ -9,12 +9,12 @@ from typing import Protocol
 
 from dicomnode.audit.message import Patient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.reader import read
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
+from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.errors import CxrNodeError, Permanent
-from dicomnode.domain.job import RetryPolicy
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
-from dicomnode.net.loop import Loop
+from dicomnode.loop import Loop
 
 log = logging.getLogger(__name__)
 

@@ -12,15 +12,17 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dicomnode.analysis.loading import load_pipeline
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out, settings_from
+from dicomnode.dicom.reader import read, ref_of
+from dicomnode.domain.answer import ResultKind, StudyAnswer
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.finding import Presence
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, ResultKind, StudyAnswer
-from dicomnode.imaging.reader import read, ref_of
-from dicomnode.node import load_pipeline, utc_now
-from dicomnode.pipeline import Pipeline
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.domain.job import Job
+from dicomnode.node import utc_now
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _FILE_NAMES = {
     ResultKind.STRUCTURED_REPORT: "report",
@@ -52,7 +54,7 @@ def analyze(
     """Write SR, SC and a JSON summary for every study among the files, and print what was found or why not."""
     settings = settings_from(config, bundle=bundle)
     start_logging(settings.log.model_copy(update={"level": "ERROR", "format": "text"}))
-    tell_uncaught()
+    log_uncaught()
     files = _files(paths)
     _require_writable(output)
     _, pipeline = load_pipeline(settings)

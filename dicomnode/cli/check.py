@@ -15,16 +15,16 @@ import typer
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.certificates import certificate_expires
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, escape, out, settings_from
-from dicomnode.delivery_settings import DestinationSettings, DimseDestination
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
-from dicomnode.http_settings import HttpSettings
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
-from dicomnode.net.delivery import check_destination
-from dicomnode.net.scp import listen_failure
-from dicomnode.net.tls import listener_context
+from dicomnode.net.dimse.tls import listener_context
+from dicomnode.net.scp.server import listen_failure
+from dicomnode.net.scu.destinations import check_destination
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings, TlsSettings, default_bundle
+from dicomnode.settings.delivery import DestinationSettings, DimseDestination
+from dicomnode.settings.http import HttpSettings
+from dicomnode.settings.node import Settings, TlsSettings, default_bundle
 from dicomnode.web.access import Access
 from dicomnode.web.server import try_out
 

@@ -13,16 +13,16 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.process import keep_to_oneself
 from dicomnode.cli.terminal import BundleOption, asked_to_stop, err, escape, out
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import Reported
-from dicomnode.demo.stage import SENDER, Outcome, Stage, staged
+from dicomnode.demo.run import SENDER, Outcome, Stage, staged
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.net.files import SentFile
+from dicomnode.net.scu.files import SentFile
 from dicomnode.node import utc_now
-from dicomnode.settings import LogSettings
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.settings.node import LogSettings
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _STRONGEST = 3
 _MARKS = {"Present": "*", "Undetermined": "?"}
@@ -47,7 +47,7 @@ def demo(
             raise ConfigurationError(f"there is no file or folder {path}: name DICOM files, or none for drawn chests")
     keep_to_oneself()
     start_logging(LogSettings(level="WARNING", format="text"))
-    tell_uncaught()
+    log_uncaught()
     ended = asked_to_stop()
     with _folders(output) as (store, kept):
         _say("Loading the model: hashes and golden vectors are checked before anything is received.")

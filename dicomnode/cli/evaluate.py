@@ -16,7 +16,7 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
 from dicomnode.inference.gate import judge_pixels
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import PixelSettings, default_bundle
+from dicomnode.settings.node import PixelSettings, default_bundle
 
 if TYPE_CHECKING:
     from modeling.evaluation.compare import Comparison

@@ -24,7 +24,7 @@ from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
 from dicomnode.results.context import Equipment
 from dicomnode.results.overlay import Picture, draw, findings_to_show
-from dicomnode.settings import PixelSettings, default_bundle
+from dicomnode.settings.node import PixelSettings, default_bundle
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ALL = "all"

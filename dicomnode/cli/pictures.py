@@ -6,13 +6,13 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dicomnode.dicom.reader import read, ref_of
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read, ref_of
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _FORMATS = ("PNG", "JPEG")

@@ -11,16 +11,17 @@ from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, account, escape, out, settings_from
 from dicomnode.domain.commitment import CommitmentState
+from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.domain.job import JobState
+from dicomnode.formatting import format_time
 from dicomnode.node import utc_now
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
+from dicomnode.store.counters import UNANSWERED
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
+from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
 from dicomnode.store.studies import Wanted
-from dicomnode.store.watching import UNANSWERED
-from dicomnode.web.shown import shown_time
 
 queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
 
@@ -62,7 +63,7 @@ def list_entries(
     if overdue := sum(entry.overdue_commitments for entry in operations.destinations.values()):
         out.print(f"{overdue} results are delivered, but their destination has not answered for keeping them in time")
     if operations.waiting.since is not None:
-        out.print(f"the oldest has waited since {shown_time(operations.waiting.since)}")
+        out.print(f"the oldest has waited since {format_time(operations.waiting.since)}")
 
 
 @queue.command()
@@ -206,7 +207,7 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            shown_time(entry.due_at),
+            format_time(entry.due_at),
             entry.last_error or "",
         )
 
@@ -219,7 +220,7 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            shown_time(entry.next_attempt_at or entry.commitment_next_at),
+            format_time(entry.next_attempt_at or entry.commitment_next_at),
             entry.last_error or entry.commitment_error or "",
         )
 

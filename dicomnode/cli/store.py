@@ -8,17 +8,16 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.dicom.part10 import read_file_head, read_ref
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.eligibility import is_own_result
-from dicomnode.imaging.reader import read
-from dicomnode.net.part10 import read_file_head, read_ref
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings
-from dicomnode.store.checking import Check, check_store, opened
-from dicomnode.store.lock import StoreLock
-from dicomnode.store.places import BLOBS, DATABASE, LOCK
-from dicomnode.store.repair import quarantine, rebuild
+from dicomnode.settings.node import Settings
+from dicomnode.store.engine.lock import StoreLock
+from dicomnode.store.layout import BLOBS, DATABASE, LOCK
+from dicomnode.store.repair import Check, check_store, opened, quarantine, rebuild
 
 store = typer.Typer(no_args_is_help=True, help="Whether a store keeps its promise; repair one that does not.")
 

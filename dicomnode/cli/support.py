@@ -25,8 +25,8 @@ from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings, default_bundle
-from dicomnode.store.statistics import Figures, sqlite_version
+from dicomnode.settings.node import Settings, default_bundle
+from dicomnode.store.counters import Figures, sqlite_version
 
 _LIBRARIES = (
     "pydicom", "pynetdicom", "highdicom", "numpy", "onnxruntime", "opencv-python", "pylibjpeg", "pylibjpeg-openjpeg",

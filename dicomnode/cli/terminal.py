@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dicomnode.settings import Settings, parse_destination, parse_http, read_settings
+from dicomnode.settings.node import Settings, parse_destination, parse_http, read_settings
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 
 from dicomnode.cli.terminal import out
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import LogSettings
+from dicomnode.settings.node import LogSettings
 from dicomnode.telemetry import start_logging
 
 

@@ -15,17 +15,18 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.manifest import LabelEntry, Manifest, read_manifest
 from dicomnode.bundle.reader import MANIFEST
+from dicomnode.domain.answer import ResultKind, Wanted
 from dicomnode.domain.finding import ModelIdentity, SaliencyMap, Score
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job, ResultKind, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.inference.gate import UPRIGHT
 from dicomnode.inference.predictor import Predictor, Reading
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
+from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
 
 _NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 _LATER = datetime(2025, 6, 7, 8, 9, 10, tzinfo=UTC)

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from dicomnode.domain.answer import DEFAULT_OUTPUTS, ResultKind, Wanted
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import DEFAULT_OUTPUTS, ResultKind, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

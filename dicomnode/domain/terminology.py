@@ -7,8 +7,8 @@ against the check digits. The findings here are those of the shipped model's lab
 
 from dataclasses import dataclass
 
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.finding import Code
-from dicomnode.domain.job import RejectionReason
 
 ABNORMALITY = "Abnormal"
 """The label of the binary head."""

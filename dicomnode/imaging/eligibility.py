@@ -13,10 +13,10 @@ from datetime import date
 from pydicom import Dataset
 from pydicom import uid as uids
 
+from dicomnode.dicom.attributes import integer, items, quiet, text, texts
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging.tags import integer, items, quiet, text, texts
 from dicomnode.imaging.vocabulary import (
     FORMER_SCHEMES,
     FRONTAL_VIEWS,
@@ -27,7 +27,7 @@ from dicomnode.imaging.vocabulary import (
     part_of,
     view_of,
 )
-from dicomnode.settings import EligibilitySettings
+from dicomnode.settings.node import EligibilitySettings
 
 RADIOGRAPHS = frozenset(
     {

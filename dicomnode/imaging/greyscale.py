@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom import Dataset
 
+from dicomnode.dicom.attributes import integer, items, number, numbers, text, values
 from dicomnode.domain.frame import FloatArray
-from dicomnode.imaging.tags import integer, items, number, numbers, text, values
 from dicomnode.imaging.values import Transformation, percentile
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 
 # Of 1,500 of NIH's renderings, 99 % have no more than 3 % of their centre within 3/255 of black and none of it within
 # 3/255 of white, and all spread their centre over at least 0.28 of the grey scale.

@@ -6,17 +6,17 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
+from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
-from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
-from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
+from dicomnode.imaging.codecs.decoding import PixelLayout, decode, read_layout
+from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
 from dicomnode.imaging.greyscale import GreyScale
-from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.imaging.values import Grid, Transformation, Values
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 
 _SAMPLE = 400_000
 _MARGIN = 8

@@ -6,8 +6,8 @@ Source: PS3.4 B.2.3 (Storage Service Class, Table B.2-1) and PS3.7 Annex C (gene
 from enum import IntEnum
 
 from dicomnode.domain.commitment import CommitmentFailure, Remedy
+from dicomnode.domain.delivery import Accepted, Refused, StoreOutcome
 from dicomnode.domain.errors import CxrNodeError, DiskFull, Transient, UidMismatch
-from dicomnode.domain.job import Accepted, Refused, StoreOutcome
 
 
 class StoreStatus(IntEnum):

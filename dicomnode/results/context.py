@@ -10,14 +10,14 @@ from typing import Self
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
+from dicomnode.dicom import wild
+from dicomnode.domain.answer import ResultKind, Subject
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.finding import ModelIdentity
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultKind, Subject
-from dicomnode.results import wild
 from dicomnode.results.greyscale import Greyscale, greyscale_of
-from dicomnode.settings import ResultSettings
+from dicomnode.settings.node import ResultSettings
 
 _OPPOSITE = str.maketrans("APRLHF", "PALRFH")
 _ORIENTATION = re.compile(r"[APRLHF]{1,3}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicomnode.results import wild
+from dicomnode.dicom import wild
 
 _FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
 _MOST_ENTRIES = 65536

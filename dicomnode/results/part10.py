@@ -8,12 +8,13 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicomnode.dicom import wild
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.coding import PRIVATE_PREFIX
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.domain.terminology import PRIVATE_SCHEME
-from dicomnode.results import codes, wild
+from dicomnode.results import codes
 from dicomnode.results.context import Equipment, SourceContext
 
 DATE, TIME = "%Y%m%d", "%H%M%S.%f"

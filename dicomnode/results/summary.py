@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dicomnode.domain.answer import Rejection
 from dicomnode.domain.finding import Assessment, Finding, Presence
-from dicomnode.domain.job import Rejection
 
 _DIGITS = 6
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, to_text, to_time
+from dicomnode.store.engine.sqlite import Database
+from dicomnode.store.row_mapping import EventKind, to_text, to_time
 
 _SETTLED_AFTER = timedelta(seconds=2)
 _LONGEST_WAIT = timedelta(seconds=60)

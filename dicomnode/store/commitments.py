@@ -9,17 +9,11 @@ import logging
 import sqlite3
 from datetime import datetime, timedelta
 
-from dicomnode.domain.commitment import (
-    CommitmentChanges,
-    CommitmentFailure,
-    CommitmentItem,
-    CommitmentReport,
-    Remedy,
-)
+from dicomnode.domain.commitment import CommitmentChanges, CommitmentFailure, CommitmentItem, CommitmentReport, Remedy
+from dicomnode.domain.delivery import Delivery, RetryPolicy
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Delivery, RetryPolicy
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_text, to_time
+from dicomnode.store.engine.sqlite import Database
+from dicomnode.store.row_mapping import EventKind, record, shortened, to_optional_time, to_text, to_time
 
 log = logging.getLogger(__name__)
 

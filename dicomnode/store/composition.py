@@ -9,22 +9,20 @@ from types import TracebackType
 from typing import Self
 
 from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store.audit import AuditOutbox
-from dicomnode.store.blobs import Blobs, SystemCalls
+from dicomnode.store.blobs.local import Blobs, SystemCalls
 from dicomnode.store.commitments import Commitments
-from dicomnode.store.database import Database, migrations
-from dicomnode.store.inbox import Inbox
+from dicomnode.store.counters import Statistics, Watching
+from dicomnode.store.deliveries import Outbox
+from dicomnode.store.engine.lock import StoreLock
+from dicomnode.store.engine.sqlite import Database, migrations
+from dicomnode.store.jobs import Inbox
+from dicomnode.store.layout import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
 from dicomnode.store.ledger import Ledger
-from dicomnode.store.lock import StoreLock
-from dicomnode.store.outbox import Outbox
-from dicomnode.store.places import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
 from dicomnode.store.reception import Reception
 from dicomnode.store.retention import Retention
-from dicomnode.store.search import SearchIndex
-from dicomnode.store.statistics import Statistics
-from dicomnode.store.studies import Studies
-from dicomnode.store.watching import Watching
+from dicomnode.store.studies import SearchIndex, Studies
 
 _NAMED = """
 SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL

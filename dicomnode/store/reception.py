@@ -20,13 +20,13 @@ from enum import StrEnum
 
 from dicomnode.domain.errors import UidMismatch
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
-from dicomnode.settings import AssemblySettings
-from dicomnode.store.arriving import Arriving
-from dicomnode.store.assembly import join_open_version, note_arrival, note_sender, reschedule
-from dicomnode.store.blobs import Blobs
-from dicomnode.store.commits import GroupCommit
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, record, to_text, whence
+from dicomnode.settings.node import AssemblySettings
+from dicomnode.store.blobs.local import Blobs
+from dicomnode.store.blobs.streamed import Arriving
+from dicomnode.store.engine.group_commit import GroupCommit
+from dicomnode.store.engine.sqlite import Database
+from dicomnode.store.jobs import join_open_version, note_arrival, note_sender, reschedule
+from dicomnode.store.row_mapping import EventKind, record, to_text, whence
 
 HELD = "SELECT instance_id, study, blob, job_id, purged_at FROM instance WHERE sop_instance = ? AND current = 1"
 

@@ -16,12 +16,12 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dicomnode.settings import RetentionSettings
+from dicomnode.settings.node import RetentionSettings
 from dicomnode.store.audit import TRANSFERS
-from dicomnode.store.blobs import Blobs
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, record, to_text
-from dicomnode.store.search import forget
+from dicomnode.store.blobs.local import Blobs
+from dicomnode.store.engine.sqlite import Database
+from dicomnode.store.row_mapping import EventKind, record, to_text
+from dicomnode.store.studies import forget
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 
-from dicomnode.http_settings import HttpSettings, Role
+from dicomnode.settings.http import HttpSettings, Role
 
 _MOST_SESSIONS = 2000
 _LASTS = timedelta(hours=12)

@@ -1,4 +1,9 @@
-"""A connection to the page: how long a request may take to come in, and which one goes when there are too many.
+"""The socket at which the page listens: it lets in so many connections, and no more, whatever they do.
+
+The HTTP server knows a connection when TLS is agreed on; one that never gets there holds a descriptor until then, and
+descriptors are what the rest of the node needs too.
+
+A connection to the page: how long a request may take to come in, and which one goes when there are too many.
 
 The HTTP server itself bounds how many requests it answers at once, and how long a connection rests between two. But it
 waits without end for the rest of a request, and for who does not take an answer; and every connection counts, whether
@@ -6,12 +11,53 @@ it asks for something or not. So a few that ask for nothing could keep everybody
 """
 
 import asyncio
+import socket
 from collections import Counter
 from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+MOST_OPEN = 128
+"""Twice as many as are answered at once."""
+AT_ONCE = 64
+"""Connections that wait to be let in, all of which are let in before any is ended."""
+
+
+class BoundedListener(socket.socket):
+    """A listening socket that ends the oldest connection, of the address with the most, when there are too many.
+
+    It takes part in the server's loop as any socket does, so it is one.
+    """
+
+    _inside: tuple[tuple[socket.socket, str], ...] = ()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Let a connection in."""
+        wire, address = super().accept()
+        inside = [(one, whose) for one, whose in self._inside if one.fileno() != -1]
+        inside.append((wire, str(address[0])))
+        if len(inside) > MOST_OPEN:
+            inside.remove(leaving := _oldest_connection(inside))
+            _end(leaving[0])
+        self._inside = tuple(inside)
+        return wire, address
+
+
+def _oldest_connection(inside: list[tuple[socket.socket, str]]) -> tuple[socket.socket, str]:
+    """Return the oldest of the address with the most."""
+    count = Counter(whose for _, whose in inside)
+    return max(inside, key=lambda one: count[one[1]])
+
+
+def _end(wire: socket.socket) -> None:
+    """Have whoever reads from a connection find its end."""
+    try:
+        wire.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side was quicker
+        return
+
 
 MOST_ANSWERED = 64
 """Connections at which whoever asks is told to come later."""

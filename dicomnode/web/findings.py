@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.finding import Presence, odds_ratio
-from dicomnode.domain.job import RejectionReason
 from dicomnode.results.summary import SaidFinding, SaidImage, Summary
 
 REASONS: Mapping[RejectionReason, str] = {

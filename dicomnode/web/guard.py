@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dicomnode.http_settings import HttpSettings, Role
+from dicomnode.settings.http import HttpSettings, Role
 from dicomnode.web.access import Access, Session, Sessions
 
 log = logging.getLogger(__name__)

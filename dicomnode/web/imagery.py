@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
+from dicomnode.analysis.pipeline import Examined, Pipeline
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
-from dicomnode.pipeline import Examined, Pipeline
 from dicomnode.results.overlay import enlarge, heat_colours
 
 _LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600

@@ -6,10 +6,10 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from tests.archives import Archive
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, write
-from tests.processes import free_port, run_cxrnode
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, write
+from tests.support.processes import free_port, run_cxrnode
 
 
 @pytest.fixture(scope="module")

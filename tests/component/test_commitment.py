@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dicomnode.domain.commitment import CommitmentState
-from dicomnode.domain.job import DeliveryState
-from tests.component.committing import CR, WITHIN_S, Archive, bench, looping
-from tests.component.dimse import EXPLICIT, Peer
-from tests.processes import wait_until
-from tests.stores import open_store
+from dicomnode.domain.delivery import DeliveryState
+from tests.support.committing import CR, WITHIN_S, Archive, bench, looping
+from tests.support.dimse import EXPLICIT, Peer
+from tests.support.processes import wait_until
+from tests.support.stores import open_store
 
 
 @pytest.mark.parametrize("over", ["same", "another"])

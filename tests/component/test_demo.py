@@ -15,11 +15,11 @@ from pydicom import dcmread
 
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import findings_in, picture_of
-from dicomnode.net.archive import Archive
-from dicomnode.net.scu import echo
+from dicomnode.net.scp.archive import Archive
+from dicomnode.net.scu.storage import echo
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings, parse_destination
-from tests.processes import wait_until
+from dicomnode.settings.node import Settings, parse_destination
+from tests.support.processes import wait_until
 
 
 def demo(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from tests.archives import Archive
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, encode
-from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 30.0
 CONFIG = """

@@ -15,17 +15,17 @@ from pydicom import dcmread
 from pydicom import uid as uids
 from pynetdicom import evt
 
-from dicomnode.delivery_settings import DeliverySettings, Encoding, SrClass
+from dicomnode.domain.delivery import Accepted, Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.domain.errors import BlobDamaged, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, SopClass
-from dicomnode.net.files import send_files
-from dicomnode.net.outgoing import AS_IT_IS, Fallback, Form, Outgoing
-from dicomnode.net.scu import echo, send
-from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
-from tests.make import CANARIES, build, encode
-from tests.processes import free_port
+from dicomnode.net.scu.files import send_files
+from dicomnode.net.scu.outgoing import AS_IT_IS, Fallback, Form, Outgoing
+from dicomnode.net.scu.storage import echo, send
+from dicomnode.settings.delivery import DeliverySettings, Encoding, SrClass
+from tests.support.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import free_port
 
 CR = str(uids.ComputedRadiographyImageStorage)
 VERIFICATION = "1.2.840.10008.1.1"
@@ -82,7 +82,7 @@ def test_the_pixels_are_the_same_where_only_one_uncompressed_encoding_is_accepte
 
 
 def _file(data_set: bytes, transfer_syntax: str) -> bytes:
-    from dicomnode.net.part10 import part10_bytes
+    from dicomnode.dicom.part10 import part10_bytes
 
     return part10_bytes(data_set, sop_class=CR, sop_instance="1.2.3", transfer_syntax=transfer_syntax)
 

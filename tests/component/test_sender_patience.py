@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from dicomnode.delivery_settings import DeliverySettings, RetrySettings
-from dicomnode.domain.job import DeliveryState, Destination, Refused
-from dicomnode.net.scu import send
-from dicomnode.net.sender import Sender
-from tests.component.dimse import EXPLICIT, Peer
-from tests.component.sending import CR, SETTINGS, MemoryOutbox, running
-from tests.processes import free_port, wait_until
+from dicomnode.domain.delivery import DeliveryState, Destination, Refused
+from dicomnode.net.scu.sender import Sender
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.delivery import DeliverySettings, RetrySettings
+from tests.support.dimse import EXPLICIT, Peer
+from tests.support.processes import free_port, wait_until
+from tests.support.sending import CR, SETTINGS, MemoryOutbox, running
 
 PATIENT = DeliverySettings(
     connect_timeout_s=5, response_timeout_s=5, batch=2, retry=RetrySettings(first_delay_s=3600, max_delay_s=3600)
@@ -144,7 +144,7 @@ def test_a_destination_is_tried_with_one_delivery_and_gets_all_once_it_is_back(
     assert set(trials) == {1}
     assert len(trials) >= 2
     assert len(peer.stored) == 7
-    told = [record.message for record in caplog.records if record.name == "dicomnode.net.circuit"]
+    told = [record.message for record in caplog.records if record.name == "dicomnode.net.scu.circuit_breaker"]
     assert told == ["destination-unavailable", "destination-available"]
 
 

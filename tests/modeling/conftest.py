@@ -14,7 +14,7 @@ for required in ("tensorflow", "tf2onnx", "sklearn"):
         warnings.simplefilter("ignore")
         pytest.importorskip(required, reason="training's requirements are not installed")
 
-from dicomnode.domain.terminology import NIH_TERMS  # noqa: E402 - only where the requirements are installed
+from dicomnode.domain.terminology import NIH_TERMS  # noqa: E402
 from modeling.phantom import chest_phantom  # noqa: E402
 from tests.modeling.nih_release import make_release  # noqa: E402
 

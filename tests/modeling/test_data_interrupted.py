@@ -17,7 +17,7 @@ from modeling.preparation.dataset import open_prepared
 from modeling.preparation.records import read_records, record_files
 from tests.modeling.nih_release import make_release
 from tests.modeling.preparing import content, prepared
-from tests.processes import alive
+from tests.support.processes import alive
 
 pytestmark = pytest.mark.training
 

@@ -18,14 +18,14 @@ from dicomnode.domain.errors import CxrNodeError, UndecodablePixels
 from dicomnode.domain.finding import SaliencyMap
 from dicomnode.domain.terminology import NIH_TERMS
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 from modeling.evaluation.pointing import localisation, read_boxes, throws_of
 from modeling.evaluation.predictions import read_predictions
 from modeling.evaluation.reading import select
 from modeling.files import open_files
 from modeling.preparation.tables import image_key, read_table
-from tests.bundles import MEMBERS, make_bundle
-from tests.make import build, chest, stored, write
+from tests.support.bundles import MEMBERS, make_bundle
+from tests.support.make import build, chest, stored, write
 
 IMAGES = 83
 """Not a multiple of the batch."""

@@ -12,10 +12,10 @@ import pytest
 
 from dicomnode.bundle.reader import open_bundle
 from modeling.phantom import chest_phantom
-from tests.archives import Archive
-from tests.make import build, stored, write
 from tests.modeling.nih_release import make_release
-from tests.processes import NodeProcess, free_port, wait_until
+from tests.support.archives import Archive
+from tests.support.make import build, stored, write
+from tests.support.processes import NodeProcess, free_port, wait_until
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
 

@@ -11,8 +11,8 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.demo.chest import draw_chest
-from tests import make
 from tests.conftest import ROOT
+from tests.support import make
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 RUN_S, SIDE = 240, 512

@@ -7,13 +7,13 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from dicomnode.bundle.manifest import Manifest, read_manifest
-from dicomnode.domain.job import ResultKind
-from tests.bundles import OTHER_LABELS, make_bundle
-from tests.make import build, encode, write
+from dicomnode.domain.answer import ResultKind
 from tests.peers.readers import by_dsrdump, by_highdicom, said
 from tests.peers.sources import answer
 from tests.peers.test_validators import complaints, pixelmed, run
-from tests.processes import require, run_cxrnode
+from tests.support.bundles import OTHER_LABELS, make_bundle
+from tests.support.make import build, encode, write
+from tests.support.processes import require, run_cxrnode
 from tests.unit.test_pdf import text_of
 
 pytestmark = pytest.mark.peer

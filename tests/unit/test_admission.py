@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.net.admission import Admission, Rejection, Visit
-from dicomnode.net.held import HeldBytes
-from dicomnode.net.rates import Rates
-from dicomnode.net.refusals import Refusals
-from dicomnode.settings import ScpSettings
+from dicomnode.net.dimse.memory_budget import HeldBytes
+from dicomnode.net.dimse.refusals import Refusals
+from dicomnode.net.scp.admission import Admission, Rejection, Visit
+from dicomnode.net.scp.rate_limit import Rates
+from dicomnode.settings.node import ScpSettings
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 import pytest
 from pydicom import Dataset
 
-from dicomnode.ahead import WorkAhead
+from dicomnode.analysis.look_ahead import WorkAhead
+from dicomnode.analysis.pipeline import Examination, Pipeline
+from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Expected, Job, ResultKind, StudyAnswer, Wanted
-from dicomnode.pipeline import Examination, Pipeline
-from tests.make import build, encode
-from tests.pipelines import make_pipeline, stored_instance
+from dicomnode.domain.job import Job
+from tests.support.make import build, encode
+from tests.support.pipelines import make_pipeline, stored_instance
 
 NOW, LATER = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, 7, tzinfo=UTC)
 STUDY = "1.2.826.7"

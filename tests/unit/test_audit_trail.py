@@ -13,12 +13,12 @@ from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import FileSink
 from dicomnode.audit.trail import AuditTrail
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.delivery import Accepted, Refused, RetryPolicy
 from dicomnode.domain.errors import PeerUnavailable
-from dicomnode.domain.job import Accepted, Refused, RetryPolicy
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from tests.make import CANARY_ID, CANARY_NAME, build, encode, ref_of
-from tests.stores import (
+from tests.support.make import CANARY_ID, CANARY_NAME, build, encode, ref_of
+from tests.support.stores import (
     CR,
     EXPLICIT_LE,
     QUIET_S,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
-from dicomnode.store.blobs import Blobs, Inventory, SystemCalls
+from dicomnode.store.blobs.local import Blobs, Inventory, SystemCalls
 
 DATA = b"the bytes of one radiograph"
 NAME = "2ef2d53bf9aaa9a7a6fb8bfb4b6f1c3c9b1b0f1cbe2ef9f62c4e7d9c8d7c2f10"

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dicomnode.domain.job import RetryPolicy
-from dicomnode.net.circuit import Breaker, Circuit
+from dicomnode.domain.delivery import RetryPolicy
+from dicomnode.net.scu.circuit_breaker import Breaker, Circuit
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=100, jitter=0.1)

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from pydicom import uid as uids
 
+from dicomnode.dicom import reader
 from dicomnode.domain.errors import DecoderUnavailable, UndecodablePixels
-from dicomnode.imaging import codecs as module
-from dicomnode.imaging import reader, shared
-from dicomnode.imaging.codecs import CodecLimits, CodecProcess
-from dicomnode.imaging.decoding import decode, read_layout
-from tests.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, decoded
+from dicomnode.imaging.codecs import process as module
+from dicomnode.imaging.codecs import shared_memory as shared
+from dicomnode.imaging.codecs.decoding import decode, read_layout
+from dicomnode.imaging.codecs.process import CodecLimits, CodecProcess
 from tests.conftest import ROOT
-from tests.make import build, chest, encode, stored, with_frame
-from tests.processes import alive, wait_until
+from tests.support.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, decoded
+from tests.support.make import build, chest, encode, stored, with_frame
+from tests.support.processes import alive, wait_until
 
 
 @pytest.fixture
@@ -222,8 +223,8 @@ def test_it_ends_with_its_owner(codecs: CodecProcess) -> None:
 
 OWNER = """
 import os, signal
-from dicomnode.imaging.codecs import CodecProcess
-from tests.codecs import GOOD, decoded
+from dicomnode.imaging.codecs.process import CodecProcess
+from tests.support.codecs import GOOD, decoded
 codecs = CodecProcess()
 decoded(GOOD, codecs)
 print(codecs.pid, flush=True)
@@ -277,7 +278,7 @@ def test_a_process_that_does_not_answer_as_agreed_is_replaced(
     child = tmp_path / "child.py"
     child.write_text(SPEAKS.replace("{answer}", answer + "\nsys.stdout.flush()\nsys.stdout.close()"))
     with monkeypatch.context() as patched:
-        patched.setattr("dicomnode.imaging.codecs._CHILD", child)
+        patched.setattr("dicomnode.imaging.codecs.process._CHILD", child)
         with pytest.raises(UndecodablePixels):
             decoded(GOOD, codecs)
     assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
@@ -372,7 +373,7 @@ def changed_child(folder: Path, first: str) -> Path:
 def test_a_codec_that_prints_does_not_speak_to_the_node(
     codecs: CodecProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("dicomnode.imaging.codecs._CHILD", changed_child(tmp_path, 'os.write(1, b"noise\\n")'))
+    monkeypatch.setattr("dicomnode.imaging.codecs.process._CHILD", changed_child(tmp_path, 'os.write(1, b"noise\\n")'))
     assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
 
 

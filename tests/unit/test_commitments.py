@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.commitment import (
-    CommitmentFailure,
-    CommitmentItem,
-    CommitmentReport,
-    CommitmentState,
-    Remedy,
-)
+from dicomnode.domain.commitment import CommitmentFailure, CommitmentItem, CommitmentReport, CommitmentState, Remedy
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, DeliveryState, RetryPolicy
 from dicomnode.store import Store
-from dicomnode.store.actions import OneDelivery
 from dicomnode.store.ledger import Balance, DeliveryEntry
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.operator import OneDelivery
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=600, give_up_after_s=3600, jitter=0.1)
 MIDDLE = 0.5

@@ -13,8 +13,8 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import Frame
 from dicomnode.inference.gate import Typical, judge_pixels
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import default_bundle
-from tests.make import build, ref_of
+from dicomnode.settings.node import default_bundle
+from tests.support.make import build, ref_of
 
 NOW = datetime(2024, 5, 1, 10, 15, tzinfo=UTC)
 

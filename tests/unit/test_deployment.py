@@ -15,13 +15,13 @@ import typer
 import yaml
 
 from dicomnode import __version__
-from dicomnode.cli.configured import reference
+from dicomnode.cli.init import reference
 from dicomnode.cli.main import app
-from dicomnode.http_settings import HttpSettings
-from dicomnode.settings import Settings, parse_destination, read_settings
+from dicomnode.settings.http import HttpSettings
+from dicomnode.settings.node import Settings, parse_destination, read_settings
 from dicomnode.web import probe
 from tests.conftest import ROOT
-from tests.processes import require
+from tests.support.processes import require
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 INSTRUCTIONS = [line.split(maxsplit=1) for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]

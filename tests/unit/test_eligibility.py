@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging import reader
+from dicomnode.dicom import reader
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.imaging.eligibility import Eligible, Ineligible, judge
-from dicomnode.settings import EligibilitySettings
-from tests.judged import SETTINGS, reason, verdict
-from tests.make import CANARIES, build, encode, ref_of
-from tests.modules import code
+from dicomnode.settings.node import EligibilitySettings
+from tests.support.judged import SETTINGS, reason, verdict
+from tests.support.make import CANARIES, build, encode, ref_of
+from tests.support.modules import code
 
 
 @pytest.mark.parametrize("kind", ["cr", "dx", "dx-for-processing", "sc"])

@@ -4,14 +4,14 @@ import pytest
 from pydicom import Dataset
 from pydicom import uid as uids
 
+from dicomnode.dicom import reader
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging import reader
 from dicomnode.imaging.eligibility import age_years
-from dicomnode.settings import EligibilitySettings
-from tests.judged import reason, verdict
-from tests.make import SOP_CLASSES, build, encode, ref_of
+from dicomnode.settings.node import EligibilitySettings
+from tests.support.judged import reason, verdict
+from tests.support.make import SOP_CLASSES, build, encode, ref_of
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
+from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultKind
-from dicomnode.results.contours import MAXIMUM_POINTS, contours
+from dicomnode.results.gsps import MAXIMUM_POINTS, contours
 from dicomnode.results.overlay import enlarge
 from dicomnode.results.panel import OUTLINE_LEVEL
 from dicomnode.results.part10 import decode
-from tests.assessments import finding, frame, saliency
-from tests.make import build, lut
-from tests.products import image_results
+from tests.support.assessments import finding, frame, saliency
+from tests.support.make import build, lut
+from tests.support.products import image_results
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
 

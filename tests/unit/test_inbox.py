@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from dicomnode.domain.job import DeliveryState, JobState, Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.delivery import DeliveryState
+from dicomnode.domain.job import JobState
 from dicomnode.store import Store
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from tests.stores import (
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import (
     QUIET_S,
     accept,
     answer,

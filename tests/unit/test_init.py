@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from dicomnode.cli.configured import Answers, configuration, reference
+from dicomnode.cli.init import Answers, configuration, reference
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import Settings, parse_destination, read_settings
-from tests.certificates import Authority
+from dicomnode.settings.node import Settings, parse_destination, read_settings
 from tests.conftest import ROOT
+from tests.support.certificates import Authority
 
 FIVE = ("--ae-title", "AI_NODE", "--port", "11200", "--pacs", "PACS@pacs.example.org:104", "--store", "/srv/cxr")
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.domain.errors import UnknownStudy
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, NoAnswer, Refused, RetryPolicy
+from dicomnode.domain.job import JobState
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob
+from dicomnode.store.counters import Waiting
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from dicomnode.store.watching import Waiting
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(jitter=0)
 NOTHING = Changed(jobs=0, deliveries=0)

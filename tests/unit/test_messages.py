@@ -9,7 +9,7 @@ from dicomnode.cli.check import _check_port
 from dicomnode.cli.main import app
 from dicomnode.cli.terminal import stop_with
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import AssemblySettings, StoreSettings, parse_destination, read_settings
+from dicomnode.settings.node import AssemblySettings, StoreSettings, parse_destination, read_settings
 from dicomnode.store import Store
 
 

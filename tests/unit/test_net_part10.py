@@ -11,9 +11,9 @@ from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
+from dicomnode.dicom.part10 import part10_bytes, read_file_head, read_ref
 from dicomnode.domain.errors import UnreadableObject
-from dicomnode.net.part10 import part10_bytes, read_file_head, read_ref
-from tests.make import build, encode
+from tests.support.make import build, encode
 
 EXPLICIT, IMPLICIT = str(uids.ExplicitVRLittleEndian), str(uids.ImplicitVRLittleEndian)
 CR = str(uids.ComputedRadiographyImageStorage)

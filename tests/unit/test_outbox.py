@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
 from dicomnode.store.ledger import Balance, DeliveryEntry
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.operator import OfStudy
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=600, give_up_after_s=3600, jitter=0.1)
 MIDDLE = 0.5

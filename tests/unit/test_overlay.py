@@ -9,7 +9,7 @@ from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.overlay import OUTLINES, SMALLEST_SIDE, Overlay, draw, findings_to_show
 from dicomnode.results.panel import percent, repairs
-from tests.assessments import assessment, equipment, finding, frame
+from tests.support.assessments import assessment, equipment, finding, frame
 
 REF = InstanceRef(study="1.2.1", series="1.2.2", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3")
 AMBER = (255, 193, 60)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 
-from dicomnode.domain.job import ResultKind
-from dicomnode.results.page import shown_in
+from dicomnode.domain.answer import ResultKind
 from dicomnode.results.part10 import decode
-from tests.assessments import MODEL
-from tests.make import build
-from tests.products import image_results
+from dicomnode.results.pdf import shown_in
+from tests.support.assessments import MODEL
+from tests.support.make import build
+from tests.support.products import image_results
 
 
 def document(source: Dataset, **repair: Any) -> Dataset:

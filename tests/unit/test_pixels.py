@@ -4,12 +4,12 @@ from pydicom import uid as uids
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.tag import Tag
 
+from dicomnode.dicom import reader
 from dicomnode.domain.errors import UndecodablePixels
-from dicomnode.imaging import reader
 from dicomnode.imaging.greyscale import is_fit
-from dicomnode.settings import PixelSettings
-from tests.make import chest, encode, lut, ref_of, stored
-from tests.rendered import COLUMNS, FULL, ROWS, difference, frame, made
+from dicomnode.settings.node import PixelSettings
+from tests.support.make import chest, encode, lut, ref_of, stored
+from tests.support.rendered import COLUMNS, FULL, ROWS, difference, frame, made
 
 
 def test_a_frame_is_read_only_float32_between_0_and_1():

@@ -11,15 +11,15 @@ from pydicom import uid as uids
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 
+from dicomnode.dicom import reader
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
-from dicomnode.imaging import reader
-from dicomnode.imaging.codestream import read_header
-from dicomnode.imaging.decoding import DECODERS, decode, read_layout
+from dicomnode.imaging.codecs.codestream import read_header
+from dicomnode.imaging.codecs.decoding import DECODERS, decode, read_layout
 from dicomnode.imaging.eligibility import judge
 from dicomnode.imaging.pixels import render
-from dicomnode.settings import EligibilitySettings, LogSettings, PixelSettings
+from dicomnode.settings.node import EligibilitySettings, LogSettings, PixelSettings
 from dicomnode.telemetry import start_logging
-from tests.make import CANARIES, build, chest, encode, htj2k, ref_of, stored, with_frame
+from tests.support.make import CANARIES, build, chest, encode, htj2k, ref_of, stored, with_frame
 
 SETTINGS = PixelSettings()
 ROWS, COLUMNS = 96, 80

@@ -7,11 +7,11 @@ import pytest
 from highdicom.pm import ParametricMap
 from pydicom import Dataset
 
-from dicomnode.domain.job import ResultKind
+from dicomnode.domain.answer import ResultKind
 from dicomnode.results.part10 import decode
-from tests.assessments import assessment
-from tests.make import build, ref_of
-from tests.products import image_results
+from tests.support.assessments import assessment
+from tests.support.make import build, ref_of
+from tests.support.products import image_results
 
 
 def maps(source: Dataset, probabilities: dict[str, float] | None = None, **repair: Any) -> list[Dataset]:

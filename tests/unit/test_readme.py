@@ -5,7 +5,7 @@ import re
 import typer
 
 from dicomnode.cli.main import app
-from dicomnode.settings import Settings
+from dicomnode.settings.node import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -12,18 +12,20 @@ from typer.testing import CliRunner
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.main import app
+from dicomnode.domain.answer import StudyAnswer
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.errors import UnknownStudy
-from dicomnode.domain.job import Accepted, DeliveryState, Job, JobState, RetryPolicy, StudyAnswer
-from dicomnode.settings import EligibilitySettings
+from dicomnode.domain.job import Job, JobState
+from dicomnode.settings.node import EligibilitySettings
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
-from dicomnode.store.rows import EventKind
-from dicomnode.store.story import conclusion
+from dicomnode.store.ledger import conclusion
+from dicomnode.store.operator import OfStudy
+from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import Wanted
-from tests.bundles import make_bundle
-from tests.make import build
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
-from tests.web import Web
+from tests.support.bundles import make_bundle
+from tests.support.make import build
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from tests.support.web import Web
 
 POLICY = RetryPolicy(jitter=0)
 LATER = 40 * 86_400.0
@@ -191,7 +193,7 @@ def test_what_fails_half_way_leaves_nothing(store: Store, monkeypatch: pytest.Mo
     def fails(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("dicomnode.store.reanalysis.record", fails)
+    monkeypatch.setattr("dicomnode.store.operator.record", fails)
     with pytest.raises(Exception, match="disk I/O error"):
         store.ledger.analyse_again("1.1", "anna", at(60))
     assert states(store) == [JobState.DONE]

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import Accepted, Refused, RetryPolicy
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.domain.delivery import Accepted, Refused, RetryPolicy
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
 from dicomnode.store.ledger import Balance
+from dicomnode.store.operator import OfStudy
 from dicomnode.store.reception import ReceiptKind
 from dicomnode.store.retention import Purged
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, rejection_of_all, to
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import QUIET_S, accept, answer, at, claim, rejection_of_all, to
 
 DAY_S = 86_400.0
 POLICY = RetryPolicy(first_delay_s=1.0, factor=2.0, max_delay_s=10.0, give_up_after_s=60.0)

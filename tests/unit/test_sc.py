@@ -8,20 +8,21 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import draw
 from dicomnode.results.sc import write_heatmap
-from dicomnode.settings import ResultSettings
-from tests.assessments import NOW, assessment, equipment, frame, identity
-from tests.make import build, chest
-from tests.products import image_results
+from dicomnode.settings.node import ResultSettings
+from tests.support.assessments import NOW, assessment, equipment, frame, identity
+from tests.support.make import build, chest
+from tests.support.products import image_results
 
 
 def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
     context = SourceContext.of(source)
-    return write_heatmap(
+    inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(400, 320), turns=turns, inverted=inverted),
         assessment=assessment(context.ref, {"Pleural_Thickening": 0.7}),
@@ -30,6 +31,7 @@ def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settin
         now=NOW,
         number=2,
     )
+    return write_heatmap(inputs)
 
 
 def opened(result: ResultInstance) -> Dataset:

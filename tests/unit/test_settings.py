@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.delivery_settings import DeliverySettings, DimseDestination, StowDestination
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import Settings, TlsSettings, parse_destination, parse_http, read_settings
+from dicomnode.settings.delivery import DeliverySettings, DimseDestination, StowDestination
+from dicomnode.settings.node import Settings, TlsSettings, parse_destination, parse_http, read_settings
 from tests.conftest import ROOT
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import StoreDamaged
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import DeliveryState, JobState
-from dicomnode.settings import AssemblySettings
+from dicomnode.domain.job import JobState
+from dicomnode.settings.node import AssemblySettings
 from dicomnode.store import Store
-from dicomnode.store.checking import blob_path, check_store, opened
 from dicomnode.store.ledger import Balance
-from dicomnode.store.repair import quarantine, rebuild
-from dicomnode.store.rows import EventKind
-from tests.processes import run_cxrnode
-from tests.stores import CR, EXPLICIT_LE, QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.repair import blob_path, check_store, opened, quarantine, rebuild
+from dicomnode.store.row_mapping import EventKind
+from tests.support.processes import run_cxrnode
+from tests.support.stores import CR, EXPLICIT_LE, QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 ASSEMBLY = AssemblySettings(quiet_s=QUIET_S)
 
@@ -28,7 +28,7 @@ def wrong(path: Path) -> dict[str, int]:
 
 
 def identify(data: bytes) -> tuple[InstanceRef, str] | None:
-    """Read what `tests.stores.part10` writes; the results of `tests.stores` are no images."""
+    """Read what `tests.support.stores.part10` writes; the results of `tests.support.stores` are no images."""
     uid, bar, _ = data.partition(b"|")
     if not bar:
         return None

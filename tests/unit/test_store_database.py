@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from dicomnode.domain.commitment import CommitmentState
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, RetryPolicy
-from dicomnode.store.actions import OneJob
-from dicomnode.store.database import Database, migrations
+from dicomnode.domain.job import JobState
+from dicomnode.store.engine.sqlite import Database, migrations
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import to_text
-from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.operator import OneJob
+from dicomnode.store.row_mapping import to_text
+from tests.support.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 FIRST = "PRAGMA application_id = 1129861710; CREATE TABLE note (text TEXT) STRICT;"
 SECOND = "ALTER TABLE note ADD COLUMN written_at TEXT;"

@@ -13,10 +13,10 @@ import pytest
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
-from dicomnode.store.blobs import SystemCalls
+from dicomnode.store.blobs.local import SystemCalls
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import ReceiptKind
-from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from tests.support.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 
 class PowerCut(BaseException):

@@ -9,26 +9,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dicomnode.domain.job import (
-    Accepted,
-    DeliveryState,
-    Job,
-    JobState,
-    NoAnswer,
-    Refused,
-    Rejection,
-    RejectionReason,
-    ResultKind,
-    RetryPolicy,
-    StoreOutcome,
-    StudyAnswer,
-)
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused, RetryPolicy, StoreOutcome
+from dicomnode.domain.job import Job, JobState
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, OfStudy, OneJob, Selection
-from dicomnode.store.blobs import SystemCalls
+from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.operator import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.reception import ReceiptKind
-from dicomnode.store.rows import EventKind
-from tests.stores import accept, answer, at, image, open_store, part10, result, to
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import accept, answer, at, image, open_store, part10, result, to
 
 STUDIES = st.sampled_from(["1.1", "1.2"])
 NUMBERS = st.integers(1, 3)

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+from dicomnode.domain.answer import ResultKind, StudyAnswer
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import JobState, ResultKind, StudyAnswer
+from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
-from dicomnode.store.actions import OneJob
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, result, to
+from dicomnode.store.operator import OneJob
+from dicomnode.store.row_mapping import EventKind
+from tests.support.stores import QUIET_S, accept, answer, at, claim, result, to
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
 NOWHERE = Route(recipients=(), unrouted=(StudySender(calling_ae="MODALITY", called_ae="CXRNODE"),))
@@ -120,7 +121,7 @@ def test_results_without_a_route_go_out_once_there_is_one_and_an_operator_tries_
 
 
 def test_rejections_need_no_route(store: Store) -> None:
-    from tests.stores import rejection_of_all
+    from tests.support.stores import rejection_of_all
 
     accept(store)
     job = claim(store, QUIET_S)

@@ -5,21 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.store import (
-    actions,
-    answers,
-    assembly,
-    commitments,
-    composition,
-    inbox,
-    jobs,
-    ledger,
-    outbox,
-    reception,
-    tallies,
-    watching,
-)
-from tests.stores import open_store
+from dicomnode.store import commitments, composition, jobs, ledger, reception
+from dicomnode.store import counters as tallies
+from dicomnode.store import counters as watching
+from dicomnode.store import deliveries as outbox
+from dicomnode.store import jobs as answers
+from dicomnode.store import jobs as assembly
+from dicomnode.store import jobs as inbox
+from dicomnode.store import operator as actions
+from tests.support.stores import open_store
 
 ON_THE_PATH = {
     "reception.HELD": reception.HELD,

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.answer import RejectionReason, ResultKind, Subject
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.job import JobState, RejectionReason, ResultKind, Subject
+from dicomnode.domain.job import JobState
 from dicomnode.results.summary import Summary
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from dicomnode.store.rows import EventKind
+from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import Wanted
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
 
 ANNA = Subject(patient_id="ANNA-4711", accession_number="ORDER-0815")
 

@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
+from dicomnode.domain.answer import Stage, StudyAnswer
+from dicomnode.domain.delivery import Accepted, NoAnswer, RetryPolicy
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Accepted, Job, JobState, NoAnswer, RetryPolicy, Stage, StudyAnswer
+from dicomnode.domain.job import Job, JobState
 from dicomnode.domain.routing import Route
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead
-from dicomnode.store.database import Database, migrations
-from dicomnode.store.tallies import ANALYSED, LATENCY_BOUNDS_S, MOST_CALLERS, OTHER_CALLERS, week_of
-from dicomnode.store.watching import Waiting, WeeklyImages
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from dicomnode.store.counters import (
+    ANALYSED,
+    LATENCY_BOUNDS_S,
+    MOST_CALLERS,
+    OTHER_CALLERS,
+    Waiting,
+    WeeklyImages,
+    week_of,
+)
+from dicomnode.store.engine.sqlite import Database, migrations
+from dicomnode.store.operator import AllDead
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
 
 MODEL = {"name": "m", "version": "1", "bundle_hash": "b" * 64}
 WEEK = "2025-01-27"

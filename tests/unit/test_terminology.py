@@ -10,9 +10,9 @@ from pydicom.sr._concepts_dict import concepts
 
 import dicomnode
 from dicomnode.domain import terminology
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.coding import fault_in, luhn_holds, verhoeff_holds
 from dicomnode.domain.finding import Code, Presence
-from dicomnode.domain.job import RejectionReason
 from dicomnode.domain.terminology import NIH_TERMS, Entry, entries
 from dicomnode.results import codes
 

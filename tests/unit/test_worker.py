@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dicomnode.analysis.worker import Worker
+from dicomnode.domain.answer import ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Expected, Job, ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route, Routing, Rule
-from dicomnode.settings import WorkSettings
-from dicomnode.worker import Worker
+from dicomnode.settings.node import WorkSettings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PACS, WEB = Recipient(name="PACS"), Recipient(name="WEB", outputs=frozenset({ResultKind.STRUCTURED_REPORT}))
@@ -210,7 +212,7 @@ def test_a_complete_study_comes_before_the_next_image_to_prepare() -> None:
 
 
 def test_a_worker_that_is_woken_looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomnode.worker._POLL_S", 3600.0)
+    monkeypatch.setattr("dicomnode.analysis.worker._POLL_S", 3600.0)
     inbox, rested, done = FakeInbox(), threading.Event(), threading.Event()
 
     def answer(*_: object) -> StudyAnswer:

@@ -1,0 +1,120 @@
+"""Whether the process lives, and whether it is ready for studies: each check with its reason."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomnode.bundle.reader import Bundle
+from dicomnode.certificates import ServedCertificate
+from dicomnode.domain.errors import CxrNodeError
+from dicomnode.settings.node import Settings
+from dicomnode.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What a running node says of itself, each time it is asked.
+
+    `threads`: whether each of its loops is alive, by name; `refused`: how often peers were turned away, by event and
+    reason; the counts are since the start. `circuit_breakers_open`: whether a destination is, after failures in a row.
+    `certificates`: what whoever connects is shown, by what they connect to.
+    """
+
+    threads: Callable[[], Mapping[str, bool]]
+    listening: Callable[[], bool]
+    associations: Callable[[], int]
+    accepted: Callable[[], int]
+    refused: Callable[[], Mapping[tuple[str, str], int]]
+    circuit_breakers_open: Callable[[], Mapping[str, bool]]
+    certificates: Callable[[], Mapping[str, ServedCertificate]] = dict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """One thing that was looked at; `reason` says what was found, good or bad."""
+
+    name: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Everything that was looked at."""
+
+    checks: tuple[HealthCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.passed for check in self.checks)
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain values: `passed`, and each check by name."""
+        return {
+            "passed": self.passed,
+            "checks": {check.name: {"passed": check.passed, "reason": check.reason} for check in self.checks},
+        }
+
+
+def alive(running: Running) -> Verdict:
+    """Tell whether every loop of the process is alive."""
+    return Verdict(
+        checks=tuple(
+            HealthCheck(
+                name=name, passed=lives, reason="running" if lives else "its thread has ended: restart the node"
+            )
+            for name, lives in sorted(running.threads().items())
+        )
+    )
+
+
+def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) -> Verdict:
+    """Tell whether the node can take, analyse and keep a study now."""
+    dead = [check.name for check in alive(running).checks if not check.passed]
+    return Verdict(
+        checks=(
+            HealthCheck(
+                name="threads",
+                passed=not dead,
+                reason=f"ended: {', '.join(dead)}; restart the node" if dead else "all running",
+            ),
+            _listener(running, settings),
+            _store(store, settings.store.path),
+            disk(settings),
+            HealthCheck(
+                name="model",
+                passed=True,  # a node whose model cannot be verified does not start
+                reason=f"{bundle.identity.name} {bundle.identity.version}, verified at the start",
+            ),
+        )
+    )
+
+
+def disk(settings: Settings) -> HealthCheck:
+    """Tell whether there is more free disk than is to be kept free."""
+    least = settings.store.minimum_free_bytes
+    try:
+        free = shutil.disk_usage(settings.store.path).free
+    except OSError as error:
+        return HealthCheck(name="disk", passed=False, reason=f"the store's folder cannot be read: {error.strerror}")
+    return HealthCheck(name="disk", passed=free >= least, reason=f"{free} bytes are free, {least} are to be kept free")
+
+
+def _listener(running: Running, settings: Settings) -> HealthCheck:
+    ports = ", ".join(str(port) for port, _ in settings.scp.ports())
+    if running.listening():
+        return HealthCheck(name="listener", passed=True, reason=f"listens on port {ports}")
+    return HealthCheck(name="listener", passed=False, reason=f"does not listen on port {ports}: it starts, or stops")
+
+
+def _store(store: Store, folder: Path) -> HealthCheck:
+    if not os.access(folder, os.W_OK):
+        return HealthCheck(name="store", passed=False, reason="the store's folder may not be written")
+    try:
+        store.watching.probe()
+    except CxrNodeError as error:
+        return HealthCheck(name="store", passed=False, reason=str(error))
+    return HealthCheck(name="store", passed=True, reason="takes writes")

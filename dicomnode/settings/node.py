@@ -1,0 +1,372 @@
+"""The node's configuration: read once, checked whole, frozen; every part receives only its own section.
+
+Order of precedence: command line options, then `CXRNODE_…` environment variables (`CXRNODE_SCP__PORT=11113`), then the
+TOML file, then the defaults here.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from dicomnode.domain.coding import as_text, from_text
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
+from dicomnode.settings.delivery import AeTitle, DeliverySettings, DimseDestination, Port, Section
+from dicomnode.settings.http import HttpSettings
+
+_HOST, _PORT = r"(?P<host>\[[^\]]+\]|[^@:]+)", r"(?P<port>[0-9]{1,5})"
+_HTTP_ADDRESS = re.compile(rf"({_HOST}:)?{_PORT}")
+_DESTINATION = re.compile(rf"(?P<ae>[^@]+)@{_HOST}:{_PORT}")
+
+
+def _uid(value: str) -> str:
+    if not is_valid_uid(value):
+        raise ValueError(f"{value!r} is not a DICOM UID")
+    return value
+
+
+def _network(value: str) -> str:
+    return str(ip_network(value))
+
+
+Uid = Annotated[str, AfterValidator(_uid)]
+Network = Annotated[str, AfterValidator(_network)]
+
+
+class TlsSettings(Section):
+    """TLS of the Storage SCP, where there is a `certificate`; `key`: where its key is, if not in the same file.
+
+    `port`: a port for TLS beside the plain one; without it TLS takes `scp.port`, and nothing is plain. Files that
+    change are read again. `client_certificates`: whether peers have to show one, signed by `client_ca_file`.
+    """
+
+    port: Port | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    key_password_file: Path | None = None
+    client_ca_file: Path | None = None
+    client_certificates: Literal["none", "optional", "required"] = "none"
+    minimum_version: Literal["1.2", "1.3"] = "1.2"
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        others = (self.port, self.key, self.key_password_file, self.client_ca_file)
+        if self.certificate is None and any(entry is not None for entry in others):
+            raise ValueError("settings of TLS without a certificate")
+        if (self.client_certificates == "none") != (self.client_ca_file is None):
+            raise ValueError("client_certificates and client_ca_file go together")
+        return self
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that the node reads."""
+        named = (self.certificate, self.key, self.key_password_file, self.client_ca_file)
+        return tuple(file for file in named if file is not None)
+
+
+class ScpSettings(Section):
+    """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too.
+
+    A peer is an address, and an AE title. `maximum_pending_bytes` bounds what all unfinished and unanswered messages
+    hold in memory together. A message that comes in more slowly than `minimum_bytes_per_s`, once `network_timeout_s`
+    has passed, is cut off. `networks`: who may connect; `calling_ae_networks`: from where alone an AE title may call.
+    `maximum_associations_per_s` and `maximum_objects_per_s` are of each address; associations beyond that are
+    rejected, save for a burst of five seconds' worth, and objects are answered later.
+    """
+
+    ae_title: AeTitle = "CXRNODE"
+    bind: str = "0.0.0.0"
+    port: Port = 11112
+    require_called_ae: bool = True
+    calling_ae_titles: tuple[AeTitle, ...] = ()
+    networks: tuple[Network, ...] = ()
+    calling_ae_networks: dict[AeTitle, tuple[Network, ...]] = Field(default_factory=dict)
+    also_accept: tuple[Uid, ...] = ()
+    maximum_associations: int = Field(default=16, ge=1, le=1000)
+    maximum_associations_per_peer: int = Field(default=8, ge=1, le=1000)
+    maximum_associations_per_s: float = Field(default=100.0, gt=0)
+    maximum_objects_per_s: float | None = Field(default=None, ge=1)
+    maximum_pdu_bytes: int = Field(default=262_144, ge=4096, le=4_194_304)
+    maximum_object_bytes: int = Field(default=536_870_912, ge=1_048_576)
+    maximum_pending_bytes: int = Field(default=1_073_741_824, ge=2_097_152)
+    minimum_bytes_per_s: int = Field(default=1024, ge=1)
+    acse_timeout_s: float = Field(default=10.0, gt=0)
+    dimse_timeout_s: float = Field(default=30.0, gt=0)
+    network_timeout_s: float = Field(default=60.0, gt=0)
+
+    tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.tls.port == self.port:
+            raise ValueError("tls.port is a port beside this one; leave it out to have TLS here")
+        return self
+
+    def ports(self) -> tuple[tuple[int, bool], ...]:
+        """Return the ports to listen on, and whether it is TLS that is spoken there."""
+        if self.tls.certificate is None:
+            return ((self.port, False),)
+        return ((self.port, True),) if self.tls.port is None else ((self.port, False), (self.tls.port, True))
+
+    @model_validator(mode="after")
+    def _holds_the_largest_object(self) -> Self:
+        if self.maximum_pending_bytes < 2 * self.maximum_object_bytes:
+            raise ValueError("maximum_pending_bytes is at least twice maximum_object_bytes")
+        return self
+
+
+class StoreSettings(Section):
+    """Where bytes and states are kept, and how much free disk is never touched."""
+
+    path: Path = Path("var/store")
+    minimum_free_bytes: int = Field(default=1_073_741_824, ge=0)
+
+
+class AssemblySettings(Section):
+    """When a study is complete: its association released and `quiet_s` passed, or `maximum_wait_s` at the latest."""
+
+    quiet_s: float = Field(default=2.0, ge=0)
+    maximum_wait_s: float = Field(default=300.0, gt=0)
+
+
+class RetentionSettings(Section):
+    """How many days the bytes of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`.
+
+    `audit_wait_days`: for how long they stay beyond that, until audit messages about the study could be told.
+    """
+
+    images_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
+    results_days: float = Field(default=30.0, ge=0, allow_inf_nan=True)
+    audit_wait_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
+
+
+class EligibilitySettings(Section):
+    """What the tags must say. Ages are in years; a bound that is absent is not applied."""
+
+    modalities: tuple[str, ...] = ("CR", "DX")
+    minimum_side: int = Field(default=200, ge=1)
+    minimum_age_years: float | None = Field(default=None, ge=0)
+    maximum_age_years: float | None = Field(default=None, ge=0)
+    reject_missing_age: bool = False
+
+
+class PixelSettings(Section):
+    """Limits and rendering of pixel data; percentiles are of the fallback window (see `imaging.pixels`)."""
+
+    maximum_pixels: int = Field(default=80_000_000, ge=10_000)
+    low_percentile: float = Field(default=0.5, ge=0, lt=50)
+    high_percentile: float = Field(default=99.5, gt=50, le=100)
+
+
+class InferenceSettings(Section):
+    """The model bundle (None: the shipped reference), ONNX Runtime threads (0: one per core), operating point.
+
+    `providers`: what the graph runs on; a node of it that the first cannot run goes to the next, and in the end to cpu.
+    """
+
+    bundle: Path | None = None
+    threads: int = Field(default=0, ge=0, le=256)
+    providers: tuple[Literal["cpu", "cuda", "openvino"], ...] = Field(default=("cpu",), min_length=1)
+    operating_point: str | None = None
+
+
+def _code_text(value: str) -> str:
+    from_text(value)
+    return value
+
+
+CodeText = Annotated[str, AfterValidator(_code_text)]
+"""A code as `value^meaning^scheme`."""
+
+
+class ResultSettings(Section):
+    """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report.
+
+    Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported;
+    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence.
+    """
+
+    manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
+    institution: str = Field(default="", max_length=64)
+    station_name: str = Field(default="CXRNODE", max_length=16)
+    device_serial_number: str = Field(default="0", min_length=1, max_length=64)
+    mark: str = Field(default="Research use only - not for diagnosis", max_length=48)
+    series_number_sr: int = Field(default=9901, ge=1)
+    series_number_sc: int = Field(default=9902, ge=1)
+    series_number_sc_finding: int = Field(default=9903, ge=1)
+    series_number_gsps: int = Field(default=9904, ge=1)
+    series_number_pm: int = Field(default=9905, ge=1)
+    series_number_pdf: int = Field(default=9906, ge=1)
+    maximum_side: int = Field(default=1280, ge=512, le=8192)
+    procedure_reported: CodeText = as_text(IMAGING_PROCEDURE.code)
+    equipment_purpose: CodeText = as_text(PROCESSING_EQUIPMENT.code)
+    report_rejected: bool = False
+
+
+class WorkSettings(Section):
+    """How often a study whose analysis failed for a passing reason is tried again before it is a dead letter."""
+
+    maximum_attempts: int = Field(default=5, ge=1)
+    retry_delay_s: float = Field(default=10.0, ge=0)
+
+
+class AuditSettings(Section):
+    """Where audit messages go (PS3.15 A.5): nowhere, to a file, or to a syslog receiver over TLS or UDP.
+
+    `ca_file` replaces the system's authorities. `source_id` names the node in messages; empty: its AE title.
+    """
+
+    to: Literal["off", "file", "tls", "udp"] = "off"
+    file: Path | None = None
+    host: str = ""
+    port: Port = 6514
+    ca_file: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    source_id: str = Field(default="", max_length=64, pattern=r"^[ -~]*$")
+    enterprise_site_id: str = Field(default="", max_length=64, pattern=r"^[ -~]*$")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.to == "file") != (self.file is not None):
+            raise ValueError("file is to be given with to = file, and with nothing else")
+        if (self.to in ("tls", "udp")) != bool(self.host):
+            raise ValueError("host is to be given with to = tls or udp, and with nothing else")
+        if self.to != "tls" and (self.ca_file or self.client_certificate):
+            raise ValueError("ca_file and client_certificate have a meaning with to = tls only")
+        if self.client_key is not None and self.client_certificate is None:
+            raise ValueError("client_key without client_certificate")
+        return self
+
+
+class LogSettings(Section):
+    """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. Never patient data."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+class Settings(BaseSettings):
+    """The whole configuration, one section per part of the node."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CXRNODE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+    )
+
+    scp: ScpSettings = ScpSettings()
+    store: StoreSettings = StoreSettings()
+    assembly: AssemblySettings = AssemblySettings()
+    retention: RetentionSettings = RetentionSettings()
+    eligibility: EligibilitySettings = EligibilitySettings()
+    pixels: PixelSettings = PixelSettings()
+    inference: InferenceSettings = InferenceSettings()
+    work: WorkSettings = WorkSettings()
+    results: ResultSettings = ResultSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    http: HttpSettings = HttpSettings()
+    audit: AuditSettings = AuditSettings()
+    log: LogSettings = LogSettings()
+
+
+def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
+    """Read the configuration from options, environment, file and defaults, in this order of precedence.
+
+    `options` is nested like the file. Raises: ConfigurationError, naming each wrong field.
+    """
+    if file is not None and not file.is_file():
+        raise ConfigurationError(f"there is no configuration file {file}; `cxrnode init {file}` writes one")
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the signature is pydantic-settings'
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            if file is None:
+                return init_settings, env_settings
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    try:
+        return FromFile(**options)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, file)) from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}; who runs cxrnode needs to") from error
+    except ValueError as error:  # malformed TOML, or JSON in an environment variable
+        where = f"file {file} or a CXRNODE_ variable of the environment" if file else "a variable of the environment"
+        raise ConfigurationError(f"the configuration cannot be read ({where}): {error}") from error
+
+
+def parse_destination(text: str, **more: Any) -> DimseDestination:
+    """Read `AET@HOST:PORT`; `more` are other settings of the destination.
+
+    Raises: ConfigurationError.
+    """
+    match = _DESTINATION.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is not of the form AET@HOST:PORT, such as PACS@pacs.example.org:104")
+    try:
+        return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]), **more)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, None)) from error
+
+
+def parse_http(text: str) -> dict[str, Any]:
+    """Read `HOST:PORT`, `PORT` or `off`, the web page's address on a command line, into settings of its section.
+
+    Raises: ConfigurationError.
+    """
+    if text == "off":
+        return {"enabled": False}
+    match = _HTTP_ADDRESS.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is neither HOST:PORT nor off")
+    address: dict[str, Any] = {"enabled": True, "port": int(match["port"])}
+    return address | ({"bind": match["host"].strip("[]")} if match["host"] else {})
+
+
+def default_bundle() -> Path:
+    """Return the folder of the shipped reference bundle: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "models" / "reference"
+    return inside if inside.is_dir() else package.parent / "models" / "reference"
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    where = f" (file {file})" if file else ""
+    lines = [
+        f"{'.'.join(str(part) for part in entry['loc']) or 'configuration'}: {_said(entry)}"
+        for entry in error.errors(include_url=False, include_input=False)
+    ]
+    return f"the configuration is wrong{where}:\n  " + "\n  ".join(lines)
+
+
+def _said(entry: ErrorDetails) -> str:
+    """Return what is wrong; of a name that is unknown, the nearest known one, and where all of them stand."""
+    if entry["type"] != "extra_forbidden":
+        return entry["msg"]
+    near = get_close_matches(str(entry["loc"][-1]), _names(Settings), n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"there is no such setting; {meant}conf/node.toml lists them all, as does what `cxrnode init` writes"
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    """Give the name of every section, and of every setting in them."""
+    for name, field in model.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation)

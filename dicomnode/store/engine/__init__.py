@@ -1,0 +1,1 @@
+"""The database behind the store: opening, migrations, transactions and the lock of the store."""
