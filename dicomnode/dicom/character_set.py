@@ -41,25 +41,29 @@ _ANNOUNCED = {
 }
 
 
-def correct_character_set(ds: Dataset) -> None:
-    """Make Specific Character Set say what the texts' bytes are, where it does not; nothing of `ds` is decoded yet.
+def correct_character_set(ds: Dataset) -> bool:
+    """Make Specific Character Set say what the texts' bytes are, and tell whether it did not.
+
+    Nothing of `ds` may be decoded yet.
 
     An object whose texts can be read as declared stays as it is. Otherwise they are in the character sets that their
     escape sequences announce, else in UTF-8 if they are valid UTF-8, else in Latin-1, in which no byte is lost.
     """
     with quiet():
-        declared = _declared(ds)
+        declared = declared_terms(ds)
         texts = _raw_texts(ds)
         actual = _actual(texts, tuple(_canonical(term) for term in declared)) if texts else declared
         if actual == declared:
-            return
+            return False
         ds.SpecificCharacterSet = list(actual) if len(actual) > 1 else "".join(actual)
         encodings = pydicom.charset.convert_encodings(list(actual))
         implicit_vr, little_endian = ds.original_encoding
         ds.set_original_encoding(implicit_vr, little_endian, encodings)
+        return True
 
 
-def _declared(ds: Dataset) -> Terms:
+def declared_terms(ds: Dataset) -> Terms:
+    """Return the values of Specific Character Set."""
     try:
         value = ds.get("SpecificCharacterSet")
     except HOSTILE_DATA_RAISES:
