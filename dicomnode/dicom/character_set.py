@@ -22,6 +22,8 @@ Terms = tuple[str, ...]
 
 UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
 _DEFAULT_REPERTOIRE = {"", "ISO_IR 6", "ISO 2022 IR 6"}
+# Some devices name these alone, though they only ever extend another (PS3.3 C.12.1.1.2).
+_MULTI_BYTE = {"ISO 2022 IR 58", "ISO 2022 IR 87", "ISO 2022 IR 149", "ISO 2022 IR 159"}
 _UNICODE = {UTF_8, "GB18030", "GBK"}
 _NAME = "PatientName"
 _JUDGED_BY = (
@@ -60,6 +62,40 @@ def correct_character_set(ds: Dataset) -> bool:
         implicit_vr, little_endian = ds.original_encoding
         ds.set_original_encoding(implicit_vr, little_endian, encodings)
         return True
+
+
+def writable_terms(declared: Terms, strings: Collection[tuple[str, bool]]) -> Terms:
+    """Return the character set in which strings outside ASCII are to be written; () for the default repertoire.
+
+    The source's own, where it is known and the strings survive it; UTF-8 otherwise.
+    `strings`: each with whether it is a person's name.
+    """
+    if declared[:1] and declared[0] in _MULTI_BYTE:
+        declared = ("", *declared)
+    if all(term in _KNOWN for term in declared) and survive(strings, declared):
+        return declared if any(declared) else ()
+    return (UTF_8,) if strings else ()
+
+
+def survive(strings: Collection[tuple[str, bool]], terms: Terms) -> bool:
+    """Tell whether strings can be written in, and read back from, these character sets."""
+    # pydicom takes the default repertoire for Latin-1; it is ASCII.
+    latin_1_would_be_undeclared = not terms or terms[0] in _DEFAULT_REPERTOIRE
+    if latin_1_would_be_undeclared and any("\x80" <= c <= "\xff" for value, _ in strings for c in value):
+        return False
+    with quiet():  # pydicom warns of each character it replaces; here that is the answer
+        try:
+            encodings = pydicom.charset.convert_encodings(list(terms))
+            return all(_round_trip(value, encodings, is_name=is_name) == value for value, is_name in strings)
+        except HOSTILE_DATA_RAISES:
+            return False
+
+
+def _round_trip(value: str, encodings: list[str], *, is_name: bool) -> str:
+    if is_name:
+        return str(PersonName(PersonName(value).encode(encodings), encodings))
+    encoded = pydicom.charset.encode_string(value, encodings)
+    return pydicom.charset.decode_bytes(encoded, encodings, set())
 
 
 def declared_terms(ds: Dataset) -> Terms:

@@ -95,13 +95,17 @@ def _rescale(ds: Dataset) -> tuple[float, float] | None:
 
 
 def _windows(ds: Dataset, function: str) -> tuple[Window, ...]:
-    """Return the windows that can be meant: LINEAR needs a width of at least 1, the other functions one above 0."""
+    """Return the windows that can be meant: LINEAR needs a width of at least 1, the other functions one above 0.
+
+    Without as many widths as centres there are none. Source: PS3.3 C.11.2.1.2.
+    """
     centres, widths = numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth")
     least = 0.0 if function in ("LINEAR_EXACT", "SIGMOID") else 1.0
-    pairs = zip(centres, widths, strict=False)
+    if len(centres) != len(widths):
+        return ()
     return tuple(
         Window(centre=centre, width=width)
-        for centre, width in pairs
+        for centre, width in zip(centres, widths, strict=True)
         if width > 0 and width >= least and max(abs(centre), width) <= 1e9
     )
 
@@ -114,13 +118,14 @@ def _tables(ds: Dataset, keyword: str) -> tuple[LookupTableItem, ...]:
 
 
 def _table(item: Dataset, *, signed: bool) -> LookupTableItem | None:
+    """Return a table; None when it has fewer entries than it says, or its descriptor makes no sense."""
     descriptor = numbers(item, "LUTDescriptor")
     if len(descriptor) != 3 or not all(-_MOST_ENTRIES < value < _MOST_ENTRIES for value in descriptor):
         return None
     count = (int(descriptor[0]) & 0xFFFF) or _MOST_ENTRIES
     entries = _entries(item, count)
     bits = int(descriptor[2])
-    if entries.size < 2 or not 1 <= bits <= 16:
+    if not 2 <= entries.size == count or not 1 <= bits <= 16:
         return None
     return LookupTableItem(
         first=int(descriptor[1]) - (_MOST_ENTRIES if descriptor[1] >= _MOST_ENTRIES / 2 and signed else 0),

@@ -76,18 +76,23 @@ class ProjectionTags:
 class ExposureTags:
     """By which images of one exposure are known to be so; "" and () where nothing is stated.
 
-    `sources`: SOP Instance UIDs of the images that this one was derived from. Source: PS3.3 C.7.6.1, C.8.7.10.
+    `sources`: SOP Instance UIDs of the images that this one was derived from; `has_sources`: whether it names any.
+    Source: PS3.3 C.7.6.1, C.8.7.10.
     """
 
     for_processing: bool
     irradiation_event: tuple[str, ...]
     acquired_at: str
     sources: tuple[str, ...]
+    has_sources: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelTags:
-    """The Image Pixel module as it was sent; None where it does not say. Source: PS3.3 C.7.6.3."""
+    """The Image Pixel module as it was sent; None where it does not say. Source: PS3.3 C.7.6.3.
+
+    `data_bytes`: the size of Pixel Data as it was sent, encapsulated if it was.
+    """
 
     rows: int | None
     columns: int | None
@@ -101,6 +106,7 @@ class PixelTags:
     number_of_frames: int | None
     padding_value: int | None
     padding_range_limit: int | None
+    data_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,12 +289,13 @@ def _descriptions(ds: Dataset, fields: tuple[str, ...], codes: tuple[str, ...]) 
 def _exposure(ds: Dataset) -> ExposureTags:
     acquired = (text(ds, "AcquisitionDate"), text(ds, "AcquisitionTime"))
     intent = text(ds, "PresentationIntentType").upper()
-    sources = (text(item, "ReferencedSOPInstanceUID") for item in items(ds, "SourceImageSequence"))
+    sources = items(ds, "SourceImageSequence")
     return ExposureTags(
         for_processing=intent == "FOR PROCESSING" or text(ds, "SOPClassUID") == DigitalXRayImageStorageForProcessing,
         irradiation_event=texts(ds, "IrradiationEventUID"),
         acquired_at="".join(acquired) if all(acquired) else text(ds, "AcquisitionDateTime"),
-        sources=tuple(source for source in sources if source),
+        sources=tuple(uid for item in sources if (uid := text(item, "ReferencedSOPInstanceUID"))),
+        has_sources=bool(sources),
     )
 
 
@@ -306,6 +313,7 @@ def _pixels(ds: Dataset) -> PixelTags:
         number_of_frames=integer(ds, "NumberOfFrames"),
         padding_value=integer(ds, "PixelPaddingValue"),
         padding_range_limit=integer(ds, "PixelPaddingRangeLimit"),
+        data_bytes=len(pixel_data_of(ds)),
     )
 
 

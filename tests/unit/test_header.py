@@ -87,9 +87,13 @@ def test_a_code_string_is_what_was_sent_in_capitals_even_when_it_is_ill_formed()
     assert header_of(sent(Modality=b"c-r")).modality == "C-R"
 
 
-def test_windows_are_pairs_as_far_as_both_lists_go_and_impossible_ones_are_left_out() -> None:
-    ds = sent(WindowCenter=rb"2048\1000\500", WindowWidth=rb"4096\0.5")
+def test_windows_are_pairs_and_impossible_ones_are_left_out() -> None:
+    ds = sent(WindowCenter=rb"2048\1000", WindowWidth=rb"4096\0.5")
     assert [(window.centre, window.width) for window in header_of(ds).greyscale.windows] == [(2048, 4096)]
+
+
+def test_lists_of_centres_and_widths_of_different_lengths_are_no_windows() -> None:
+    assert header_of(sent(WindowCenter=rb"2048\1000", WindowWidth=b"4096")).greyscale.windows == ()
 
 
 def test_every_alternative_lookup_table_is_read_and_a_damaged_one_left_out() -> None:
