@@ -88,4 +88,4 @@ def _answer(job: Job, results: tuple[ResultInstance, ...], number: int) -> Study
         )
         for result in results
     )
-    return StudyAnswer(results=renewed, rejections=(), summary={}, analysed=images)
+    return StudyAnswer(results=renewed, rejections=(), analysed=images)
