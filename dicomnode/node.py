@@ -271,7 +271,7 @@ def _running(
         associations=lambda: scp.associations,
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
-        left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
+        left_alone=lambda: {name: breaker.state.is_open for name, breaker in to_destinations.breakers.items()},
         certificates=certificates,
     )
 
