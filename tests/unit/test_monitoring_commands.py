@@ -282,6 +282,24 @@ def test_a_node_that_runs_is_asked(tmp_path: Path, code: int, passed: bool) -> N
     assert found["checks"] == checks
 
 
+@pytest.mark.parametrize("permanent", [True, False], ids=["a dead letter", "a destination that is down"])
+def test_status_fails_beside_a_node_that_runs_and_says_why(tmp_path: Path, permanent: bool) -> None:
+    checks = {"listener": {"passed": True, "reason": "listens on port 1"}}
+    body = json.dumps({"passed": True, "checks": checks, "version": "9.9"}).encode()
+    with open_store(tmp_path / "store") as store, page(200, body) as port:
+        accept(store)
+        job = claim(store, 1e6)
+        store.inbox.finish(job, answer(job), to("pacs"), at(3))
+        assert run(tmp_path, "status", http=f"port = {port}").exit_code == 0
+        (delivery,) = store.outbox.claim("pacs", 1, at(4))
+        store.outbox.record(delivery, NoAnswer(cause="refused", permanent=permanent), at(5), RetryPolicy(), 0.5)
+        told = run(tmp_path, "status", http=f"port = {port}")
+    assert told.exit_code == 1
+    assert "pacs has taken no result so far. 1 attempt has failed" in told.output
+    assert ": refused." in told.output
+    assert ("Dead letters" in told.output) == permanent
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"\xff" * 99])
 def test_another_program_at_the_address_is_no_node(tmp_path: Path, body: bytes) -> None:
     with open_store(tmp_path / "store"), page(200, body) as port:
