@@ -147,4 +147,4 @@ def _half(values: StoredArray) -> float:
 
 
 def _allowed(values: StoredArray) -> float:
-    return MOST_STEPS * max(1.0, _MEASURED_SIDE / min(values.shape))
+    return MOST_STEPS * max(1.0, _MEASURED_SIDE / int(min(values.shape)))
