@@ -13,6 +13,7 @@ from dicomnode.domain.answer import ResultInstance, StudyAnswer
 from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs, ReportInputs
 from dicomnode.results.sc import write_heatmap
 from dicomnode.results.sr import write_report
 from dicomnode.settings.node import default_bundle
@@ -34,12 +35,11 @@ def measure(bench: Bench) -> Iterator[Row]:
     shared = {"equipment": equipment(), "identity": identity(source.ref.study), "now": NOW}
 
     def heatmap() -> ResultInstance:
-        return write_heatmap(source=source, frame=radiograph, assessment=said, **shared)
+        return write_heatmap(ImageResultInputs(source=source, frame=radiograph, assessment=said, **shared))
 
     def report() -> ResultInstance:
-        return write_report(
-            sources={source.ref.sop_instance: source}, assessments=[said], rejections=(), predecessors=(), **shared
-        )
+        sources = {source.ref.sop_instance: source}
+        return write_report(ReportInputs(sources=sources, assessments=[said], rejections=(), predecessors=(), **shared))
 
     with open_store(bench.folder / "store") as store:
         steps = {

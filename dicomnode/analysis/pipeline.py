@@ -22,6 +22,7 @@ from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, jud
 from dicomnode.inference.operating import findings_of
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.inputs import ImageResultInputs, ReportInputs
 from dicomnode.results.per_image import write_image_results
 from dicomnode.results.sr import write_not_analysed, write_report
 from dicomnode.results.summary import summarise
@@ -182,19 +183,22 @@ class Pipeline:
             for number, one in enumerate(assessed, start=1)
             for result in write_image_results(
                 want.outputs,
-                source=one.context,
-                frame=one.frame,
-                assessment=one.assessment,
-                equipment=equipment,
-                identity=identity,
-                now=now,
-                number=number,
+                ImageResultInputs(
+                    source=one.context,
+                    frame=one.frame,
+                    assessment=one.assessment,
+                    equipment=equipment,
+                    identity=identity,
+                    now=now,
+                    number=number,
+                ),
             )
         )
         if ResultKind.STRUCTURED_REPORT not in want.outputs:
             return tuple(images)
-        report = write_report(
+        inputs = ReportInputs(
             sources={one.instance.ref.sop_instance: one.context for one in assessed},
+            frames={one.instance.ref.sop_instance: one.frame for one in assessed},
             assessments=[one.assessment for one in assessed],
             rejections=[one.rejection for one in rejected],
             predecessors=job.predecessors_for(want.series_description_prefix),
@@ -202,7 +206,7 @@ class Pipeline:
             identity=identity,
             now=now,
         )
-        return (report, *images)
+        return (write_report(inputs), *images)
 
     def _write_refusal(
         self, job: Job, rejected: Sequence[NotAssessed], now: datetime, want: Wanted
@@ -216,15 +220,16 @@ class Pipeline:
         if not (self.results.report_rejected and sources and ResultKind.STRUCTURED_REPORT in want.outputs):
             return ()
         equipment, identity = self._identify(job, [one.instance for one in foreign], want)
-        report = write_not_analysed(
+        inputs = ReportInputs(
             sources=sources,
+            assessments=(),
             rejections=[one.rejection for one in foreign],
             predecessors=job.predecessors_for(want.series_description_prefix),
             equipment=equipment,
             identity=identity,
             now=now,
         )
-        return (report,)
+        return (write_not_analysed(inputs),)
 
     def _identify(self, job: Job, inputs: Sequence[StoredInstance], want: Wanted) -> tuple[Equipment, ResultIdentity]:
         equipment = Equipment(

@@ -22,7 +22,7 @@ from dicomnode.domain.finding import Presence
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
 from dicomnode.node import utc_now
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _FILE_NAMES = {
     ResultKind.STRUCTURED_REPORT: "report",
@@ -54,7 +54,7 @@ def analyze(
     """Write SR, SC and a JSON summary for every study among the files, and print what was found or why not."""
     settings = settings_from(config, bundle=bundle)
     start_logging(settings.log.model_copy(update={"level": "ERROR", "format": "text"}))
-    tell_uncaught()
+    log_uncaught()
     files = _files(paths)
     _require_writable(output)
     _, pipeline = load_pipeline(settings)

@@ -22,7 +22,7 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.net.scu.files import SentFile
 from dicomnode.node import utc_now
 from dicomnode.settings.node import LogSettings
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _STRONGEST = 3
 _MARKS = {"Present": "*", "Undetermined": "?"}
@@ -47,7 +47,7 @@ def demo(
             raise ConfigurationError(f"there is no file or folder {path}: name DICOM files, or none for drawn chests")
     keep_to_oneself()
     start_logging(LogSettings(level="WARNING", format="text"))
-    tell_uncaught()
+    log_uncaught()
     ended = asked_to_stop()
     with _folders(output) as (store, kept):
         _say("Loading the model: hashes and golden vectors are checked before anything is received.")

@@ -16,7 +16,7 @@ from rich.text import Text
 from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.domain.job import JobState
-from dicomnode.formatting import shown_age, shown_time
+from dicomnode.formatting import format_age, format_time
 from dicomnode.monitoring.status import Status, look
 from dicomnode.node import utc_now
 from dicomnode.store.counters import DestinationFigures
@@ -75,7 +75,7 @@ def _ticks(every_s: float) -> Iterator[None]:
 
 def _headline(found: Status) -> str:
     colour = "green" if found.passed else "yellow" if found.running else "red"
-    return f"[bold {colour}]{escape(found.said)}[/]  {shown_time(found.at)}"
+    return f"[bold {colour}]{escape(found.said)}[/]  {format_time(found.at)}"
 
 
 def _check(name: str, passed: bool, reason: str) -> str:
@@ -86,7 +86,7 @@ def _check(name: str, passed: bool, reason: str) -> str:
 def _studies(found: Status) -> Table:
     table = Table("studies", "", "oldest", box=None, pad_edge=False)
     for state, waiting in found.operations.jobs.items():
-        table.add_row(_STATES[state], str(waiting.count), shown_age(waiting.age_s(found.at)))
+        table.add_row(_STATES[state], str(waiting.count), format_age(waiting.age_s(found.at)))
     for outcome, count in sorted(found.operations.outcomes.items()):
         table.add_row(f"{outcome} so far", str(count), "")
     return table
@@ -101,6 +101,6 @@ def _destinations(destinations: tuple[DestinationFigures, ...], now: datetime) -
         if entry.overdue_commitments:
             state += f", {entry.overdue_commitments} not committed in time"
         numbers = (str(entry.dead), str(entry.delivered), str(entry.failed))
-        age = shown_age(entry.waiting.age_s(now))
+        age = format_age(entry.waiting.age_s(now))
         table.add_row(escape(entry.name), state, str(entry.waiting.count), age, *numbers)
     return table

@@ -55,7 +55,7 @@ class Frame:
     `window`: the modality values that became 0 and 1, where the node had to choose them itself.
     `turned_from_source`: quarter turns counter-clockwise, as of `numpy.rot90`, that took the stored pixel matrix to
     `pixels`; `inverted_from_source`: whether the grey scale was also inverted. Both are 0 and False unless the
-    pixel gate repaired the image.
+    pixel gate repaired the image. `left_right_verified`: False after a repair that may have left a mirror image.
     """
 
     source: InstanceRef
@@ -65,3 +65,4 @@ class Frame:
     window: tuple[float, float] | None = None
     turned_from_source: int = 0
     inverted_from_source: bool = False
+    left_right_verified: bool = True

@@ -9,8 +9,8 @@ from datetime import datetime
 from http.client import HTTPException
 from typing import Any
 
-from dicomnode.monitoring.health import Check, disk
-from dicomnode.monitoring.page_address import Whereabouts, look_up
+from dicomnode.monitoring.health import HealthCheck, disk
+from dicomnode.monitoring.page_address import PageAddress, read_page_address
 from dicomnode.settings.http import HttpSettings
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
@@ -29,7 +29,7 @@ class Status:
     at: datetime
     running: bool
     said: str
-    checks: tuple[Check, ...]
+    checks: tuple[HealthCheck, ...]
     operations: Operations
     destinations: tuple[DestinationFigures, ...]
 
@@ -69,13 +69,15 @@ def look(store: Store, settings: Settings, now: datetime) -> Status:
     )
 
 
-def _ask(settings: Settings) -> tuple[bool, str, tuple[Check, ...]]:
+def _ask(settings: Settings) -> tuple[bool, str, tuple[HealthCheck, ...]]:
     """Return whether a node runs on the store, in words too, and the checks."""
     if not is_held(settings.store.path / LOCK):
         return False, "no node runs on this store", (disk(settings),)
-    page = look_up(settings.store.path) or Whereabouts(port=settings.http.port if settings.http.enabled else None)
+    page = read_page_address(settings.store.path) or PageAddress(
+        port=settings.http.port if settings.http.enabled else None
+    )
     if page.why_not:
-        missing = Check(name="page", passed=False, reason=page.why_not)
+        missing = HealthCheck(name="page", passed=False, reason=page.why_not)
         return True, "a node runs on this store, without its page", (disk(settings), missing)
     if not page.port:
         return True, "a node runs on this store; it is not asked, since its page is off", (disk(settings),)
@@ -119,9 +121,9 @@ class _AnyStatus(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
-def _checks(answer: dict[str, Any]) -> tuple[Check, ...]:
+def _checks(answer: dict[str, Any]) -> tuple[HealthCheck, ...]:
     return tuple(
-        Check(name=str(name), passed=said.get("passed") is True, reason=str(said.get("reason", "")))
+        HealthCheck(name=str(name), passed=said.get("passed") is True, reason=str(said.get("reason", "")))
         for name, said in answer["checks"].items()
         if isinstance(said, dict)
     )

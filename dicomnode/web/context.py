@@ -15,7 +15,7 @@ from dicomnode.web.templating import Pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class PageContext:
     """What the node gives to its page. `clock` is the node's.
 
     `record_shown` is told who, at which address, is about to be shown whom which studies are of.
@@ -33,7 +33,7 @@ class Parts:
 class Site:
     """Everything a view needs besides its request."""
 
-    parts: Parts
+    context: PageContext
     pages: Pages
     access: Access
     sessions: Sessions
@@ -41,7 +41,7 @@ class Site:
     @property
     def is_secure(self) -> bool:
         """Whether the page is served over TLS by the node itself."""
-        return self.parts.settings.http.certificate is not None
+        return self.context.settings.http.certificate is not None
 
 
 def site_of(request: Request) -> Site:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from dicomnode import __version__
-from dicomnode.formatting import shown_age, shown_clock, shown_number, shown_size, shown_time
+from dicomnode.formatting import format_age, format_clock, format_number, format_size, format_time
 from dicomnode.settings.http import Role
 from dicomnode.web.access import Session, Sessions, Visitor
 
@@ -60,4 +60,4 @@ class Pages:
         return HTMLResponse(self._templates.get_template(template).render(**around, **facts), status_code=status)
 
 
-_FILTERS = {"time": shown_time, "clock": shown_clock, "age": shown_age, "size": shown_size, "number": shown_number}
+_FILTERS = {"time": format_time, "clock": format_clock, "age": format_age, "size": format_size, "number": format_number}

@@ -12,6 +12,7 @@ from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import draw
 from dicomnode.results.sc import write_heatmap
 from dicomnode.settings.node import ResultSettings
@@ -22,7 +23,7 @@ from tests.support.products import image_results
 
 def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
     context = SourceContext.of(header_of(source))
-    return write_heatmap(
+    inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(400, 320), turns=turns, inverted=inverted),
         assessment=assessment(context.ref, {"Pleural_Thickening": 0.7}),
@@ -31,6 +32,7 @@ def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settin
         now=NOW,
         number=2,
     )
+    return write_heatmap(inputs)
 
 
 def opened(result: ResultInstance) -> Dataset:

@@ -14,6 +14,7 @@ from dicomnode.domain.finding import Assessment
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, is_valid_uid
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ReportInputs
 from dicomnode.results.sr import as_comprehensive, as_enhanced, fallback, write_not_analysed, write_report
 from dicomnode.settings.node import ResultSettings
 from tests.support.assessments import MODEL, NOW, assessment, equipment, identity
@@ -35,7 +36,7 @@ def report(
     **settings: object,
 ) -> ResultInstance:
     sources = sources_of(*(datasets or (build("cr", study_uid=STUDY),)))
-    return write_report(
+    inputs = ReportInputs(
         sources=sources,
         assessments=assessments or [assessment(entry.ref, {"Mass": 0.7}) for entry in sources.values()],
         rejections=rejections,
@@ -44,6 +45,7 @@ def report(
         identity=identity(STUDY),
         now=NOW,
     )
+    return write_report(inputs)
 
 
 def opened(result: ResultInstance | bytes) -> Dataset:
@@ -99,13 +101,15 @@ def test_uids_follow_the_inputs() -> None:
     sources = sources_of(source)
     made = [
         write_report(
-            sources=sources,
-            assessments=[assessment(entry.ref) for entry in sources.values()],
-            rejections=(),
-            predecessors=(),
-            equipment=equipment(),
-            identity=identity(STUDY, inputs),
-            now=NOW,
+            ReportInputs(
+                sources=sources,
+                assessments=[assessment(entry.ref) for entry in sources.values()],
+                rejections=(),
+                predecessors=(),
+                equipment=equipment(),
+                identity=identity(STUDY, inputs),
+                now=NOW,
+            )
         ).ref
         for inputs in ("one", "two")
     ]
@@ -225,14 +229,16 @@ def test_a_study_not_analysed_says_so_and_why() -> None:
     context = SourceContext.of(header_of(source))
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")
     own = rejected(RejectionReason.OWN_RESULT)
-    result = write_not_analysed(
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
+        assessments=(),
         rejections=[refusal, own],
         predecessors=(),
         equipment=equipment(),
         identity=identity(STUDY),
         now=NOW,
     )
+    result = write_not_analysed(inputs)
     ds = opened(result)
     container = evaluations(ds)
     assert [coded_value(item) for item in children(container, "111017")] == ["111245"]

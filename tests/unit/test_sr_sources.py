@@ -13,6 +13,7 @@ from dicomnode.dicom.header import PixelSpacing, header_of
 from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.results.context import LossyHistory, SourceContext
+from dicomnode.results.inputs import ReportInputs
 from dicomnode.results.sr import write_report
 from tests.support.assessments import NOW, assessment, equipment, identity
 from tests.support.elements import add_raw
@@ -26,7 +27,7 @@ def as_received(ds: Dataset) -> Dataset:
 
 def reported(ds: Dataset) -> Dataset:
     context = SourceContext.of(header_of(ds))
-    result = write_report(
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
         assessments=[assessment(context.ref)],
         rejections=(),
@@ -35,7 +36,7 @@ def reported(ds: Dataset) -> Dataset:
         identity=identity(context.ref.study),
         now=NOW,
     )
-    return dcmread(BytesIO(result.part10))
+    return dcmread(BytesIO(write_report(inputs).part10))
 
 
 @pytest.mark.parametrize("terms", [None, "ISO_IR 100", ["", "ISO 2022 IR 87"]])
@@ -43,7 +44,7 @@ def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_
     terms: str | list[str] | None,
 ) -> None:
     context = SourceContext.of(header_of(as_received(build("cr", character_set=terms))))
-    result = write_report(
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
         assessments=[assessment(context.ref)],
         rejections=(),
@@ -52,7 +53,7 @@ def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_
         identity=identity(context.ref.study),
         now=NOW,
     )
-    ds = dcmread(BytesIO(result.part10))
+    ds = dcmread(BytesIO(write_report(inputs).part10))
     assert (ds.SpecificCharacterSet, ds.InstitutionName) == ("ISO_IR 192", "東京 Hôpital")
 
 

@@ -1,4 +1,4 @@
-"""`cxrnode status` and `cxrnode watch`: beside a node and without one; a table that names nobody and runs nothing."""
+"""`cxrnode status` and `cxrnode monitoring`, with and without a running node, and the exported table."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.delivery import NoAnswer, RetryPolicy
 from dicomnode.domain.finding import Presence
 from dicomnode.domain.job import JobState
-from dicomnode.formatting import shown_age, shown_time
+from dicomnode.formatting import format_age, format_time
 from dicomnode.monitoring.export import safe_cell, write_table
 from dicomnode.node import utc_now
 from dicomnode.results.summary import SaidFinding, SaidImage, SaidModel, SaidRejection, Summary
@@ -173,8 +173,8 @@ def test_the_export_names_patients_only_when_asked(tmp_path: Path) -> None:
             answer(job), summary={"images": [{"sop_instance": "1.2.3", "abnormality": FINDING.model_dump()}]}
         )
         store.inbox.finish(job, given, to("pacs"), utc_now())
-    assert run(tmp_path, "watch", "export", "--out", str(tmp_path / "a.csv")).exit_code == 0
-    told = run(tmp_path, "watch", "export", "--out", str(tmp_path / "b.csv"), "--with-patients")
+    assert run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "a.csv")).exit_code == 0
+    told = run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "b.csv"), "--with-patients")
     assert told.exit_code == 0, told.output
     plain, named = (tmp_path / "a.csv").read_text(), (tmp_path / "b.csv").read_text()
     dataset = build("dx")
@@ -193,27 +193,28 @@ def test_an_audit_trail_hears_of_every_study_whose_patient_is_exported(tmp_path:
         job = claim(store, 1e9)
         store.inbox.finish(job, answer(job), to("pacs"), utc_now())
     audited = f'port = 1\n[audit]\nto = "file"\nfile = "{tmp_path / "audit.log"}"'
-    assert run(tmp_path, "watch", "export", "--out", str(tmp_path / "a.csv"), http=audited).exit_code == 0
-    told = run(tmp_path, "watch", "export", "--out", str(tmp_path / "b.csv"), "--with-patients", http=audited)
+    assert run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "a.csv"), http=audited).exit_code == 0
+    told = run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "b.csv"), "--with-patients", http=audited)
     assert told.exit_code == 0, told.output
     with open_store(tmp_path / "store") as store:
         (about,) = [record.about for record in store.audit.pending(100) if record.kind is AuditKind.SHOWN]
     assert isinstance(about, Disclosure)
     assert about.study == job.study
-    assert "cxrnode watch export" in about.visitor
+    assert "cxrnode monitoring export" in about.visitor
 
 
 def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     open_store(tmp_path / "store").close()
     (tmp_path / "a.csv").write_text("mine")
-    told = run(tmp_path, "watch", "export", "--out", str(tmp_path / "a.csv"))
+    told = run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "a.csv"))
     assert told.exit_code != 0
     assert (tmp_path / "a.csv").read_text() == "mine"
 
 
 def test_the_comparison_is_shown_of_a_store_without_results(tmp_path: Path) -> None:
     open_store(tmp_path / "store").close()
-    told = run(tmp_path, "watch", "show")
+    told = run(tmp_path, "monitoring", "show")
+    assert run(tmp_path, "watch", "show").output == told.output
     assert told.exit_code == 0, told.output
     assert "no images" in told.output
     assert "Abnormal" in told.output
@@ -259,14 +260,14 @@ def test_the_queue_tells_of_the_same_work(tmp_path: Path) -> None:
     told = run(tmp_path, "queue", "list")
     assert told.exit_code == 0, told.output
     assert "1 analyses and 2 deliveries unfinished; dead letters among them: 0 and 1" in told.output
-    assert f"the oldest has waited since {shown_time(at(3))}" in told.output
+    assert f"the oldest has waited since {format_time(at(3))}" in told.output
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, ""), (0.9, "0 s"), (119.9, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d")]
 )
 def test_an_age_is_in_the_unit_that_people_would_use(seconds: float | None, shown: str) -> None:
-    assert shown_age(seconds) == shown
+    assert format_age(seconds) == shown
 
 
 @pytest.mark.parametrize(("code", "passed"), [(200, True), (503, False)])
