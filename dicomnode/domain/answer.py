@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.summary import StudySummary
 
 
 class RejectionReason(StrEnum):
@@ -133,7 +134,7 @@ class StudyAnswer:
 
     results: tuple[ResultInstance, ...]
     rejections: tuple[Rejection, ...]
-    summary: dict[str, object]
+    summary: StudySummary = field(default_factory=StudySummary)
     analysed: tuple[str, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
     subjects: frozenset[Subject] = field(default=frozenset(), compare=False, repr=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from dicomnode.bundle.reader import Bundle
 from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.formatting import format_size
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 
@@ -100,7 +101,11 @@ def disk(settings: Settings) -> HealthCheck:
         free = shutil.disk_usage(settings.store.path).free
     except OSError as error:
         return HealthCheck(name="disk", passed=False, reason=f"the store's folder cannot be read: {error.strerror}")
-    return HealthCheck(name="disk", passed=free >= least, reason=f"{free} bytes are free, {least} are to be kept free")
+    return HealthCheck(
+        name="disk",
+        passed=free >= least,
+        reason=f"{format_size(free)} free, at least {format_size(least)} must stay free",
+    )
 
 
 def _listener(running: Running, settings: Settings) -> HealthCheck:

@@ -40,7 +40,7 @@ async def studies(request: Request) -> Response:
     entries = await run_in_threadpool(_page, site.context, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
     patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "studies.html",
         newest=[described(entry) for entry in entries[:PER_PAGE]],
@@ -50,6 +50,8 @@ async def studies(request: Request) -> Response:
         search=search if fields else "",
         more=more,
         is_first=before is None,
+        is_filtered=bool(fields),
+        peer=site.context.peer,
     )
 
 

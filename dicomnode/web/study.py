@@ -122,7 +122,7 @@ async def study(request: Request) -> Response:
     facts = await run_in_threadpool(_facts, site.context, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
         await run_in_threadpool(disclosed, request, [uid])
-    return site.pages.page(request, "study.html", **facts)
+    return await site.pages.page(request, "study.html", **facts)
 
 
 async def radiograph(request: Request) -> Response:

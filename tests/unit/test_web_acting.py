@@ -27,7 +27,7 @@ def test_a_dead_letter_is_tried_again(own: Web) -> None:
     number = dead_delivery(own)
     assert "refused for good" in own.client.get("/problems").text
     answer = own.post("/problems", act="retry", entry=f"D{number}")
-    assert "1 dead letters to be tried again" in answer.text
+    assert "1 entry will be tried again" in answer.text
     assert own.store.watching.operations().dead == 0
 
 
