@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dicomnode.domain.evidence import Evidence
 from dicomnode.domain.finding import ModelIdentity, Presence
 
 
@@ -20,12 +21,13 @@ class FindingSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSummary:
-    """The findings in one image that was analysed."""
+    """The findings in one image that was analysed, and which of its elements said what."""
 
     sop_instance: str
     abnormality: FindingSummary
     findings: tuple[FindingSummary, ...] = ()
     is_unusual: bool = False
+    evidence: tuple[Evidence, ...] = ()
 
     def labels(self) -> tuple[FindingSummary, ...]:
         """Return the summary of every label, abnormality first."""
@@ -34,11 +36,15 @@ class ImageSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectionSummary:
-    """One image that was not analysed, and why; `detail` is a sentence, "" in answers of former versions."""
+    """One image that was not analysed, and why; `detail` is a sentence, "" in answers of former versions.
+
+    `evidence`: which of its elements said what, empty for one that could not be read.
+    """
 
     sop_instance: str
     reason: str
     detail: str = ""
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

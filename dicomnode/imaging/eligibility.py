@@ -7,14 +7,15 @@ always look too. Sentences are the node's own: no text of a data set is repeated
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydicom import uid as uids
 
 from dicomnode.dicom.attributes import quiet
 from dicomnode.dicom.header import RadiographHeader, Statement
-from dicomnode.domain.answer import Evidence, RejectionReason
+from dicomnode.domain.answer import RejectionReason
+from dicomnode.domain.evidence import Evidence
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.vocabulary import (
@@ -65,24 +66,22 @@ class Eligible:
     """The tags do not forbid it.
 
     `view` is "PA", "AP", or None when no tag says which; `view_evidence` and `body_part_evidence` are keywords of the
-    elements that said so, None when none did and the pixels decide. `evidence` says the same in words.
+    elements that said so, None when none did and the pixels decide.
     """
 
     source: InstanceRef
     view: str | None
     view_evidence: str | None
     body_part_evidence: str | None
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ineligible:
-    """The tags forbid it. `detail` is the node's own sentence; `evidence` is what was understood of the tags."""
+    """The tags forbid it. `detail` is the node's own sentence."""
 
     source: InstanceRef
     reason: RejectionReason
     detail: str
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +103,11 @@ def judge(
 ) -> Eligible | Ineligible:
     """Tell whether the model may read the image, and on what evidence."""
     candidate = _Candidate(header=header, settings=settings, maximum_pixels=maximum_pixels)
-    evidence = evidence_of(header)
     for rule in _RULES:
         objection = rule(candidate)
         if objection is not None:
             reason, detail = objection
-            return Ineligible(source=header.ref, reason=reason, detail=detail, evidence=evidence)
+            return Ineligible(source=header.ref, reason=reason, detail=detail)
     view, view_evidence = _view(header)
     part, part_evidence = _part(header)
     return Eligible(
@@ -117,7 +115,6 @@ def judge(
         view=view.value if view in (View.PA, View.AP) else None,
         view_evidence=view_evidence,
         body_part_evidence=part_evidence if part is not None else None,
-        evidence=evidence,
     )
 
 
