@@ -74,9 +74,7 @@ Examination = AnalysedImage | RejectedImage | FailedImage
 SettledImage = AnalysedImage | RejectedImage
 
 
-def rejected(
-    one: StoredInstance | ReadImage | Examination, reason: RejectionReason, detail: str
-) -> RejectedImage:
+def reject(one: StoredInstance | ReadImage | Examination, reason: RejectionReason, detail: str) -> RejectedImage:
     """Return the image, with what is known of it, as one that is rejected for this reason."""
     instance = one if isinstance(one, StoredInstance) else one.instance
     known = one if isinstance(one, ReadImage | AnalysedImage | RejectedImage) else None
@@ -108,7 +106,7 @@ def _without_failures(examinations: Sequence[Examination]) -> list[SettledImage]
         if isinstance(one, FailedImage):
             kind = type(one.error).__name__
             log.error("image-failed", exc_info=one.error, extra={"sop_instance": one.instance.ref.sop_instance})
-            settled.append(rejected(one, RejectionReason.UNREADABLE, f"the image cannot be examined ({kind})"))
+            settled.append(reject(one, RejectionReason.UNREADABLE, f"the image cannot be examined ({kind})"))
         else:
             settled.append(one)
     return settled
@@ -126,7 +124,7 @@ def _of_one_patient(images: Sequence[SettledImage]) -> list[SettledImage]:
         return list(images)
     detail = f"the images of the study are of different patients, by {difference.value}"
     return [
-        one if one.header is None or is_own(one) else rejected(one, RejectionReason.PATIENT_MISMATCH, detail)
+        one if one.header is None or is_own(one) else reject(one, RejectionReason.PATIENT_MISMATCH, detail)
         for one in images
     ]
 
@@ -149,7 +147,7 @@ def _one_of_each_exposure(
     """Reject a raw image where a processed one of the same exposure was analysed."""
     processed = [one.header for one in images if isinstance(one, AnalysedImage) and not _is_raw(one.header)]
     return [
-        rejected(one, RejectionReason.RAW_OF_PROCESSED, "the processed image of the same exposure is reported instead")
+        reject(one, RejectionReason.RAW_OF_PROCESSED, "the processed image of the same exposure is reported instead")
         if isinstance(one, AnalysedImage)
         and _is_raw(one.header)
         and any(is_same_exposure(one.header, other) for other in processed)

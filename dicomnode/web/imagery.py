@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
-from dicomnode.analysis.pipeline import Examined, Pipeline
+from dicomnode.analysis.examination import AnalysedImage
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.dicom.attributes import text
 from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
@@ -73,7 +74,7 @@ class Gallery:
             # that says NO.
             annotated = text(dataset, "BurnedInAnnotation").upper()
             named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
-            if isinstance(examined, Examined):
+            if isinstance(examined, AnalysedImage):
                 pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
             else:
                 pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
