@@ -274,7 +274,7 @@ def _running(
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
         circuit_breakers_open=lambda: {
-            name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()
+            name: breaker.state.is_open for name, breaker in to_destinations.breakers.items()
         },
         certificates=certificates,
     )

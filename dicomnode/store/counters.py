@@ -25,7 +25,7 @@ from dicomnode.domain.delivery import Accepted, Delivery, StoreOutcome
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, JobState
-from dicomnode.results.summary import SaidFinding, Summary, read_summary
+from dicomnode.domain.summary import FindingSummary, StudySummary
 from dicomnode.store.engine.sqlite import Database
 from dicomnode.store.row_mapping import to_optional_time, to_summary, to_text, to_time
 
@@ -178,7 +178,7 @@ def _count(connection: sqlite3.Connection, week: str, instance: StoredInstance, 
 
 def _scores_of_answer(answer: StudyAnswer, counted: set[str]) -> Iterator[dict[str, object]]:
     """Yield what is to be counted of the scores of these images."""
-    summary = read_summary(answer.summary)
+    summary = answer.summary
     if summary.model is None:
         return
     for image in summary.images:
@@ -187,7 +187,7 @@ def _scores_of_answer(answer: StudyAnswer, counted: set[str]) -> Iterator[dict[s
                 yield _score(finding) | {"bundle": summary.model.bundle_hash}
 
 
-def _score(finding: SaidFinding) -> dict[str, object]:
+def _score(finding: FindingSummary) -> dict[str, object]:
     return {
         "point": finding.operating_point,
         "label": finding.label,
@@ -349,7 +349,7 @@ class StudyResult:
     received_at: datetime
     ended_at: datetime
     senders: tuple[str, ...]
-    summary: Summary
+    summary: StudySummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import AssociationInfo, StudySender
 from dicomnode.domain.job import Job, JobState
 from dicomnode.domain.routing import Route
+from dicomnode.results.summary import summary_to_json
 from dicomnode.settings.node import AssemblySettings
 from dicomnode.store.blobs.local import Blobs
 from dicomnode.store.counters import tally_answer, tally_end, times_of_attempt
@@ -274,7 +275,7 @@ def close_answered(connection: sqlite3.Connection, job: Job, answer: StudyAnswer
         "job_id": job.job_id,
         "state": state,
         "cause": shortened(no_route(route)) if unrouted else None,
-        "summary": json.dumps(answer.summary, sort_keys=True),
+        "summary": json.dumps(summary_to_json(answer.summary), sort_keys=True),
         "now": to_text(now),
     }
     connection.execute(CLOSE_ANSWERED, closing)

@@ -8,7 +8,8 @@ from enum import StrEnum
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.delivery import Delivery
 from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance
-from dicomnode.results.summary import Summary, read_summary
+from dicomnode.domain.summary import StudySummary
+from dicomnode.results.summary import read_summary
 
 _LONGEST_DETAIL = 500
 
@@ -105,7 +106,7 @@ def to_stored_instance(row: sqlite3.Row) -> StoredInstance:
     )
 
 
-def to_summary(row: sqlite3.Row) -> Summary:
+def to_summary(row: sqlite3.Row) -> StudySummary:
     """Return what the version of an answer in a row of `job` said; nothing, if it was not answered."""
     return read_summary(json.loads(row["summary"] or "{}"))
 
