@@ -303,17 +303,17 @@ class _ListFile:
 def _summaries(output: Path, labels: Sequence[str]) -> Iterator[tuple[_TableFile, _ListFile]]:
     """Give the two summaries of a run to write to; they get their names when the run ends."""
     table, studies = output / "summary.csv", output / "summary.json"
-    half = [file.with_name(f"{file.name}.part") for file in (table, studies)]
+    half_table, half_studies = (file.with_name(f"{file.name}.part") for file in (table, studies))
     try:
         with (
-            half[0].open("w", encoding="utf-8", errors="backslashreplace", newline="") as rows,
-            half[1].open("w", encoding="utf-8") as entries,
+            half_table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as rows,
+            half_studies.open("w", encoding="utf-8") as entries,
         ):
             written = _ListFile(entries)
             yield _TableFile(rows, labels), written
             written.end()
-        half[0].replace(table)
-        half[1].replace(studies)
+        half_table.replace(table)
+        half_studies.replace(studies)
     except OSError as error:
         raise ConfigurationError(f"results cannot be written to {output}: {error.strerror}") from error
 
