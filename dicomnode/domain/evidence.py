@@ -1,5 +1,7 @@
 """Which element of a received object said what."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -14,3 +16,16 @@ class Evidence:
     fact: str
     value: str
     attribute: str
+
+
+def name_of(keyword: str) -> str:
+    """Return an attribute's keyword as words: `ViewPosition` as "View Position"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword)
+
+
+def describe(evidence: Iterable[Evidence]) -> str:
+    """Return evidence as one phrase, such as "view: PA (View Position); body part: not stated"."""
+    return "; ".join(
+        f"{one.fact}: {one.value} ({name_of(one.attribute)})" if one.attribute else f"{one.fact}: {one.value}"
+        for one in evidence
+    )

@@ -1,5 +1,6 @@
 """The answer to a study in UIDs and numbers: what the ledger keeps of it, and what the page and exports show."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dicomnode.domain.evidence import Evidence
@@ -55,3 +56,9 @@ class StudySummary:
     model: ModelIdentity | None = None
     images: tuple[ImageSummary, ...] = ()
     rejected: tuple[RejectionSummary, ...] = ()
+
+    def evidence(self) -> Iterator[tuple[str, tuple[Evidence, ...]]]:
+        """Return the SOP Instance UID of each image with what its elements said, those without evidence left out."""
+        told = [(image.sop_instance, image.evidence) for image in self.images]
+        told += [(image.sop_instance, image.evidence) for image in self.rejected]
+        return ((uid, evidence) for uid, evidence in told if evidence)

@@ -86,6 +86,7 @@ def test_a_study_comes_back_as_one_report_and_one_heatmap(
         assert (result.PatientID, result.AccessionNumber) == (source.PatientID, source.AccessionNumber)
     story = node.command("why", uid(source)).stdout
     assert "It is answered and everything is delivered." in story
+    assert "view: PA (View Position); body part: the chest (Body Part Examined)" in " ".join(story.split())
 
 
 def test_a_late_image_makes_a_new_version_that_names_the_former(
