@@ -9,8 +9,7 @@ from typing import Protocol
 
 from dicomnode.audit.message import Patient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
-from dicomnode.dicom.attributes import text
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import read_header
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
 from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.errors import CxrNodeError, Permanent
@@ -159,9 +158,9 @@ class AuditTrail:
         """Return who a study is of, from an object of it that is still there and can be read."""
         for blob in self._outbox.blobs_of(study):
             try:
-                ds = read(self._read_blob(blob))
+                patient = read_header(self._read_blob(blob)).patient
             except Permanent:
                 continue
-            if patient_id := text(ds, "PatientID"):
-                return Patient(patient_id=patient_id, name=text(ds, "PatientName"))
+            if patient.patient_id:
+                return Patient(patient_id=patient.patient_id, name=patient.name)
         return _NOBODY

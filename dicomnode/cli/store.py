@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
-from dicomnode.dicom.header import read_radiograph
+from dicomnode.dicom.header import read_header
 from dicomnode.dicom.part10 import read_file_head, read_ref
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.instance import InstanceRef
@@ -80,7 +80,7 @@ def _identify(part10: bytes) -> tuple[InstanceRef, str] | None:
     except UnreadableObject:
         return None
     try:
-        own = is_own_result(read_radiograph(part10).header)
+        own = is_own_result(read_header(part10))
     except UnreadableObject:
         own = False
     return None if own else (ref, head.transfer_syntax)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
-from dicomnode.analysis.pipeline import Examined, Pipeline
-from dicomnode.dicom.attributes import text
+from dicomnode.analysis.examination import AnalysedImage
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.header import header_of
 from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
@@ -71,9 +72,10 @@ class Gallery:
             dataset = read(part10)
             # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
             # that says NO.
-            annotated = text(dataset, "BurnedInAnnotation").upper()
-            named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
-            if isinstance(examined, Examined):
+            header = header_of(dataset)
+            annotated = header.burned_in_annotation
+            named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
+            if isinstance(examined, AnalysedImage):
                 pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
             else:
                 pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
