@@ -8,6 +8,7 @@ from benchmarks.bench import Bench, seconds
 from benchmarks.images import Images
 from benchmarks.studies import Bare, image_of
 from benchmarks.table import Row
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import ResultInstance, StudyAnswer
 from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
@@ -27,18 +28,20 @@ ROUNDS = 8
 def measure(bench: Bench) -> Iterator[Row]:
     part10 = Images.uncompressed().one()
     dataset = image_of(part10)
-    source = SourceContext.of(dataset)
+    source = SourceContext.of(header_of(dataset))
     bare = Bare(default_bundle())
     radiograph = frame(source.ref, bare.frame(part10).pixels)
-    said = assessment(source.ref, PRESENT, abnormality=0.8)
+    assessed = assessment(source.ref, PRESENT, abnormality=0.8)
     shared = {"equipment": equipment(), "identity": identity(source.ref.study), "now": NOW}
 
     def heatmap() -> ResultInstance:
-        return write_heatmap(ImageResultInputs(source=source, frame=radiograph, assessment=said, **shared))
+        return write_heatmap(ImageResultInputs(source=source, frame=radiograph, assessment=assessed, **shared))
 
     def report() -> ResultInstance:
         sources = {source.ref.sop_instance: source}
-        return write_report(ReportInputs(sources=sources, assessments=[said], rejections=(), predecessors=(), **shared))
+        return write_report(
+            ReportInputs(sources=sources, assessments=[assessed], rejections=(), predecessors=(), **shared)
+        )
 
     with open_store(bench.folder / "store") as store:
         steps = {

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from dicomnode import __version__
 from dicomnode.bundle.manifest import Manifest
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import header_of
+from dicomnode.dicom.reader import read_and_repair
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, Stage, StudyAnswer, Wanted
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.finding import Assessment, ModelIdentity
@@ -134,9 +135,10 @@ class Pipeline:
         """Judge an instance by its tags and return its frame."""
         context = None
         try:
-            dataset = read(part10)
-            context = SourceContext.of(dataset)
-            verdict = judge(dataset, instance.ref, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
+            dataset, repairs = read_and_repair(part10)
+            header = header_of(dataset, repairs)
+            context = SourceContext.of(header)
+            verdict = judge(header, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
             if isinstance(verdict, Ineligible):
                 return _rejected(instance, context, verdict.reason, verdict.detail)
             frame = render(dataset, instance.ref, self.pixels)

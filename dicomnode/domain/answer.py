@@ -27,6 +27,19 @@ class RejectionReason(StrEnum):
     ORIENTATION = "orientation"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one element of an image said: the fact, its value in the node's own words, and the element's keyword.
+
+    The keyword is "" where no element said anything. The fact "repair" tells of an element that was read although it
+    is not as the standard has it.
+    """
+
+    fact: str
+    value: str
+    attribute: str
+
+
 class ResultKind(StrEnum):
     """The kinds of object the node makes; part of what a result's UIDs derive from."""
 

@@ -214,6 +214,17 @@ SELECT destination, SUM(state <> 'dead') AS waiting, SUM(state = 'sending') AS s
 FROM delivery WHERE state IN ('waiting', 'sending', 'dead') GROUP BY destination
 """
 
+NEXT_TRY = """
+SELECT delivery_id, next_attempt_at FROM delivery WHERE destination = ? AND next_attempt_at IS NOT NULL
+ORDER BY next_attempt_at, delivery_id LIMIT 1
+"""
+
+LAST_FAILURE = """
+SELECT last_error FROM delivery
+WHERE destination = ? AND state IN ('waiting', 'sending', 'dead') AND last_error IS NOT NULL
+ORDER BY changed_at DESC LIMIT 1
+"""
+
 OVERDUE = "SELECT destination, COUNT(*) AS count FROM commitment WHERE state = 'overdue' GROUP BY destination"
 
 TALLIES = "SELECT * FROM destination_tally"
@@ -265,7 +276,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationFigures:
-    """What waits for a destination, some of it being sent, and what came of the attempts so far."""
+    """What waits for a destination, some of it being sent, and what came of the attempts so far.
+
+    Of a destination whose last attempt failed: `last_error` is the reason, `next_try_at` the time of the next attempt,
+    and `next_delivery_id` the delivery that it is of.
+    """
 
     name: str
     waiting: Waiting = Waiting()
@@ -277,6 +292,9 @@ class DestinationFigures:
     failures_in_row: int = 0
     last_delivered_at: datetime | None = None
     last_failed_at: datetime | None = None
+    last_error: str = ""
+    next_try_at: datetime | None = None
+    next_delivery_id: int | None = None
 
     @property
     def is_up(self) -> bool | None:
@@ -463,7 +481,21 @@ def _destinations(connection: sqlite3.Connection) -> dict[str, DestinationFigure
         found.setdefault(row["destination"], {}).update(facts)
     for row in connection.execute(OVERDUE).fetchall():
         found.setdefault(row["destination"], {})["overdue_commitments"] = row["count"]
+    for name, facts in found.items():
+        if facts.get("failures_in_row"):
+            facts.update(_failure(connection, name))
     return {name: DestinationFigures(name=name, **facts) for name, facts in sorted(found.items())}
+
+
+def _failure(connection: sqlite3.Connection, destination: str) -> dict[str, Any]:
+    """Return why the last attempt at a destination failed, and when the next one is due."""
+    failed = connection.execute(LAST_FAILURE, (destination,)).fetchone()
+    due = connection.execute(NEXT_TRY, (destination,)).fetchone()
+    return {
+        "last_error": failed["last_error"] if failed is not None else "",
+        "next_try_at": to_time(due["next_attempt_at"]) if due is not None else None,
+        "next_delivery_id": due["delivery_id"] if due is not None else None,
+    }
 
 
 def _latencies(connection: sqlite3.Connection) -> dict[Stage, Latency]:

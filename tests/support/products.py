@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from pydicom import Dataset
 
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import InstanceRef
@@ -20,7 +21,7 @@ from tests.support.make import chest
 def report_on(
     source: Dataset, *, rejections: tuple[Rejection, ...] = (), institution: str = "Hôpital général"
 ) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     former = InstanceRef(
         study=context.ref.study, series="1.2.3", sop_class="1.2.840.10008.5.1.4.1.1.88.34", sop_instance="1.2.3.4"
     )
@@ -38,7 +39,7 @@ def report_on(
 
 
 def heatmap_of(source: Dataset) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(640, 560)),
@@ -62,7 +63,7 @@ def image_results(
     pixels: FloatArray | None = None,
 ) -> list[ResultInstance]:
     """Return the results of one kind of an image in which these labels have these probabilities."""
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     stored = chest(640, 560) if pixels is None else pixels
     inputs = ImageResultInputs(
         source=context,
@@ -93,7 +94,7 @@ def document_of(source: Dataset) -> ResultInstance:
 
 
 def refusal_of(source: Dataset) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")
     inputs = ReportInputs(
         sources={context.ref.sop_instance: context},

@@ -9,14 +9,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import Bundle
 from dicomnode.bundle.scores import score_bound
-from dicomnode.certificates import Served
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.answer import Rejection, RejectionReason, Stage, StudyAnswer
 from dicomnode.domain.finding import Presence
 from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 from dicomnode.monitoring.health import Running
 from dicomnode.monitoring.metrics import Metrics
-from dicomnode.monitoring.monitored_node import Watched
-from dicomnode.monitoring.quality import WatchReport
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.quality import QualityReport
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 from dicomnode.store.counters import ADD_IMAGE, ADD_SCORE, week_of
@@ -33,7 +33,7 @@ class FakeNode:
     threads: dict[str, bool] = field(default_factory=lambda: {"worker": True, "sender-PACS": True})
     listens: bool = True
     refused: dict[tuple[str, str], int] = field(default_factory=dict)
-    certificates: dict[str, Served] = field(default_factory=dict)
+    certificates: dict[str, ServedCertificate] = field(default_factory=dict)
 
     def running(self) -> Running:
         return Running(
@@ -42,7 +42,7 @@ class FakeNode:
             associations=lambda: 2,
             accepted=lambda: 7,
             refused=lambda: self.refused,
-            left_alone=lambda: {"PACS": True},
+            circuit_breakers_open=lambda: {"PACS": True},
             certificates=lambda: self.certificates,
         )
 
@@ -57,8 +57,8 @@ class World:
     node: FakeNode = field(default_factory=FakeNode)
 
     @property
-    def watched(self) -> Watched:
-        return Watched(
+    def monitored(self) -> MonitoredNode:
+        return MonitoredNode(
             settings=self.settings,
             store=self.store,
             bundle=self.bundle,
@@ -69,13 +69,13 @@ class World:
 
     def scrape(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(Metrics(self.watched).text().decode()):
+        for family in text_string_to_metric_families(Metrics(self.monitored).text().decode()):
             for sample in family.samples:
                 found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
         return found
 
-    def report(self) -> WatchReport:
-        return self.watched.report()
+    def report(self) -> QualityReport:
+        return self.monitored.report()
 
     def study(self, number: int, seconds: float, probability: float, **more: Any) -> None:
         """Take in a study of one image and answer it with this probability of everything."""
