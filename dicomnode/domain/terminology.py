@@ -94,6 +94,7 @@ ALL_SUCCEEDED_WITH_FINDINGS = _summary("111242", "All algorithms succeeded; with
 NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS = _summary("111243", "Not all algorithms succeeded; without findings")
 NOT_ALL_SUCCEEDED_WITH_FINDINGS = _summary("111244", "Not all algorithms succeeded; with findings")
 NONE_SUCCEEDED = _summary("111245", "No algorithms succeeded; without findings")
+IMPRESSION = _entry(_DCM, "121073", "Impression", "PS3.16 CID 6053")
 COMMENT = _entry(_DCM, "121106", "Comment", "PS3.16 CID 12101")
 
 # Other objects

@@ -190,11 +190,16 @@ CodeText = Annotated[str, AfterValidator(_code_text)]
 """A code as `value^meaning^scheme`."""
 
 
+Word = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[ -~]+$")]
+"""A word that pictures show: ASCII, as their fonts are."""
+
+
 class ResultSettings(Section):
     """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report.
 
     Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported;
-    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence.
+    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence. `word_above`,
+    `word_below`, `word_undetermined`: what people read of a probability at its threshold; codes do not change.
     """
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
@@ -202,6 +207,9 @@ class ResultSettings(Section):
     station_name: str = Field(default="CXRNODE", max_length=16)
     device_serial_number: str = Field(default="0", min_length=1, max_length=64)
     mark: str = Field(default="Research use only - not for diagnosis", max_length=48)
+    word_above: Word = "above threshold"
+    word_below: Word = "below threshold"
+    word_undetermined: Word = "undetermined"
     series_number_sr: int = Field(default=9901, ge=1)
     series_number_sc: int = Field(default=9902, ge=1)
     series_number_sc_finding: int = Field(default=9903, ge=1)
