@@ -17,15 +17,15 @@ from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
 from dicomnode.bundle.reader import Bundle
-from dicomnode.certificates import Served
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.imaging.codecs.process import CODECS
 from dicomnode.loop import Loop
 from dicomnode.monitoring.health import Running
-from dicomnode.monitoring.monitored_node import Watched
-from dicomnode.monitoring.page_address import Whereabouts, leave
-from dicomnode.monitoring.views import watch_pages
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.page_address import PageAddress, write_page_address
+from dicomnode.monitoring.views import monitoring_pages
 from dicomnode.net.scp.server import StorageScp
 from dicomnode.net.scu.destinations import Deliveries, Surroundings, deliveries
 from dicomnode.results.sr import fallback
@@ -33,7 +33,7 @@ from dicomnode.settings.delivery import DestinationSettings, DimseDestination, S
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 from dicomnode.web.app import create_app
-from dicomnode.web.context import Parts
+from dicomnode.web.context import PageContext
 from dicomnode.web.imagery import Gallery
 from dicomnode.web.server import WebServer
 
@@ -147,8 +147,8 @@ class Node:
             log.warning("page-not-served", extra={"cause": str(error)})
             self._web, why_not = None, str(error)
         try:
-            page = Whereabouts(port=self._web.port if self._web is not None else None, why_not=why_not)
-            leave(self._settings.store.path, page)
+            page = PageAddress(port=self._web.port if self._web is not None else None, why_not=why_not)
+            write_page_address(self._settings.store.path, page)
         except OSError as error:
             log.warning("page-not-noted", extra={"cause": error.strerror})
 
@@ -260,7 +260,7 @@ def _running(
         told = {"audit": audit.running} if audit is not None else {}
         return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
 
-    def certificates() -> dict[str, Served]:
+    def certificates() -> dict[str, ServedCertificate]:
         web = page()
         shown = {"listener": scp.certificate, "page": web.certificate if web is not None else None}
         return {of: served for of, served in shown.items() if served is not None}
@@ -271,7 +271,9 @@ def _running(
         associations=lambda: scp.associations,
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
-        left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
+        circuit_breakers_open=lambda: {
+            name: breaker.state.is_open for name, breaker in to_destinations.breakers.items()
+        },
         certificates=certificates,
     )
 
@@ -286,7 +288,7 @@ def _web_page(
     clock: Callable[[], datetime],
 ) -> WebServer:
     """Return the server of the page, and of what watches the node."""
-    parts = Parts(
+    parts = PageContext(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -294,7 +296,7 @@ def _web_page(
         clock=clock,
         record_shown=audit.shown if audit is not None else lambda *_: None,
     )
-    watched = Watched(
+    monitored = MonitoredNode(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -302,7 +304,7 @@ def _web_page(
         running=running,
         clock=clock,
     )
-    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http, clock)
+    return WebServer(create_app(parts, extra=monitoring_pages(monitored)), settings.http, clock)
 
 
 def _audit_trail(

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
-from modeling.comparison import Comparison, Row
 from modeling.config import Lite0Model, TrainingConfig
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
 from modeling.metrics import MIN_POSITIVES, Estimate
 from modeling.nih import Radiographs
+from modeling.out_of_fold import BOOTSTRAP_ROUNDS, GroupResult, OutOfFoldReport
 from modeling.recipe import recipe_in_words
-from modeling.report import BOOTSTRAP_ROUNDS, GroupResult, Report
+from modeling.recipe_comparison import RecipeComparison, RecipeRow
 
 NIH_REFERENCE = (
     "X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers. ChestX-ray8: Hospital-scale Chest X-ray Database and"
@@ -29,18 +29,18 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """Everything the card states."""
+    """Everything that the card states."""
 
     config: TrainingConfig
     radiographs: Radiographs
-    report: Report
+    report: OutOfFoldReport
     labels: tuple[LabelEntry, ...]
     warm_start: bool
     gate: GateFit
     foreign: tuple[KindResult, ...]
     parity: Parity
     refitted: tuple[str, ...]
-    comparison: Comparison | None
+    comparison: RecipeComparison | None
     licences: tuple[str, ...]
     intended_use: str
 
@@ -107,7 +107,7 @@ def _recipe(facts: CardFacts) -> str:
     return text + note
 
 
-def _discrimination(report: Report) -> str:
+def _discrimination(report: OutOfFoldReport) -> str:
     whole = report.groups[0]
     rows = [
         f"| {name} | {whole.positives[c]} | {_shown(whole.aucs[c])} | {report.view_only[c]:.3f} |"
@@ -128,7 +128,7 @@ def _discrimination(report: Report) -> str:
     )
 
 
-def _groups(report: Report) -> str:
+def _groups(report: OutOfFoldReport) -> str:
     groups = report.groups[1:]
     if not groups:
         return ""
@@ -145,7 +145,7 @@ def _groups(report: Report) -> str:
     )
 
 
-def _comparison(comparison: Comparison | None) -> str:
+def _comparison(comparison: RecipeComparison | None) -> str:
     if comparison is None:
         return ""
     rows = "\n".join(_compared(row) for row in comparison.rows)
@@ -162,7 +162,7 @@ def _comparison(comparison: Comparison | None) -> str:
     )
 
 
-def _compared(row: Row) -> str:
+def _compared(row: RecipeRow) -> str:
     cells = (
         row.config.bundle.name, row.config.model.backbone, "pretrained" if row.warm else "random",
         row.config.train.batch_size, row.epochs, row.images_seen, f"{row.minutes:.0f}",

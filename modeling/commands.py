@@ -1,4 +1,4 @@
-"""What the command line calls. Importing this module loads no training framework; running a command does."""
+"""`cxrnode train` and `cxrnode export`. Importing this module loads no training framework; running a command does."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from modeling.config import Sources
     from modeling.nih import Radiographs
     from modeling.run import Run
-    from modeling.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ def train(
     """
     backend = choose_backend(tpu=tpu)
     from modeling.devices import spread_over_devices
-    from modeling.following import follow
-    from modeling.held_out import store_out_of_fold
     from modeling.network import build_network
     from modeling.nih import check_folds
+    from modeling.out_of_fold import store_out_of_fold
     from modeling.run import Run
+    from modeling.run_reporting import report_run
     from modeling.train import is_finished, train_folds
 
     unknown = [fold for fold in folds or () if not 0 <= fold < config.train.folds]
@@ -57,7 +57,7 @@ def train(
     spread = spread_over_devices()
     run.claim_folder(spread)
     network = build_network(run, spread)
-    with follow(run, network, folds=folds) as watch:
+    with report_run(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
         store_out_of_fold(run, network)
         if not network.spread.is_first or not is_finished(run):
@@ -80,13 +80,13 @@ def export(
     """
     if (chosen := os.environ.setdefault("KERAS_BACKEND", "tensorflow")) != "tensorflow":
         raise ConfigurationError(f"export needs the TensorFlow backend, KERAS_BACKEND says {chosen}")
-    from modeling.comparison import read_held_out
     from modeling.export import export_bundle
+    from modeling.recipe_comparison import read_held_out
     from modeling.train import is_finished
 
     run = run or reopened(folder, images)
     if not is_finished(run):
-        raise ConfigurationError(f"{folder} is not finished: go on with `cxrnode train` into the same folder")
+        raise ConfigurationError(f"{folder} is not finished: continue with `cxrnode train` into the same folder")
     others = [read_held_out(other) for other in beside]
     export_bundle(run, bundle, created=datetime.now(tz=UTC), beside=others)
     log.info("bundle written to %s", bundle)
@@ -120,7 +120,7 @@ def _export_apart(folder: Path, bundle: Path) -> Path | None:
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *HOSTS)}
     environment |= {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     if subprocess.run(command, env=environment, check=False).returncode:  # noqa: S603 - our own program, arguments apart
-        raise ConfigurationError(f"trained, but not exported; when the cause is mended: cxrnode export {folder}")
+        raise ConfigurationError(f"trained, but the export failed; after correcting the cause: cxrnode export {folder}")
     return bundle
 
 
@@ -134,10 +134,9 @@ def training_images(
 
     Raises: ConfigurationError; DiskFull.
     """
-    from modeling.nih import patient_folds, read_radiographs
+    from modeling.nih import first_systems_set, patient_folds, read_radiographs, training_set
     from modeling.preparation.dataset import DATASET, open_prepared
     from modeling.preparation.records import SUFFIX
-    from modeling.preparation.training_set import first_systems_set, training_set
 
     records = next(images.glob(f"*{SUFFIX}"), None) is not None
     if records and labels is not None:

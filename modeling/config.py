@@ -6,6 +6,7 @@ nothing is accepted and ignored.
 
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -261,8 +262,8 @@ class AugmentSection(_Section):
 class ConfoundingSection(_Section):
     """What to do about labels that are confounded with the source of the images.
 
-    A source informs of a label when the label is at least `least_source_frequency` times as frequent there as in the
-    source richest in it. Outputs with uninformative sources are fitted again without them, by logistic regression
+    A source is informative of a label when the label is at least `least_source_frequency` times as frequent there as in
+    the source richest in it. Outputs with uninformative sources are fitted again without them, by logistic regression
     whose penalty grows as `inverse_ridge` falls.
     """
 
@@ -331,3 +332,13 @@ def read_config(path: Path) -> TrainingConfig:
 def _keys(location: tuple[int | str, ...]) -> Iterator[str]:
     """Yield the keys of an error's place, without the names of the choices that pydantic puts between them."""
     yield from (str(part) for part in location if part not in _CHOICES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Paths of a run's inputs: images, labels, a warm start, and images of known kind to measure the gate on."""
+
+    images: Path
+    labels: Path | None = None
+    warm_start: Path | None = None
+    gate_images: Path | None = None

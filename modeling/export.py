@@ -18,19 +18,18 @@ from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
 from modeling.calibration import DERIVED_ON, fit_calibration, operating_points, probabilities, with_frequency
 from modeling.card import CardFacts, Parity, write_card
-from modeling.comparison import HeldOut, compared
 from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
 from modeling.evaluation.assess import measurable
 from modeling.evaluation.curves import curves_of, with_intervals
-from modeling.evaluation.resampling import Resampler
+from modeling.evaluation.intervals import Resampler
 from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
-from modeling.held_out import store_out_of_fold
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
+from modeling.out_of_fold import OutOfFoldReport, build_report, store_out_of_fold
 from modeling.phantom import chest_phantom
-from modeling.report import Report, build_report
+from modeling.recipe_comparison import HeldOut, compared
 from modeling.run import Run
 
 log = logging.getLogger(__name__)
@@ -93,15 +92,15 @@ def _licences(run: Run) -> tuple[str, ...]:
     return LICENCES if run.sources.warm_start is not None else LICENCES[:1]
 
 
-def label_entries(run: Run, report: Report, judged: FloatArray, logits: FloatArray) -> tuple[LabelEntry, ...]:
-    """Return what the manifest says of every output, from (N, outputs) labels and out-of-fold logits."""
+def label_entries(run: Run, report: OutOfFoldReport, judged: FloatArray, logits: FloatArray) -> tuple[LabelEntry, ...]:
+    """Return the manifest's entry of every output, from (N, outputs) labels and out-of-fold logits."""
     resampler = Resampler(run.radiographs.patients, rounds=CURVE_ROUNDS, seed=run.config.train.seed)
     columns = zip(judged.T, logits.T, strict=True)
     return tuple(_label_entry(run, report, resampler, *column, at) for at, column in enumerate(columns))
 
 
 def _label_entry(
-    run: Run, report: Report, resampler: Resampler, judged: FloatArray, logits: FloatArray, index: int
+    run: Run, report: OutOfFoldReport, resampler: Resampler, judged: FloatArray, logits: FloatArray, index: int
 ) -> LabelEntry:
     """Calibrate one output, choose its operating points and draw its curves, from (N,) labels and logits."""
     name, known = run.outputs[index], ~np.isnan(judged)
@@ -112,7 +111,7 @@ def _label_entry(
     calibrated = probabilities(calibration, logits[known])
     points, curves = operating_points(truth, calibrated, frequency=everywhere), None
     if measurable(truth):
-        points = {rule: with_intervals(one, truth, calibrated, resampler, known) for rule, one in points.items()}
+        points = {rule: with_intervals(point, truth, calibrated, resampler, known) for rule, point in points.items()}
         curves = curves_of(truth, calibrated, points, resampler, known, frequency=everywhere, derived_on=DERIVED_ON)
     points[DEFAULT_OPERATING_POINT] = points["ppv_10" if name in NIH_TERMS else "youden"]
     term, measured = NIH_TERMS.get(name), report.groups[0].aucs[index]
@@ -193,6 +192,6 @@ def _write_manifest(
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Return a manifest as JSON that people can read: what is one column of a curve is one line."""
+    """Return a manifest as readable JSON: each list of numbers is on one line."""
     indented = manifest.model_dump_json(indent=2) + "\n"
     return re.sub(r"\[\n[-+.,\deE\s]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), indented)

@@ -1,4 +1,4 @@
-"""A configuration in words, for the model card."""
+"""Describes a configuration in sentences, for the model card."""
 
 from modeling.config import (
     Adam,
@@ -22,7 +22,7 @@ from modeling.config import (
 
 
 def recipe_in_words(config: TrainingConfig, *, warm_start: bool) -> str:
-    """Return what is trained and how, in sentences."""
+    """Return model, loss, optimiser, schedule and augmentation in sentences."""
     sentences = (
         _model(config.model, warm_start=warm_start),
         f"{_loss(config.loss)}; {_optimiser(config.optimiser)}; {_schedule(config.schedule)}.",

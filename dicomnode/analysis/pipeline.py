@@ -7,7 +7,8 @@ from datetime import datetime
 
 from dicomnode import __version__
 from dicomnode.bundle.manifest import Manifest
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import header_of
+from dicomnode.dicom.reader import read_and_repair
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, Stage, StudyAnswer, Wanted
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.finding import Assessment, ModelIdentity
@@ -21,6 +22,7 @@ from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, jud
 from dicomnode.inference.operating import findings_of
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.inputs import ImageResultInputs, ReportInputs
 from dicomnode.results.per_image import write_image_results
 from dicomnode.results.sr import write_not_analysed, write_report
 from dicomnode.results.summary import summarise
@@ -133,9 +135,10 @@ class Pipeline:
         """Judge an instance by its tags and return its frame."""
         context = None
         try:
-            dataset = read(part10)
-            context = SourceContext.of(dataset)
-            verdict = judge(dataset, instance.ref, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
+            dataset, repairs = read_and_repair(part10)
+            header = header_of(dataset, repairs)
+            context = SourceContext.of(header)
+            verdict = judge(header, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
             if isinstance(verdict, Ineligible):
                 return _rejected(instance, context, verdict.reason, verdict.detail)
             frame = render(dataset, instance.ref, self.pixels)
@@ -180,19 +183,22 @@ class Pipeline:
             for number, one in enumerate(assessed, start=1)
             for result in write_image_results(
                 want.outputs,
-                source=one.context,
-                frame=one.frame,
-                assessment=one.assessment,
-                equipment=equipment,
-                identity=identity,
-                now=now,
-                number=number,
+                ImageResultInputs(
+                    source=one.context,
+                    frame=one.frame,
+                    assessment=one.assessment,
+                    equipment=equipment,
+                    identity=identity,
+                    now=now,
+                    number=number,
+                ),
             )
         )
         if ResultKind.STRUCTURED_REPORT not in want.outputs:
             return tuple(images)
-        report = write_report(
+        inputs = ReportInputs(
             sources={one.instance.ref.sop_instance: one.context for one in assessed},
+            frames={one.instance.ref.sop_instance: one.frame for one in assessed},
             assessments=[one.assessment for one in assessed],
             rejections=[one.rejection for one in rejected],
             predecessors=job.predecessors_for(want.series_description_prefix),
@@ -200,7 +206,7 @@ class Pipeline:
             identity=identity,
             now=now,
         )
-        return (report, *images)
+        return (write_report(inputs), *images)
 
     def _write_refusal(
         self, job: Job, rejected: Sequence[NotAssessed], now: datetime, want: Wanted
@@ -214,15 +220,16 @@ class Pipeline:
         if not (self.results.report_rejected and sources and ResultKind.STRUCTURED_REPORT in want.outputs):
             return ()
         equipment, identity = self._identify(job, [one.instance for one in foreign], want)
-        report = write_not_analysed(
+        inputs = ReportInputs(
             sources=sources,
+            assessments=(),
             rejections=[one.rejection for one in foreign],
             predecessors=job.predecessors_for(want.series_description_prefix),
             equipment=equipment,
             identity=identity,
             now=now,
         )
-        return (report,)
+        return (write_not_analysed(inputs),)
 
     def _identify(self, job: Job, inputs: Sequence[StoredInstance], want: Wanted) -> tuple[Equipment, ResultIdentity]:
         equipment = Equipment(

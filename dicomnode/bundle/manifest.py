@@ -177,7 +177,8 @@ class LabelEntry(_Strict):
     """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
 
     `scores`: the probabilities that drift is measured against; `curves`: of the images that `positives` counts. Both
-    are absent from bundles made before there were any, `curves` also where there are too few positives.
+    are absent from bundles made before there were any, `curves` also where there are too few positives. `prevalence`:
+    share of the training images that have the label, where `positives` does not count all of them.
 
     `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
     """
@@ -190,6 +191,7 @@ class LabelEntry(_Strict):
     auc: float | None = Field(default=None, ge=0, le=1)
     auc_interval: tuple[float, float] | None = None
     positives: int = Field(ge=0)
+    prevalence: Share | None = None
     scores: ScoreReference | None = None
     curves: Curves | None = None
 
@@ -256,6 +258,13 @@ class Manifest(_Strict):
     gate: GateSpec
     provenance: Provenance
     files: dict[str, str]
+
+    def base_rate(self, label: LabelEntry) -> float | None:
+        """Return the share of the training images that have a label: its prevalence, else its positives among all."""
+        if label.prevalence is not None:
+            return label.prevalence or None
+        share = label.positives / self.provenance.images if self.provenance.images > 0 else 0.0
+        return share if 0 < share < 1 else None
 
     @property
     def has_curves(self) -> bool:

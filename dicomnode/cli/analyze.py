@@ -21,8 +21,10 @@ from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.finding import Presence
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
+from dicomnode.domain.summary import FindingSummary
 from dicomnode.node import utc_now
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.results.summary import summary_to_json
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _FILE_NAMES = {
     ResultKind.STRUCTURED_REPORT: "report",
@@ -54,7 +56,7 @@ def analyze(
     """Write SR, SC and a JSON summary for every study among the files, and print what was found or why not."""
     settings = settings_from(config, bundle=bundle)
     start_logging(settings.log.model_copy(update={"level": "ERROR", "format": "text"}))
-    tell_uncaught()
+    log_uncaught()
     files = _files(paths)
     _require_writable(output)
     _, pipeline = load_pipeline(settings)
@@ -143,7 +145,11 @@ def _write(folder: Path, answer: StudyAnswer, files: dict[str, Path]) -> None:
         file = f"{name}-{count + 1}.dcm" if count else f"{name}.dcm"
         (folder / file).write_bytes(result.part10)
         written[file] = result.ref.sop_instance
-    summary = {**answer.summary, "files": {uid: str(path) for uid, path in files.items()}, "results": written}
+    summary = {
+        **summary_to_json(answer.summary),
+        "files": {uid: str(path) for uid, path in files.items()},
+        "results": written,
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -164,15 +170,13 @@ def _table(answered: Sequence[_Answered], unreadable: dict[Path, str]) -> Table:
 
 
 def _rows(one: _Answered) -> Iterator[tuple[str, ...]]:
-    images = one.answer.summary["images"]
-    assert isinstance(images, list)  # noqa: S101 the summary's own shape
-    for image in images:
-        ranked = sorted(image["findings"], key=lambda finding: -finding["probability"])
+    for image in one.answer.summary.images:
+        ranked = sorted(image.findings, key=lambda finding: -finding.probability)
         yield (
-            one.files[image["sop_instance"]].name,
+            one.files[image.sop_instance].name,
             "analysed",
-            _marked(image["abnormality"]),
-            ", ".join(f"{finding['label']} {_marked(finding)}" for finding in ranked[:_STRONGEST]),
+            _marked(image.abnormality),
+            ", ".join(f"{finding.label} {_marked(finding)}" for finding in ranked[:_STRONGEST]),
             one.folder.name,
         )
     for rejection in one.answer.rejections:
@@ -180,6 +184,6 @@ def _rows(one: _Answered) -> Iterator[tuple[str, ...]]:
         yield file, rejection.reason.value, "", rejection.detail, one.folder.name
 
 
-def _marked(finding: dict[str, object]) -> str:
-    mark = {Presence.PRESENT.value: "*", Presence.UNDETERMINED.value: "?"}.get(str(finding["presence"]), "")
-    return f"{finding['probability']:.2f}{mark}"
+def _marked(finding: FindingSummary) -> str:
+    mark = {Presence.PRESENT: "*", Presence.UNDETERMINED: "?"}.get(finding.presence, "")
+    return f"{finding.probability:.2f}{mark}"

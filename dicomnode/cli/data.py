@@ -18,7 +18,7 @@ from dicomnode.cli.terminal import err, escape, out
 from dicomnode.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from modeling.preparation.prepare import Request
+    from modeling.preparation.prepare import PreparationRequest
 
 data = typer.Typer(no_args_is_help=True, help="Prepare images and labels for training, and look at them.")
 
@@ -98,8 +98,8 @@ def prepare(
 ) -> None:
     """Check images and labels, assign patient-wise folds, and write TFRecords; nothing is dropped in silence."""
     with _training_extra():
-        from modeling.preparation.prepare import Request
-    request = Request(
+        from modeling.preparation.prepare import PreparationRequest
+    request = PreparationRequest(
         images=images,
         labels=labels,
         out=output,
@@ -117,7 +117,7 @@ def prepare(
     _prepare(request)
 
 
-def _prepare(request: "Request") -> None:
+def _prepare(request: "PreparationRequest") -> None:
     from modeling.preparation.prepare import PROBLEMS, prepare
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -152,7 +152,7 @@ def summary(
 ) -> None:
     """Count labels, pairs of labels, views, ages, sexes, folds and shared patients; draw sheets of samples."""
     with _training_extra():
-        from modeling.preparation.summarise import write_summary
+        from modeling.preparation.summary import write_summary
     named = dict(_named_list(text) for text in lists or ())
     if len(named) < len(lists or ()):
         raise ConfigurationError("two lists have the same name")

@@ -21,7 +21,7 @@ from dicomnode.settings.node import PixelSettings, default_bundle
 if TYPE_CHECKING:
     from modeling.evaluation.compare import Comparison
     from modeling.evaluation.evaluate import Evaluation
-    from modeling.evaluation.reading import Ensemble
+    from modeling.evaluation.reading import ReadyBundle
 
 RoundsOption = Annotated[int, typer.Option("--bootstrap", metavar="N", min=100, help="Bootstrap samples of patients.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")]
@@ -45,7 +45,7 @@ def evaluate(
 ) -> None:
     """Measure a bundle on labelled images: predictions, metrics with intervals, plots, and a report."""
     try:
-        from modeling.evaluation.evaluate import REPORT, Request, Watch
+        from modeling.evaluation.evaluate import REPORT, EvaluationProgress, EvaluationRequest
         from modeling.evaluation.evaluate import evaluate as run
     except ModuleNotFoundError as error:
         raise ConfigurationError(_NEEDS_EXTRA.format(error.name)) from error
@@ -53,11 +53,13 @@ def evaluate(
     from dicomnode.node import utc_now
 
     opened = open_bundle(bundle or default_bundle())
-    request = Request(images=images, labels=labels, out=output, split=split, boxes=boxes, rounds=rounds, seed=seed)
+    request = EvaluationRequest(
+        images=images, labels=labels, out=output, split=split, boxes=boxes, rounds=rounds, seed=seed
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
         reading = progress.add_task("reading images", total=None)
-        watch = Watch(
+        watch = EvaluationProgress(
             images=lambda done, total: progress.update(reading, completed=done, total=total),
             stage=lambda name: progress.update(reading, description=name),
         )
@@ -93,9 +95,9 @@ def compare(
     out.print(f"report: {escape(str(output / REPORT))}")
 
 
-def _ensemble(bundle: Bundle, threads: int) -> "Ensemble":
+def _ensemble(bundle: Bundle, threads: int) -> "ReadyBundle":
     """Return the bundle as evaluation wants it: rendering and the model are the node's own."""
-    from modeling.evaluation.reading import Answer, Ensemble
+    from modeling.evaluation.reading import Answer, ReadyBundle
 
     predictor = Predictor(bundle, threads=threads)
     predictor.replay_golden()
@@ -113,7 +115,7 @@ def _ensemble(bundle: Bundle, threads: int) -> "Ensemble":
 
     decode: Callable[[bytes], FloatArray] = lambda raw: frame_of(raw, settings).pixels  # noqa: E731 - one expression
     labels = tuple(label.name for label in bundle.manifest.labels)
-    return Ensemble(labels=labels, decode=decode, read=read_all)
+    return ReadyBundle(labels=labels, decode=decode, read=read_all)
 
 
 def _labels_table(found: "Evaluation") -> Table:
@@ -140,7 +142,7 @@ def _print_summary(found: "Evaluation") -> None:
 
 
 def _differences_table(comparison: "Comparison") -> Table:
-    from modeling.evaluation.document import shown
+    from modeling.evaluation.report import shown
 
     table = Table(caption="second minus first; 95 % intervals of whole patients", caption_justify="left")
     for column in ("first", "second", "label", "difference in AUC", "DeLong p"):

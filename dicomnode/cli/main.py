@@ -13,7 +13,7 @@ from dicomnode.cli.evaluate import compare, evaluate
 from dicomnode.cli.explain import explain
 from dicomnode.cli.init import init
 from dicomnode.cli.link import echo, send
-from dicomnode.cli.monitoring import watch
+from dicomnode.cli.monitoring import monitoring
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
 from dicomnode.cli.status import status
@@ -35,7 +35,9 @@ for command in (*_NODE, train, export, evaluate, compare, explain):
 app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")
 app.add_typer(store, name="store")
-app.add_typer(watch, name="watch")
+app.add_typer(monitoring, name="monitoring")
+# The former name of the command; it goes with the release after 0.1.
+app.add_typer(monitoring, name="watch", hidden=True)
 app.add_typer(data, name="data")
 
 

@@ -15,7 +15,7 @@ from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.formatting import shown_time
+from dicomnode.formatting import format_time
 from dicomnode.node import utc_now
 from dicomnode.store import Store
 from dicomnode.store.counters import UNANSWERED
@@ -63,7 +63,7 @@ def list_entries(
     if overdue := sum(entry.overdue_commitments for entry in operations.destinations.values()):
         out.print(f"{overdue} results are delivered, but their destination has not answered for keeping them in time")
     if operations.waiting.since is not None:
-        out.print(f"the oldest has waited since {shown_time(operations.waiting.since)}")
+        out.print(f"the oldest has waited since {format_time(operations.waiting.since)}")
 
 
 @queue.command()
@@ -207,7 +207,7 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            shown_time(entry.due_at),
+            format_time(entry.due_at),
             entry.last_error or "",
         )
 
@@ -220,7 +220,7 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            shown_time(entry.next_attempt_at or entry.commitment_next_at),
+            format_time(entry.next_attempt_at or entry.commitment_next_at),
             entry.last_error or entry.commitment_error or "",
         )
 

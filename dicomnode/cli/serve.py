@@ -7,7 +7,7 @@ import typer
 from dicomnode.cli.process import keep_to_oneself, return_images_at_once, return_what_is_free
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, asked_to_stop, settings_from
 from dicomnode.node import Node
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.telemetry import log_uncaught, start_logging
 
 
 def serve(
@@ -41,7 +41,7 @@ def serve(
     keep_to_oneself()
     return_images_at_once()
     start_logging(settings.log)
-    tell_uncaught()
+    log_uncaught()
     ended = asked_to_stop()
     node = Node.build(settings)
     return_what_is_free()

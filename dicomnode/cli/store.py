@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.dicom.part10 import read_file_head, read_ref
-from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.eligibility import is_own_result
@@ -80,7 +80,7 @@ def _identify(part10: bytes) -> tuple[InstanceRef, str] | None:
     except UnreadableObject:
         return None
     try:
-        own = is_own_result(read(part10))
+        own = is_own_result(read_radiograph(part10).header)
     except UnreadableObject:
         own = False
     return None if own else (ref, head.transfer_syntax)

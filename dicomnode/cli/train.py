@@ -43,8 +43,7 @@ def train(
     """
     with _training_code():
         from modeling import commands
-        from modeling.config import read_config
-        from modeling.sources import Sources
+        from modeling.config import Sources, read_config
 
         recipe = read_config(config)
         sources = Sources(images=images, labels=labels, warm_start=warm_start, gate_images=gate_images)

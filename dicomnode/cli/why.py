@@ -6,7 +6,7 @@ import typer
 
 from dicomnode.cli.queue import checked_uid, open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out
-from dicomnode.formatting import shown_time
+from dicomnode.formatting import format_time
 from dicomnode.store.ledger import conclusion, sentence
 
 
@@ -20,6 +20,6 @@ def why(
         events = opened.ledger.explain(checked_uid(study))
         jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
     for event in events:
-        out.print(f"{shown_time(event.at)}  {escape(sentence(event))}")
+        out.print(f"{format_time(event.at)}  {escape(sentence(event))}")
     out.print()
     out.print(escape(conclusion(jobs, deliveries)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.summary import StudySummary
 
 
 class RejectionReason(StrEnum):
@@ -24,6 +25,19 @@ class RejectionReason(StrEnum):
     CORRUPT_PIXELS = "corrupt-pixels"
     NOT_CHEST_FRONTAL = "not-chest-frontal"
     ORIENTATION = "orientation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one element of an image said: the fact, its value in the node's own words, and the element's keyword.
+
+    The keyword is "" where no element said anything. The fact "repair" tells of an element that was read although it
+    is not as the standard has it.
+    """
+
+    fact: str
+    value: str
+    attribute: str
 
 
 class ResultKind(StrEnum):
@@ -120,7 +134,7 @@ class StudyAnswer:
 
     results: tuple[ResultInstance, ...]
     rejections: tuple[Rejection, ...]
-    summary: dict[str, object]
+    summary: StudySummary = field(default_factory=StudySummary)
     analysed: tuple[str, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
     subjects: frozenset[Subject] = field(default=frozenset(), compare=False, repr=False)

@@ -3,7 +3,7 @@
 Source: PS3.16 TID 1500, 1501, 300, 1002, 4019, 1600; the reading of the whole: PS3.17 "AI results", IHE AIR.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ from highdicom.sr import (
 from dicomnode.domain.answer import Rejection, RejectionReason
 from dicomnode.domain.finding import Assessment, Finding, Presence
 from dicomnode.results import codes
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import Equipment, SourceContext
+from dicomnode.results.inputs import ReportInputs
 
 _OUTSIDE_THE_INTENDED_USE = frozenset(
     {
@@ -62,17 +63,13 @@ def worth_reporting(rejections: Sequence[Rejection], *, analysed: bool) -> tuple
 
 
 def report_tree(
-    *,
-    images: Sequence[SourceContext],
-    assessments: Sequence[Assessment],
-    rejections: Sequence[Rejection],
-    equipment: Equipment,
-    identity: ResultIdentity,
+    images: Sequence[SourceContext], inputs: ReportInputs, rejections: Sequence[Rejection]
 ) -> ContainerContentItem:
     """Return the root container of the report; without assessments, that of a report of images not analysed.
 
-    `rejections` are those worth reporting.
+    `images` are those the report is about, `rejections` those that it mentions.
     """
+    equipment = inputs.equipment
     root = ContainerContentItem(name=codes.REPORT_TITLE, template_id="1500")
     root.ContentSequence = ContentSequence()
     root.ContentSequence.extend(LanguageOfContentItemAndDescendants(codes.ENGLISH))
@@ -85,10 +82,9 @@ def report_tree(
         )
     )
     root.ContentSequence.append(_image_library(images))
-    if assessments:
-        sources = {image.ref.sop_instance: image for image in images}
-        root.ContentSequence.append(_measurements(assessments, sources, equipment, identity))
-    root.ContentSequence.append(_evaluations(assessments, rejections))
+    if inputs.assessments:
+        root.ContentSequence.append(_measurements(inputs))
+    root.ContentSequence.append(_evaluations(inputs.assessments, rejections))
     return root
 
 
@@ -140,23 +136,16 @@ def _descriptors(image: SourceContext) -> Iterator[ContentItem]:
             )
 
 
-def _measurements(
-    assessments: Sequence[Assessment],
-    sources: Mapping[str, SourceContext],
-    equipment: Equipment,
-    identity: ResultIdentity,
-) -> ContainerContentItem:
+def _measurements(inputs: ReportInputs) -> ContainerContentItem:
     groups = (
-        _measurement_group(assessment, finding, sources[assessment.source.sop_instance], equipment, identity)
-        for assessment in assessments
+        _measurement_group(assessment, finding, inputs)
+        for assessment in inputs.assessments
         for finding in (assessment.abnormality, *assessment.findings)
     )
     return _container(codes.IMAGING_MEASUREMENTS, groups)
 
 
-def _measurement_group(
-    assessment: Assessment, finding: Finding, image: SourceContext, equipment: Equipment, identity: ResultIdentity
-) -> ContentItem:
+def _measurement_group(assessment: Assessment, finding: Finding, inputs: ReportInputs) -> ContentItem:
     """Return TID 1501 for one finding in one image.
 
     Abnormality is reported the same way: TID 1500 allows only codes and texts among the qualitative evaluations of
@@ -166,15 +155,15 @@ def _measurement_group(
         name=codes.PROBABILITY,
         value=round(finding.probability, 4),
         unit=codes.NO_UNITS,
-        **_inferred_from(image),
+        **_inferred_from(inputs.sources[assessment.source.sop_instance]),
     )
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=identity.tracking(assessment.source.sop_instance, finding.label), identifier=finding.label
+            uid=inputs.identity.tracking(assessment.source.sop_instance, finding.label), identifier=finding.label
         ),
         finding_type=codes.concept(finding.code),
         finding_sites=[FindingSite(codes.concept(finding.site))] if finding.site else None,
-        algorithm_id=_algorithm(finding, equipment),
+        algorithm_id=_algorithm(finding, inputs.equipment),
         measurements=[probability],
         qualitative_evaluations=[
             QualitativeEvaluation(name=codes.PRESENCE, value=codes.PRESENCE_VALUES[finding.presence])

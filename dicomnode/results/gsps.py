@@ -7,7 +7,6 @@ Source: PS3.3 A.33.1 (Grayscale Softcopy Presentation State IOD).
 """
 
 from collections.abc import Iterator
-from datetime import datetime
 
 import cv2
 import numpy as np
@@ -19,10 +18,11 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from pydicom.valuerep import DSfloat
 
 from dicomnode.domain.answer import ResultInstance, ResultKind
-from dicomnode.domain.finding import Assessment, Finding, SaliencyMap
+from dicomnode.domain.finding import Finding, SaliencyMap
 from dicomnode.domain.frame import Frame
 from dicomnode.results import part10
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import OUTLINES, enlarge, positive_findings
 from dicomnode.results.panel import OUTLINE_LEVEL, percent
 
@@ -80,34 +80,26 @@ _TEXT_HEIGHT, _TEXT_WIDTH = 0.03, 0.6
 """Of the line of text on one finding, as parts of the image's sides."""
 
 
-def write_presentation_state(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> Iterator[ResultInstance]:
+def write_presentation_state(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
     """Write the presentation state of one assessed image; without a positive finding there is none."""
-    findings = positive_findings(assessment)
+    source, frame, equipment = inputs.source, inputs.frame, inputs.equipment
+    findings = positive_findings(inputs.assessment)
     if not findings:
         return
-    local_now = source.local(now)
-    sop_instance = identity.instance(_KIND, source.ref.sop_instance)
+    local_now = source.local(inputs.now)
+    sop_instance = inputs.identity.instance(_KIND, source.ref.sop_instance)
     # Patient, General Study, Patient Study, SOP Common
-    ds = part10.new_dataset(source, GrayscaleSoftcopyPresentationStateStorage, sop_instance, now)
+    ds = part10.new_dataset(source, GrayscaleSoftcopyPresentationStateStorage, sop_instance, inputs.now)
     # General Series, Presentation Series
     ds.Modality = "PR"
-    ds.SeriesInstanceUID = identity.series(_KIND)
+    ds.SeriesInstanceUID = inputs.identity.series(_KIND)
     ds.SeriesNumber = equipment.settings.series_number_gsps
     ds.SeriesDescription = part10.series_description("AI contours", equipment)
     ds.BodyPartExamined = "CHEST"
     # General Equipment
     part10.add_equipment(ds, equipment)
     # Presentation State Identification
-    ds.InstanceNumber = number
+    ds.InstanceNumber = inputs.number
     ds.ContentLabel = "AI_CONTOURS"
     ds.ContentDescription = f"Grad-CAM of positive findings, contours at {OUTLINE_LEVEL:.0%}"
     ds.PresentationCreationDate = local_now.strftime(part10.DATE)
@@ -118,7 +110,7 @@ def write_presentation_state(
     # Displayed Area
     ds.DisplayedAreaSelectionSequence = [_displayed_area(source, frame)]
     # Graphic Annotation, Graphic Layer
-    _add_annotations(ds, findings, source, frame, assessment, identity)
+    _add_annotations(ds, findings, inputs)
     # Modality LUT, Softcopy VOI LUT, Softcopy Presentation LUT
     _add_greyscale(ds, source, frame)
     yield part10.finish(ds, _KIND, source.character_set, (source.ref.sop_instance,))
@@ -160,19 +152,13 @@ def _displayed_area(source: SourceContext, frame: Frame) -> Dataset:
     return item
 
 
-def _add_annotations(
-    ds: Dataset,
-    findings: tuple[Finding, ...],
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    identity: ResultIdentity,
-) -> None:
+def _add_annotations(ds: Dataset, findings: tuple[Finding, ...], inputs: ImageResultInputs) -> None:
     """Add a layer for each finding, so that a viewer can show them one by one. Source: PS3.3 C.10.5, C.10.7.
 
     As many have contours as there are colours to tell them apart, the others their line of text.
     """
-    maps = {entry.label: entry for entry in assessment.saliency}
+    source, frame = inputs.source, inputs.frame
+    maps = {entry.label: entry for entry in inputs.assessment.saliency}
     ds.GraphicAnnotationSequence, ds.GraphicLayerSequence = [], []
     for order, finding in enumerate(findings, start=1):
         is_drawn = order <= len(OUTLINES)
@@ -184,7 +170,7 @@ def _add_annotations(
         item.TextObjectSequence = [_text(finding, order, frame)]
         lines = contours(maps[finding.label], frame) if is_drawn and finding.label in maps else []
         if lines:
-            tracking_uid = identity.tracking(source.ref.sop_instance, finding.label)
+            tracking_uid = inputs.identity.tracking(source.ref.sop_instance, finding.label)
             item.GraphicObjectSequence = [_contour(line, finding, tracking_uid) for line in lines]
         ds.GraphicAnnotationSequence.append(item)
 

@@ -9,7 +9,6 @@ Source: PS3.3 A.45.1 (Encapsulated PDF IOD).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from io import BytesIO
 
 import cv2
@@ -20,10 +19,10 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 
 from dicomnode.domain.answer import ResultInstance, ResultKind
-from dicomnode.domain.finding import Assessment, Presence
-from dicomnode.domain.frame import Frame
+from dicomnode.domain.finding import Presence
 from dicomnode.results import codes, part10
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import Picture, draw
 from dicomnode.results.panel import (
     OUTLINE_LEVEL,
@@ -177,20 +176,12 @@ def _draw_footer(canvas: Canvas, heading: Heading, content: PanelContent) -> Non
 _KIND = ResultKind.DOCUMENT
 
 
-def write_document(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> Iterator[ResultInstance]:
+def write_document(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
     """Write the page of one assessed image."""
-    overlay = draw(frame, assessment, equipment)
+    source, frame, equipment = inputs.source, inputs.frame, inputs.equipment
+    overlay = draw(frame, inputs.assessment, equipment)
     content = PanelContent(
-        assessment=assessment,
+        assessment=inputs.assessment,
         equipment=equipment,
         shown=overlay.outlined,
         scale=overlay.scale,
@@ -198,20 +189,20 @@ def write_document(
         inverted=frame.inverted_from_source,
     )
     pdf = draw_page(_heading(source), content, overlay.radiograph)
-    local_now = source.local(now)
+    local_now = source.local(inputs.now)
     # Patient, General Study, Patient Study, SOP Common
-    sop_instance = identity.instance(_KIND, source.ref.sop_instance)
-    ds = part10.new_dataset(source, EncapsulatedPDFStorage, sop_instance, now)
+    sop_instance = inputs.identity.instance(_KIND, source.ref.sop_instance)
+    ds = part10.new_dataset(source, EncapsulatedPDFStorage, sop_instance, inputs.now)
     # Encapsulated Document Series
     ds.Modality = "DOC"
-    ds.SeriesInstanceUID = identity.series(_KIND)
+    ds.SeriesInstanceUID = inputs.identity.series(_KIND)
     ds.SeriesNumber = equipment.settings.series_number_pdf
     ds.SeriesDescription = part10.series_description("AI document", equipment)
     # General Equipment, SC Equipment
     part10.add_equipment(ds, equipment)
     ds.ConversionType = "WSD"
     # Encapsulated Document
-    ds.InstanceNumber = number
+    ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
     ds.AcquisitionDateTime = None

@@ -4,7 +4,6 @@ Source: PS3.3 A.75 (Parametric Map IOD).
 """
 
 from collections.abc import Iterator
-from datetime import datetime
 
 import numpy as np
 from highdicom.pm import RealWorldValueMapping
@@ -14,33 +13,24 @@ from pydicom.uid import ParametricMapStorage
 from pydicom.valuerep import DSfloat
 
 from dicomnode.domain.answer import ResultInstance, ResultKind
-from dicomnode.domain.finding import Assessment, Finding
+from dicomnode.domain.finding import Finding
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.results import codes, part10
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import positive_findings
 
 _KIND = ResultKind.PARAMETRIC_MAP
 _FRAME_TYPE = ["DERIVED", "PRIMARY", "STATIC", "QUANTITY"]
 
 
-def write_parametric_maps(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> Iterator[ResultInstance]:
+def write_parametric_maps(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
     """Write for each positive finding that has a map its parametric map, in a series that is named after it."""
-    maps = {entry.label: entry for entry in assessment.saliency}
-    for finding in positive_findings(assessment):
+    maps = {entry.label: entry for entry in inputs.assessment.saliency}
+    for finding in positive_findings(inputs.assessment):
         if finding.label in maps:
-            values = _on_source(maps[finding.label].values, frame)
-            yield _write(finding, values, source, frame, equipment, identity, now, number)
+            yield _write(finding, _on_source(maps[finding.label].values, inputs.frame), inputs)
 
 
 def _on_source(values: FloatArray, frame: Frame) -> FloatArray:
@@ -49,34 +39,26 @@ def _on_source(values: FloatArray, frame: Frame) -> FloatArray:
     return np.ascontiguousarray(np.rot90(positive, -frame.turned_from_source), dtype=np.float32)
 
 
-def _write(
-    finding: Finding,
-    values: FloatArray,
-    source: SourceContext,
-    frame: Frame,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> ResultInstance:
-    local_now = source.local(now)
-    sop_instance = identity.instance(_KIND, source.ref.sop_instance, finding.label)
+def _write(finding: Finding, values: FloatArray, inputs: ImageResultInputs) -> ResultInstance:
+    source, frame = inputs.source, inputs.frame
+    local_now = source.local(inputs.now)
+    sop_instance = inputs.identity.instance(_KIND, source.ref.sop_instance, finding.label)
     name = finding.label.replace("_", " ")
     # Patient, General Study, Patient Study, SOP Common
-    ds = part10.new_dataset(source, ParametricMapStorage, sop_instance, now)
+    ds = part10.new_dataset(source, ParametricMapStorage, sop_instance, inputs.now)
     # General Series, Parametric Map Series
     ds.Modality = "OT"
-    ds.SeriesInstanceUID = identity.series(_KIND, finding.label)
-    ds.SeriesNumber = equipment.settings.series_number_pm
-    ds.SeriesDescription = part10.series_description(f"AI map: {name}", equipment)
+    ds.SeriesInstanceUID = inputs.identity.series(_KIND, finding.label)
+    ds.SeriesNumber = inputs.equipment.settings.series_number_pm
+    ds.SeriesDescription = part10.series_description(f"AI map: {name}", inputs.equipment)
     ds.BodyPartExamined = "CHEST"
     # Frame of Reference: one of its own, for a projection has no place in the patient
     ds.FrameOfReferenceUID = derive_uid("frame of reference", sop_instance)
     ds.PositionReferenceIndicator = None
     # General Equipment, Enhanced General Equipment
-    part10.add_equipment(ds, equipment)
+    part10.add_equipment(ds, inputs.equipment)
     # General Image, Parametric Map Image
-    ds.InstanceNumber = number
+    ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
     ds.PatientOrientation = list(source.patient_orientation or ())

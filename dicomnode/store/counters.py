@@ -23,7 +23,7 @@ from dicomnode.domain.delivery import Accepted, Delivery, StoreOutcome
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, JobState
-from dicomnode.results.summary import SaidFinding, Summary, read_summary
+from dicomnode.domain.summary import FindingSummary, StudySummary
 from dicomnode.store.blobs.local import Blobs
 from dicomnode.store.engine import Connection, Database, Row
 from dicomnode.store.row_mapping import to_optional_time, to_summary, to_text, to_time
@@ -177,7 +177,7 @@ def _count_image(connection: Connection, week: str, instance: StoredInstance, ou
 
 def _scores_of_answer(answer: StudyAnswer, counted: set[str]) -> Iterator[dict[str, object]]:
     """Yield the scores of these images as rows to be counted."""
-    summary = read_summary(answer.summary)
+    summary = answer.summary
     if summary.model is None:
         return
     for image in summary.images:
@@ -186,7 +186,7 @@ def _scores_of_answer(answer: StudyAnswer, counted: set[str]) -> Iterator[dict[s
                 yield _score(finding) | {"bundle": summary.model.bundle_hash}
 
 
-def _score(finding: SaidFinding) -> dict[str, object]:
+def _score(finding: FindingSummary) -> dict[str, object]:
     return {
         "point": finding.operating_point,
         "label": finding.label,
@@ -211,6 +211,17 @@ OPEN_DELIVERIES = """
 SELECT destination, SUM(state <> 'dead') AS waiting, SUM(state = 'sending') AS sending, SUM(state = 'dead') AS dead,
     MIN(CASE WHEN state <> 'dead' THEN waiting_since END) AS since
 FROM delivery WHERE state IN ('waiting', 'sending', 'dead') GROUP BY destination
+"""
+
+NEXT_TRY = """
+SELECT delivery_id, next_attempt_at FROM delivery WHERE destination = ? AND next_attempt_at IS NOT NULL
+ORDER BY next_attempt_at, delivery_id LIMIT 1
+"""
+
+LAST_FAILURE = """
+SELECT last_error FROM delivery
+WHERE destination = ? AND state IN ('waiting', 'sending', 'dead') AND last_error IS NOT NULL
+ORDER BY changed_at DESC LIMIT 1
 """
 
 OVERDUE = "SELECT destination, COUNT(*) AS count FROM commitment WHERE state = 'overdue' GROUP BY destination"
@@ -264,7 +275,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationFigures:
-    """What waits for a destination, some of it being sent, and what came of the attempts so far."""
+    """What waits for a destination, some of it being sent, and what came of the attempts so far.
+
+    Of a destination whose last attempt failed: `last_error` is the reason, `next_try_at` the time of the next attempt,
+    and `next_delivery_id` the delivery that it is of.
+    """
 
     name: str
     waiting: Waiting = Waiting()
@@ -276,6 +291,9 @@ class DestinationFigures:
     failures_in_row: int = 0
     last_delivered_at: datetime | None = None
     last_failed_at: datetime | None = None
+    last_error: str = ""
+    next_try_at: datetime | None = None
+    next_delivery_id: int | None = None
 
     @property
     def is_up(self) -> bool | None:
@@ -330,7 +348,7 @@ class StudyResult:
     received_at: datetime
     ended_at: datetime
     senders: tuple[str, ...]
-    summary: Summary
+    summary: StudySummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -469,7 +487,21 @@ def _destinations(connection: Connection) -> dict[str, DestinationFigures]:
         found.setdefault(row["destination"], {}).update(open_ones)
     for row in connection.execute(OVERDUE).fetchall():
         found.setdefault(row["destination"], {})["overdue_commitments"] = row["count"]
+    for name, figures in found.items():
+        if figures.get("failures_in_row"):
+            figures.update(_failure(connection, name))
     return {name: DestinationFigures(name=name, **figures) for name, figures in sorted(found.items())}
+
+
+def _failure(connection: Connection, destination: str) -> dict[str, Any]:
+    """Return why the last attempt at a destination failed, and when the next one is due."""
+    failed = connection.execute(LAST_FAILURE, (destination,)).fetchone()
+    due = connection.execute(NEXT_TRY, (destination,)).fetchone()
+    return {
+        "last_error": failed["last_error"] if failed is not None else "",
+        "next_try_at": to_time(due["next_attempt_at"]) if due is not None else None,
+        "next_delivery_id": due["delivery_id"] if due is not None else None,
+    }
 
 
 def _latencies(connection: Connection) -> dict[Stage, Latency]:

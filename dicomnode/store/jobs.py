@@ -23,6 +23,7 @@ from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import AssociationInfo, StudySender
 from dicomnode.domain.job import Job, JobState
 from dicomnode.domain.routing import Route
+from dicomnode.results.summary import summary_to_json
 from dicomnode.settings.node import AssemblySettings
 from dicomnode.store.associations import JOB_HAS_OPEN_SENDER, release_every_association
 from dicomnode.store.blob_references import remove_unnamed
@@ -432,7 +433,7 @@ def _close_answered(connection: Connection, job: Job, answer: StudyAnswer, route
         "job_id": job.job_id,
         "state": state,
         "cause": shortened(no_route(route.calling_aes)) if unrouted else None,
-        "summary": json.dumps(answer.summary, sort_keys=True),
+        "summary": json.dumps(summary_to_json(answer.summary), sort_keys=True),
         "now": to_text(now),
     }
     connection.execute(CLOSE_ANSWERED, closing)

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.delivery import Delivery
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.results.summary import Summary, read_summary
+from dicomnode.domain.summary import StudySummary
+from dicomnode.results.summary import read_summary
 from dicomnode.store.engine import Row
 
 _LONGEST_CAUSE = 500
@@ -54,7 +55,7 @@ def to_stored_instance(row: Row) -> StoredInstance:
     )
 
 
-def to_summary(row: Row) -> Summary:
+def to_summary(row: Row) -> StudySummary:
     """Return the summary in a row of `job`; an empty one, if that version is not answered."""
     return read_summary(json.loads(row["summary"] or "{}"))
 

@@ -22,7 +22,7 @@ from dicomnode.domain.answer import RejectionReason, ResultKind, Subject
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import JobState
-from dicomnode.results.summary import Summary
+from dicomnode.domain.summary import StudySummary
 from dicomnode.store.engine import Connection, Database, Row
 from dicomnode.store.events import EventKind
 from dicomnode.store.row_mapping import to_ref, to_stored_instance, to_summary, to_text, to_time
@@ -174,7 +174,7 @@ class StudyEntry:
     received_at: datetime
     changed_at: datetime
     last_error: str | None
-    summary: Summary
+    summary: StudySummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,14 +258,14 @@ class Studies:
             rows = connection.execute(SMALLEST, {"studies": json.dumps(list(studies))}).fetchall()
         return {row["study"]: row["blob"] for row in rows}
 
-    def summary_of(self, study: str) -> Summary:
+    def summary_of(self, study: str) -> StudySummary:
         """Return the summary of the newest answered version; an empty one, if there is none.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
             row = connection.execute(SUMMARY, (study,)).fetchone()
-        return to_summary(row) if row is not None else Summary()
+        return to_summary(row) if row is not None else StudySummary()
 
     def recent(self, now: datetime, *, minutes: int = 60) -> Recent:
         """Return what happened in the last minutes; of very many events, the newest.

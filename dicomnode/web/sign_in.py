@@ -18,7 +18,7 @@ _PAUSE_S = 1.0
 async def sign_in_page(request: Request) -> Response:
     """Ask for a token."""
     site = site_of(request)
-    return site.pages.page(request, "login.html", has_tokens=site.access.has_tokens)
+    return await site.pages.page(request, "login.html", has_tokens=site.access.has_tokens)
 
 
 async def sign_in(request: Request) -> Response:

@@ -13,10 +13,10 @@ from starlette.responses import RedirectResponse, Response
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
 from dicomnode.store.studies import StudyEntry, Wanted
-from dicomnode.web.context import Parts, session_of, site_of
+from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
-from dicomnode.web.identity import Patient, disclosed, patients_of, shows_patients
+from dicomnode.web.identity import PatientDetails, disclosed, patients_of, shows_patients
 
 PER_PAGE = 50
 _MOST_SEARCHES = 20
@@ -37,10 +37,10 @@ async def studies(request: Request) -> Response:
     search = asked.get("search", "")
     fields = session_of(request).searches.get(search, {})
     before = int(asked["before"]) if re.fullmatch(r"[0-9]{1,15}", asked.get("before", "")) else None
-    entries = await run_in_threadpool(_page, site.parts, fields, before)
+    entries = await run_in_threadpool(_page, site.context, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
     patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "studies.html",
         newest=[described(entry) for entry in entries[:PER_PAGE]],
@@ -50,6 +50,8 @@ async def studies(request: Request) -> Response:
         search=search if fields else "",
         more=more,
         is_first=before is None,
+        is_filtered=bool(fields),
+        peer=site.context.peer,
     )
 
 
@@ -66,15 +68,15 @@ async def search_studies(request: Request) -> Response:
     return RedirectResponse(f"/studies?search={name}", status_code=303)
 
 
-def _page(parts: Parts, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
-    return parts.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
+def _page(context: PageContext, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
+    return context.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
 
 
-def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, Patient] | None:
+def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, PatientDetails] | None:
     """Return whom the studies of a page are of, where that is to be shown, and record that it is."""
     if not shows_patients(request):
         return None
-    patients = patients_of(site_of(request).parts, [entry.study for entry in entries])
+    patients = patients_of(site_of(request).context, [entry.study for entry in entries])
     if patients:
         disclosed(request, list(patients))
     return patients

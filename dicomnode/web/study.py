@@ -22,9 +22,9 @@ from dicomnode.store.ledger import conclusion, sentence
 from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
-from dicomnode.web.context import Parts, site_of
+from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
-from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
+from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
 
 _DEEPEST = 8
@@ -119,10 +119,10 @@ async def study(request: Request) -> Response:
     """Show a study."""
     site, uid = site_of(request), _uid_in(request, "study")
     shows = shows_patients(request)
-    facts = await run_in_threadpool(_facts, site.parts, uid, shows=shows, chosen=request.query_params)
+    facts = await run_in_threadpool(_facts, site.context, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
         await run_in_threadpool(disclosed, request, [uid])
-    return site.pages.page(request, "study.html", **facts)
+    return await site.pages.page(request, "study.html", **facts)
 
 
 async def radiograph(request: Request) -> Response:
@@ -133,35 +133,35 @@ async def radiograph(request: Request) -> Response:
 
 async def heat(request: Request) -> Response:
     """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
-    parts, look = site_of(request).parts, await _look_of(request)
-    labels, at = parts.bundle.manifest.labels, int(request.path_params["label"])
+    context, look = site_of(request).context, await _look_of(request)
+    labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
     """Answer with a Secondary Capture of the study as a picture."""
-    parts, uid, result = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "result")
+    context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
-        entries = parts.store.studies.results_of(uid)
+        entries = context.store.studies.results_of(uid)
         entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
-        return capture_png(parts.store.blobs.read(entry.blob))
+        return capture_png(context.store.blobs.read(entry.blob))
 
     return _picture(await run_in_threadpool(made))
 
 
-def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = parts.store.ledger, parts.store.studies
+def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
+    ledger, held = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
-    is_current = summary.model is not None and summary.model.bundle_hash == parts.bundle.identity.bundle_hash
+    is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
     said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
-        _shown(parts, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        _shown(context, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
         else None
     )
@@ -177,14 +177,14 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
         "at": at,
         "model": summary.model,
         "is_current_model": is_current,
-        "heat_labels": {label.name: at for at, label in enumerate(parts.bundle.manifest.labels)},
+        "heat_labels": {label.name: at for at, label in enumerate(context.bundle.manifest.labels)},
         "opacity": _step(chosen.get("opacity", "")),
         "deliveries": deliveries,
         "results": results,
-        "reports": _reports(parts, [entry for entry in results if entry.version == newest]),
+        "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(parts, images, results) if shows else None,
+        "patient": _patient(context, images, results) if shows else None,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
@@ -197,7 +197,7 @@ def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -
 
 
 def _shown(
-    parts: Parts,
+    context: PageContext,
     image: ImageEntry,
     said: Mapping[str, tuple[Bar, ...]],
     rejections: Sequence[Any],
@@ -208,7 +208,7 @@ def _shown(
 ) -> ShownImage:
     uid = image.instance.ref.sop_instance
     bars = said.get(uid, ())
-    look = None if image.is_purged else _look(parts, image)
+    look = None if image.is_purged else _look(context, image)
     withheld = look is not None and look.may_name_patient and not open_
     labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
@@ -228,20 +228,20 @@ def heat_is_there(look: Look, label: str) -> bool:
     return label in look.maps and float(look.maps[label].max()) > 0
 
 
-def _look(parts: Parts, image: ImageEntry) -> Look | None:
+def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
-        return parts.gallery.look(image.instance)
+        return context.gallery.look(image.instance)
     except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
         return None
 
 
 async def _look_of(request: Request) -> Look:
-    parts, uid, sop = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "image")
+    context, uid, sop = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "image")
 
     def found() -> Look | None:
-        images = parts.store.studies.images_of(uid)
+        images = context.store.studies.images_of(uid)
         image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
-        return None if image is None else _look(parts, image)
+        return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
     if look is None:
@@ -251,21 +251,23 @@ async def _look_of(request: Request) -> Look:
     return look
 
 
-def _reports(parts: Parts, results: Sequence[ResultEntry]) -> list[Item]:
+def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
     reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
     made = []
     for entry in reports[:1]:
         try:
-            made.append(read_report(parts.store.blobs.read(entry.blob)))
+            made.append(read_report(context.store.blobs.read(entry.blob)))
         except CxrNodeError:
             continue
     return made
 
 
-def _patient(parts: Parts, images: Sequence[ImageEntry], results: Sequence[ResultEntry]) -> Patient | None:
+def _patient(
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+) -> PatientDetails | None:
     blobs = [image.instance.blob for image in images if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
-    return patient_of(blobs[:3], parts.store.blobs.read)
+    return patient_of(blobs[:3], context.store.blobs.read)
 
 
 def _mark(kind: EventKind) -> str:

@@ -1,4 +1,4 @@
-"""From predictions to all measures of "what is this model worth"."""
+"""All measures of a bundle's predictions on labelled images."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,23 +8,31 @@ import numpy as np
 from dicomnode.bundle.manifest import LabelEntry, Manifest
 from dicomnode.domain.terminology import ABNORMALITY
 from modeling.evaluation import measures
-from modeling.evaluation.averages import averages, rates_at
+from modeling.evaluation.intervals import Resampler, Values, estimate_of
+from modeling.evaluation.measures import averages, rates_at
 from modeling.evaluation.pointing import Throw, localisation
 from modeling.evaluation.predictions import Predictions
-from modeling.evaluation.resampling import Resampler, Values, estimate_of
-from modeling.evaluation.results import LabelResult, MeanResult, Measured, MemberAucs, PointResult, Rates, SweepRow
+from modeling.evaluation.results import (
+    EvaluationResults,
+    LabelResult,
+    MeanResult,
+    MemberAucs,
+    PointResult,
+    Rates,
+    SweepRow,
+)
 from modeling.evaluation.subgroups import subgroups
 from modeling.metrics import MIN_POSITIVES, BoolArray, Estimate, auc
 
 FIRST_SYSTEM = "first_system_0.5"
 _SWEEP = tuple(round(0.40 + 0.01 * step, 2) for step in range(30))
 Stage = Callable[[str], None]
-"""Called with what is being measured."""
+"""Called with a description of the present step."""
 
 
 def assess(
     predictions: Predictions, throws: Sequence[Throw], manifest: Manifest, *, rounds: int, seed: int, stage: Stage
-) -> Measured:
+) -> EvaluationResults:
     """Measure everything; thresholds and calibration are the bundle's own, none is fitted on these images."""
     resampler = Resampler(predictions.patients, rounds=rounds, seed=seed)
     entries = {label.name: label for label in manifest.labels}
@@ -36,7 +44,7 @@ def assess(
     stage("averaging over the findings")
     averaged = _averages(predictions, manifest, resampler)
     stage("comparing subgroups")
-    return Measured(
+    return EvaluationResults(
         images=len(predictions.images),
         patients=resampler.patients,
         gate=dict(sorted(Counter(predictions.gate.tolist()).items())),
@@ -59,7 +67,7 @@ def thresholds_of(entry: LabelEntry) -> dict[str, tuple[float, str]]:
 
 
 def measurable(truth: BoolArray) -> bool:
-    """Tell whether there are positives and negatives enough for an AUC."""
+    """Tell whether there are enough positives and negatives for an AUC."""
     return min(int(truth.sum()), int((~truth).sum())) >= MIN_POSITIVES
 
 
@@ -120,7 +128,7 @@ def _frequency_in_view(truth: BoolArray, predictions: Predictions) -> Values:
 
 
 def _mean(labels: dict[str, LabelResult], curves: dict[str, dict[str, Values]]) -> MeanResult:
-    names = tuple(name for name, held in curves.items() if held and name != ABNORMALITY)
+    names = tuple(name for name, values in curves.items() if values and name != ABNORMALITY)
 
     def mean_of(kind: str) -> Estimate | None:
         return estimate_of(np.mean([curves[name][kind] for name in names], axis=0)) if names else None
@@ -140,10 +148,11 @@ def _averages(predictions: Predictions, manifest: Manifest, resampler: Resampler
     entries = {label.name: label for label in manifest.labels}
     findings = [at for at, name in enumerate(predictions.labels) if name != ABNORMALITY]
     points = [thresholds_of(entries[predictions.labels[at]]) for at in findings]
-    common = [name for name in (points[0] if points else ()) if all(name in held for held in points)]
+    common = [name for name in (points[0] if points else ()) if all(name in thresholds for thresholds in points)]
     truth, probability = predictions.truth[:, findings], predictions.probability[:, findings]
     return {
-        name: averages(truth, probability >= np.array([held[name][0] for held in points]), resampler) for name in common
+        name: averages(truth, probability >= np.array([thresholds[name][0] for thresholds in points]), resampler)
+        for name in common
     }
 
 

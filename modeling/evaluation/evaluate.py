@@ -9,13 +9,12 @@ from pathlib import Path
 from dicomnode.bundle.reader import Bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.evaluation.assess import assess
-from modeling.evaluation.images import Selection, select
 from modeling.evaluation.plots import draw_plots
 from modeling.evaluation.pointing import Boxes, read_boxes
 from modeling.evaluation.predictions import FILE, write_predictions
-from modeling.evaluation.reading import Ensemble, Progress, ReadImages, read_images
+from modeling.evaluation.reading import ReadImages, ReadyBundle, ReportImages, Selection, read_images, select
 from modeling.evaluation.report import write_report
-from modeling.evaluation.results import Measured
+from modeling.evaluation.results import EvaluationResults
 from modeling.files import open_files
 from modeling.preparation.problems import Problem, as_csv, counted
 from modeling.preparation.tables import read_list, read_table
@@ -24,8 +23,11 @@ METRICS, REPORT, SKIPPED, PLOTS = "metrics.json", "report.html", "skipped.csv", 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What to evaluate. `images`: a folder or a ZIP archive; `split`: a list of image names; `boxes`: NIH's boxes."""
+class EvaluationRequest:
+    """Options of an evaluation.
+
+    `images`: a folder or a ZIP archive; `split`: a list of image names; `boxes`: NIH's table of boxes.
+    """
 
     images: Path
     labels: Path
@@ -37,23 +39,25 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """How the caller follows: images done of all, and the stage at hand."""
+class EvaluationProgress:
+    """How the caller shows progress: images read of all, and the present stage."""
 
-    images: Progress
+    images: ReportImages
     stage: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What came out: the measures, and every problem met on the way."""
+    """The result: all measures, and every problem of the input."""
 
-    measured: Measured
+    measured: EvaluationResults
     problems: tuple[Problem, ...]
 
 
-def evaluate(request: Request, bundle: Bundle, ensemble: Ensemble, watch: Watch, now: datetime) -> Evaluation:
-    """Evaluate a bundle and write the folder; `predictions.csv` and `skipped.csv` stand before measuring begins.
+def evaluate(
+    request: EvaluationRequest, bundle: Bundle, ensemble: ReadyBundle, watch: EvaluationProgress, now: datetime
+) -> Evaluation:
+    """Evaluate a bundle and write the folder; `predictions.csv` and `skipped.csv` are written before measuring begins.
 
     Raises: ConfigurationError when the input cannot be used or the folder not be written.
     """
@@ -87,7 +91,12 @@ def evaluate(request: Request, bundle: Bundle, ensemble: Ensemble, watch: Watch,
 
 
 def _as_json(
-    request: Request, bundle: Bundle, selection: Selection, read: ReadImages, measured: Measured, now: datetime
+    request: EvaluationRequest,
+    bundle: Bundle,
+    selection: Selection,
+    read: ReadImages,
+    measured: EvaluationResults,
+    now: datetime,
 ) -> str:
     identity = bundle.identity
     return json.dumps(

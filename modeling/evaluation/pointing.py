@@ -16,10 +16,9 @@ import numpy as np
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.finding import SaliencyMap
 from dicomnode.domain.frame import FloatArray
-from modeling.evaluation.images import key_of
-from modeling.evaluation.resampling import Resampler, Values, Weights, estimate_of
+from modeling.evaluation.intervals import Resampler, Values, Weights, estimate_of
 from modeling.metrics import Estimate
-from modeling.preparation.tables import read_text
+from modeling.preparation.tables import image_key, read_text
 
 SIDE_OF_BOXES = 1024
 """NIH's boxes are in pixels of its 1024 by 1024 renderings, whatever size the images at hand have."""
@@ -53,7 +52,7 @@ class Box:
 
 
 Boxes = dict[str, dict[str, tuple[Box, ...]]]
-"""Boxes by image, as `key_of` names it, and by label."""
+"""Boxes by image, as `image_key` names it, and by label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +91,16 @@ def read_boxes(path: Path, labels: Sequence[str]) -> Boxes:
         label = _OTHER_NAMES.get(given, given)
         if label not in labels:
             raise ConfigurationError(f"{path}, line {line}: the bundle has no label {given!r}")
-        boxes[key_of(name)][label] += (Box(left=x, top=y, width=width, height=height),)
+        boxes[image_key(name)][label] += (Box(left=x, top=y, width=width, height=height),)
     if not boxes:
         raise ConfigurationError(f"{path} holds no boxes")
-    return {image: dict(held) for image, held in boxes.items()}
+    return {image: dict(by_label) for image, by_label in boxes.items()}
 
 
 def throws_of(image: str, patient: str, saliency: Iterable[SaliencyMap], boxes: Boxes) -> list[Throw]:
     """Play the game for every label of the image that has boxes."""
-    held = boxes.get(key_of(image), {})
-    maps = {entry.label: entry.values for entry in saliency if entry.label in held}
+    boxes_of = boxes.get(image_key(image), {})
+    maps = {entry.label: entry.values for entry in saliency if entry.label in boxes_of}
     thrown = []
     for label, values in maps.items():
         x, y = _highest(values)
@@ -109,8 +108,8 @@ def throws_of(image: str, patient: str, saliency: Iterable[SaliencyMap], boxes: 
             Throw(
                 patient=patient,
                 label=label,
-                hit=any(box.holds(x, y) for box in held[label]),
-                chance=min(1.0, sum(box.area for box in held[label])),
+                hit=any(box.holds(x, y) for box in boxes_of[label]),
+                chance=min(1.0, sum(box.area for box in boxes_of[label])),
             )
         )
     return thrown

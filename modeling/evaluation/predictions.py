@@ -1,4 +1,4 @@
-"""What the ensemble said of each labelled image, in memory and as `predictions.csv`."""
+"""The predictions for each labelled image, in memory and as `predictions.csv`."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the table: what is known of the image, then per label the truth, the ensemble and each member."""
+    """Write the table: attributes of the image, then per label the truth, the ensemble and each member."""
     members = predictions.members.shape[1]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -91,7 +91,7 @@ def _parse(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Predicti
         raise ValueError("no labels or no rows")
     members = sum(name.startswith(labels[0] + _MEMBER) for name in header)
     if tuple(header) != (*_ABOUT, *(column for label in labels for column in _columns(label, members))):
-        raise ValueError("the columns are others")
+        raise ValueError("it has other columns")
 
     def numbers(columns: Sequence[str]) -> npt.NDArray[np.float64]:
         return np.array([[float(row[column]) for column in columns] for row in rows])

@@ -1,16 +1,85 @@
-"""The report of one evaluation."""
+"""The report of one evaluation, in one HTML file with its tables and pictures."""
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 from dicomnode.bundle.reader import Bundle
-from modeling.evaluation.averages import KINDS
-from modeling.evaluation.document import Document, brief, shown
-from modeling.evaluation.measures import ECE_BINS, RATES
-from modeling.evaluation.results import Measured, MemberAucs
+from modeling.evaluation.measures import ECE_BINS, KINDS, RATES
+from modeling.evaluation.results import EvaluationResults, MemberAucs
 from modeling.evaluation.subgroups import MEASURES
-from modeling.metrics import MIN_POSITIVES
+from modeling.metrics import MIN_POSITIVES, Estimate
 from modeling.preparation.problems import Problem, counted
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1e23; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+p { max-width: 56rem; } .note { color: #596069; }
+.wide { overflow-x: auto; margin-bottom: 1rem; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
+th { border-bottom: 2px solid #9aa1aa; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; height: auto; } figure { margin: 1.2rem 0; } figcaption { color: #596069; font-size: 13px; }
+"""
+NOTHING = "\N{EN DASH}"
+
+
+class Document:
+    """HTML in the order in which it is added; all text is escaped."""
+
+    def __init__(self, title: str) -> None:
+        """Begin a document under this title."""
+        self._title = title
+        self._parts = [f"<h1>{escape(title)}</h1>"]
+
+    def heading(self, text: str) -> None:
+        """Begin a section."""
+        self._parts.append(f"<h2>{escape(text)}</h2>")
+
+    def paragraph(self, text: str, *, note: bool = False) -> None:
+        """Add a paragraph, quieter if it is a note."""
+        self._parts.append(f'<p class="note">{escape(text)}</p>' if note else f"<p>{escape(text)}</p>")
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Add a table; its first column is text, the others are figures."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+        self._parts.append(
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+        )
+
+    def pictures(self, captioned: Mapping[str, Path]) -> None:
+        """Put PNG files into the document, each with its caption."""
+        for caption, path in captioned.items():
+            encoded = base64.b64encode(path.read_bytes()).decode()
+            text = escape(caption)
+            self._parts.append(
+                f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}">'
+                f"<figcaption>{text}</figcaption></figure>"
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        head = f'<meta charset="utf-8"><title>{escape(self._title)}</title><style>{_STYLE}</style>'
+        body = "\n".join(self._parts)
+        path.write_text(f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+
+
+def shown(estimate: Estimate | None) -> str:
+    """Return a value with its interval, or a dash."""
+    if estimate is None:
+        return NOTHING
+    joint = " to " if estimate.low < 0 else "-"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}{joint}{estimate.high:.3f})"
+
+
+def brief(value: Estimate | float | None) -> str:
+    """Return a value without its interval, or a dash."""
+    if value is None:
+        return NOTHING
+    return f"{value.value if isinstance(value, Estimate) else value:.3f}"
+
 
 _NAMED_OF_A_KIND = 5
 
@@ -18,14 +87,14 @@ _NAMED_OF_A_KIND = 5
 def write_report(
     path: Path,
     bundle: Bundle,
-    measured: Measured,
+    measured: EvaluationResults,
     problems: Sequence[Problem],
     pictures: Mapping[str, Path],
     *,
     outside_split: int,
     rounds: int,
 ) -> None:
-    """Write the report: what was read and what was not, every measure, every picture."""
+    """Write the report: the images read and the problems, every measure, every figure."""
     identity = bundle.identity
     document = Document(f"{identity.name} {identity.version}: evaluation")
     document.paragraph("Research use only. Not a medical device.", note=True)
@@ -42,7 +111,7 @@ def write_report(
     document.write(path)
 
 
-def _summary(document: Document, bundle: Bundle, measured: Measured, rounds: int) -> None:
+def _summary(document: Document, bundle: Bundle, measured: EvaluationResults, rounds: int) -> None:
     mean = measured.mean_of_findings
     document.paragraph(
         f"{measured.images} images of {measured.patients} patients, read by an ensemble of {bundle.manifest.members} "
@@ -59,7 +128,7 @@ def _summary(document: Document, bundle: Bundle, measured: Measured, rounds: int
     )
 
 
-def _input(document: Document, measured: Measured, problems: Sequence[Problem], outside_split: int) -> None:
+def _input(document: Document, measured: EvaluationResults, problems: Sequence[Problem], outside_split: int) -> None:
     document.heading("What was read")
     gate = ", ".join(f"{name} {count}" for name, count in measured.gate.items())
     document.paragraph(
@@ -71,15 +140,15 @@ def _input(document: Document, measured: Measured, problems: Sequence[Problem], 
         return
     document.table(("problem", "count"), [(kind, str(count)) for kind, count in counted(problems).items()])
     by_kind: dict[str, list[tuple[str, str, str]]] = {}
-    for one in sorted(problems):
-        by_kind.setdefault(one.kind.value, []).append((one.kind.value, one.subject, one.detail))
+    for problem in sorted(problems):
+        by_kind.setdefault(problem.kind.value, []).append((problem.kind.value, problem.subject, problem.detail))
     named = [row for rows in by_kind.values() for row in rows[:_NAMED_OF_A_KIND]]
     document.table(("problem", "image or file", "detail"), named)
     if len(problems) > len(named):
         document.paragraph(f"All {len(problems)} are in skipped.csv.", note=True)
 
 
-def _discrimination(document: Document, measured: Measured) -> None:
+def _discrimination(document: Document, measured: EvaluationResults) -> None:
     document.heading("Discrimination")
     rows = [
         (
@@ -112,7 +181,7 @@ def _discrimination(document: Document, measured: Measured) -> None:
     )
 
 
-def _calibration(document: Document, measured: Measured) -> None:
+def _calibration(document: Document, measured: EvaluationResults) -> None:
     document.heading("Calibration")
     header = ("label", "Brier score", "expected calibration error", "slope", "intercept")
     rows = [
@@ -133,7 +202,7 @@ def _calibration(document: Document, measured: Measured) -> None:
     )
 
 
-def _points(document: Document, measured: Measured) -> None:
+def _points(document: Document, measured: EvaluationResults) -> None:
     names = dict.fromkeys(name for result in measured.labels.values() for name in result.operating_points)
     for name in names:
         document.heading(f"At the operating point {name}")
@@ -155,7 +224,7 @@ def _points(document: Document, measured: Measured) -> None:
     )
 
 
-def _averages(document: Document, measured: Measured) -> None:
+def _averages(document: Document, measured: EvaluationResults) -> None:
     document.heading("Averages over the findings")
     rows = [
         (f"{point}: {kind}", *(shown(kinds[kind][rate]) for rate in RATES))
@@ -170,7 +239,7 @@ def _averages(document: Document, measured: Measured) -> None:
     )
 
 
-def _sweep(document: Document, measured: Measured) -> None:
+def _sweep(document: Document, measured: EvaluationResults) -> None:
     if not measured.threshold_sweep:
         return
     document.heading("Abnormality: threshold sweep")
@@ -181,7 +250,7 @@ def _sweep(document: Document, measured: Measured) -> None:
     document.table(("threshold", "accuracy", *map(_rate, RATES)), rows)
 
 
-def _subgroups(document: Document, measured: Measured, point: str) -> None:
+def _subgroups(document: Document, measured: EvaluationResults, point: str) -> None:
     for axis, result in measured.subgroups.items():
         document.heading(f"By {axis}")
         if not result.groups:
@@ -197,9 +266,9 @@ def _subgroups(document: Document, measured: Measured, point: str) -> None:
         document.table(header, rows)
         gaps = [
             (_name(label), measure, gap.best, gap.worst, shown(gap.difference))
-            for label, held in result.gaps.items()
+            for label, by_measure in result.gaps.items()
             for measure in MEASURES
-            if (gap := held.get(measure)) is not None
+            if (gap := by_measure.get(measure)) is not None
         ]
         if gaps:
             document.table(("gap between groups", "measure", "best", "worst", "difference"), gaps)
@@ -210,13 +279,13 @@ def _subgroups(document: Document, measured: Measured, point: str) -> None:
         )
 
 
-def _localisation(document: Document, measured: Measured) -> None:
+def _localisation(document: Document, measured: EvaluationResults) -> None:
     if not measured.localisation:
         return
     document.heading("Localisation: pointing game")
     rows = [
-        (_name(label), str(one.throws), str(one.hits), shown(one.rate), f"{one.chance:.3f}")
-        for label, one in measured.localisation.items()
+        (_name(label), str(result.throws), str(result.hits), shown(result.rate), f"{result.chance:.3f}")
+        for label, result in measured.localisation.items()
     ]
     document.table(("label", "images with boxes", "hits", "hit rate", "by chance"), rows)
     document.paragraph(

@@ -1,4 +1,4 @@
-"""All that an evaluation measures; None is what too few images leave unmeasured."""
+"""The results of an evaluation; None where there are too few images to measure."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ Rates = dict[str, Estimate | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberAucs:
-    """The members' own AUCs, and their mean and standard deviation, which the ensemble's should exceed."""
+    """The AUC of each member, their mean and standard deviation; the ensemble's AUC should exceed the mean."""
 
     aucs: tuple[float, ...]
     mean: float
@@ -101,8 +101,8 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Everything, as it stands in `metrics.json`."""
+class EvaluationResults:
+    """All results; `metrics.json` has the same fields."""
 
     images: int
     patients: int

@@ -1,15 +1,15 @@
-"""Everything wrong with the input, counted and listed, so that nothing is dropped in silence."""
+"""Problems of the input, counted and listed: no image is left out without a reason."""
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What is wrong. The values are stable: they stand in reports."""
+    """The kind of a problem. The values are stable: reports contain them."""
 
     IMAGE_MISSING = "image-missing"
     IMAGE_WITHOUT_ROW = "image-without-row"
@@ -29,7 +29,7 @@ class Kind(StrEnum):
 
 
 KEPT = frozenset({Kind.AGE_IMPLAUSIBLE, Kind.FEW_POSITIVES, Kind.IMAGE_TWICE, Kind.ROW_TWICE})
-"""Kinds that leave the image in: an age is then unknown, a repeated row or file counts once."""
+"""Problems that do not exclude the image: its age is then unknown, or a repeated row or file counts once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -42,7 +42,7 @@ class Problem:
 
     @property
     def skipped(self) -> bool:
-        """Tell whether the image is left out because of it."""
+        """Tell whether the problem excludes the image."""
         return self.kind not in KEPT
 
 
@@ -59,3 +59,11 @@ def as_csv(problems: Iterable[Problem]) -> str:
     for problem in sorted(problems):
         writer.writerow((problem.kind.value, problem.subject, "yes" if problem.skipped else "no", problem.detail))
     return text.getvalue()
+
+
+_NAMED_AT_MOST = 5
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first few names, for a message."""
+    return ", ".join(names[:_NAMED_AT_MOST]) + (" …" if len(names) > _NAMED_AT_MOST else "")

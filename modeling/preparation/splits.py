@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested on: official lists that share no patient, and folds that no patient crosses."""
+"""Training and test images: official lists and folds, none of which share a patient."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.preparation.problems import Kind, Problem
-from modeling.preparation.records import FINDINGS, some
+from modeling.preparation.problems import Kind, Problem, first_few
+from modeling.preparation.records import FINDINGS
 from modeling.preparation.tables import Entry, read_list
 
 TRAIN_VAL, TEST = "train_val", "test"
@@ -39,7 +39,7 @@ def read_official_split(folder: Path) -> OfficialSplit:
     lists = {side: frozenset(read_list(_list_file(folder, f"{side}_list.txt"))) for side in (TRAIN_VAL, TEST)}
     both = sorted(lists[TRAIN_VAL] & lists[TEST])
     if both:
-        raise ConfigurationError(f"{len(both)} images stand in both lists of {folder}: {some(both)}")
+        raise ConfigurationError(f"{len(both)} images are in both lists of {folder}: {first_few(both)}")
     return OfficialSplit(train_val=lists[TRAIN_VAL], test=lists[TEST])
 
 
@@ -55,7 +55,7 @@ def require_no_shared_patient(entries: Sequence[Entry], split: OfficialSplit) ->
     if both:
         # Patient identifiers stay out of messages.
         raise ConfigurationError(
-            f"{len(both)} patients are on both sides of the split: a test on them would measure memory"
+            f"{len(both)} patients are on both sides of the split: a test on them would not be independent"
         )
 
 
@@ -79,13 +79,13 @@ def assign_folds(entries: Sequence[Entry], source_px: Sequence[int], *, folds: i
 
 
 def few_positives(positives: Mapping[int, Mapping[str, int]], minimum: int) -> tuple[Problem, ...]:
-    """Return a problem for every finding that has positives, but in some fold fewer than `minimum`.
+    """Return a problem for every finding that has positives, but in first_few fold fewer than `minimum`.
 
     `positives`: the count of each finding by fold.
     """
     problems = []
     for finding in FINDINGS:
-        counts = {fold: held.get(finding, 0) for fold, held in sorted(positives.items())}
+        counts = {fold: by_finding.get(finding, 0) for fold, by_finding in sorted(positives.items())}
         least = min(counts, key=lambda fold: counts[fold])
         if sum(counts.values()) and counts[least] < minimum:
             detail = f"fold {least} holds {counts[least]} of {sum(counts.values())} positives, needs {minimum}"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import open_prepared
-from modeling.preparation.prepare import Request, prepare
+from modeling.preparation.prepare import PreparationRequest, prepare
 from modeling.preparation.records import decode_pixels, read_records, record_files
 from tests.conftest import ROOT
 from tests.modeling.nih_release import table_rows, write_table
@@ -124,8 +124,7 @@ def test_an_unfinished_or_incomplete_folder_is_not_opened(release: Path, tmp_pat
 
 def test_the_trainer_gets_from_records_what_it_gets_from_the_images(release: Path, tmp_path: Path) -> None:
     from dicomnode.bundle.manifest import InputSpec
-    from modeling.nih import read_radiographs
-    from modeling.preparation.training_set import training_set
+    from modeling.nih import read_radiographs, training_set
 
     prepared(release, tmp_path / "out", side=72, official_split=release)
     spec = InputSpec(side=64, source_side=64)
@@ -151,7 +150,7 @@ def test_real_radiographs_round_trip_with_their_labels_and_no_patient_crosses(
         names = [name for name in archive.namelist() if name.endswith(".jpg")][:6000:20]
         for name in names:
             archive.extract(name, tmp_path / "real")
-    request = Request(
+    request = PreparationRequest(
         images=tmp_path / "real",
         labels=nih / "Data_Entry_2017_v2020.csv.gz",
         official_split=nih,

@@ -19,11 +19,11 @@ from dicomnode.domain.finding import SaliencyMap
 from dicomnode.domain.terminology import NIH_TERMS
 from dicomnode.inference.predictor import Predictor
 from dicomnode.settings.node import PixelSettings
-from modeling.evaluation.images import key_of, select
 from modeling.evaluation.pointing import localisation, read_boxes, throws_of
 from modeling.evaluation.predictions import read_predictions
+from modeling.evaluation.reading import select
 from modeling.files import open_files
-from modeling.preparation.tables import read_table
+from modeling.preparation.tables import image_key, read_table
 from tests.support.bundles import MEMBERS, make_bundle
 from tests.support.make import build, chest, stored, write
 
@@ -195,8 +195,8 @@ def test_an_image_without_suffix_is_found_by_its_dicom_magic(tmp_path: Path) -> 
 
 
 def test_names_are_compared_without_folder_and_image_suffix() -> None:
-    assert key_of("a/b/00000001_000.JPG") == key_of("00000001_000.png") == "00000001_000"
-    assert key_of("1.2.840.1") == "1.2.840.1"
+    assert image_key("a/b/00000001_000.JPG") == image_key("00000001_000.png") == "00000001_000"
+    assert image_key("1.2.840.1") == "1.2.840.1"
 
 
 def test_a_sixteen_bit_png_keeps_its_depth() -> None:

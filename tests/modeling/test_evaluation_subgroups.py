@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from modeling.evaluation.intervals import Resampler
 from modeling.evaluation.predictions import Predictions
-from modeling.evaluation.resampling import Resampler
 from modeling.evaluation.results import Axis
 from modeling.evaluation.subgroups import MEAN_OF_FINDINGS, subgroups
 

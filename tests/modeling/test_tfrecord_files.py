@@ -11,8 +11,6 @@ from PIL import Image
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import numpy_batches
-from modeling.preparation.example import decode, encode
-from modeling.preparation.framing import count_frames, framed, frames
 from modeling.preparation.records import (
     Record,
     decode_pixels,
@@ -22,6 +20,7 @@ from modeling.preparation.records import (
     record_files,
     require_counts,
 )
+from modeling.preparation.tfrecord import count_frames, decode, encode, framed, frames
 
 
 def png(value: int = 7, side: int = 4) -> bytes:

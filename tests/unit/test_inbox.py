@@ -87,7 +87,7 @@ def test_a_study_may_be_answered_in_part(store: Store) -> None:
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
     lateral = Rejection(source=image(number=2), reason=RejectionReason.LATERAL_VIEW, detail="a lateral view")
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,), summary={}), to(), at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,)), to(), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(answered=1, rejected=1)
 
@@ -97,7 +97,7 @@ def test_a_report_that_says_not_analysed_makes_the_study_done_and_the_image_reje
     job = claim(store, QUIET_S)
     rejected = rejection_of_all(job)
     report = result(job, ResultKind.STRUCTURED_REPORT)
-    given = StudyAnswer(results=(report,), rejections=rejected.rejections, summary={})
+    given = StudyAnswer(results=(report,), rejections=rejected.rejections)
     store.inbox.finish(job, given, to("PACS"), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(rejected=1)
@@ -108,7 +108,7 @@ def test_an_image_that_an_answer_forgets_is_not_hidden(store: Store) -> None:
     accept(store, number=2)
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(), summary={}), to(), at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=()), to(), at(3))
     assert store.ledger.balance() == Balance(answered=1, unaccounted=1)
     assert EventKind.IMAGE_UNMENTIONED in kinds(store)
 

@@ -179,3 +179,16 @@ def test_a_curve_may_come_without_a_band(curved: Path, tmp_path: Path) -> None:
     curves = read_manifest(changed(curved, tmp_path, forget)).labels[1].curves
     assert curves is not None
     assert curves.roc.low is None
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "positives", "images", "expected"),
+    [(None, 25, 1000, 0.025), (0.1, 25, 1000, 0.1), (None, 0, 1000, None), (None, 25, 0, None), (0.0, 25, 1000, None)],
+)
+def test_the_base_rate_is_the_stated_prevalence_else_the_share_of_positives(
+    other: Path, prevalence: float | None, positives: int, images: int, expected: float | None
+) -> None:
+    manifest = read_manifest(other)
+    label = manifest.labels[1].model_copy(update={"prevalence": prevalence, "positives": positives})
+    counted = manifest.provenance.model_copy(update={"images": images})
+    assert manifest.model_copy(update={"provenance": counted}).base_rate(label) == expected

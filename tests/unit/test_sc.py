@@ -8,9 +8,11 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import draw
 from dicomnode.results.sc import write_heatmap
 from dicomnode.settings.node import ResultSettings
@@ -20,8 +22,8 @@ from tests.support.products import image_results
 
 
 def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
-    context = SourceContext.of(source)
-    return write_heatmap(
+    context = SourceContext.of(header_of(source))
+    inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(400, 320), turns=turns, inverted=inverted),
         assessment=assessment(context.ref, {"Pleural_Thickening": 0.7}),
@@ -30,6 +32,7 @@ def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settin
         now=NOW,
         number=2,
     )
+    return write_heatmap(inputs)
 
 
 def opened(result: ResultInstance) -> Dataset:
@@ -59,7 +62,7 @@ def test_the_object_is_a_derived_secondary_capture_of_the_same_study() -> None:
 
 def test_the_pixels_are_the_picture() -> None:
     source = build("cr")
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     picture = draw(
         frame(context.ref, chest(400, 320)), assessment(context.ref, {"Pleural_Thickening": 0.7}), equipment()
     ).pixels

@@ -8,11 +8,13 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, is_valid_uid
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ReportInputs
 from dicomnode.results.sr import as_comprehensive, as_enhanced, fallback, write_not_analysed, write_report
 from dicomnode.settings.node import ResultSettings
 from tests.support.assessments import MODEL, NOW, assessment, equipment, identity
@@ -22,7 +24,7 @@ STUDY = "1.2.826.0.1.99"
 
 
 def sources_of(*datasets: Dataset) -> dict[str, SourceContext]:
-    contexts = [SourceContext.of(ds) for ds in datasets]
+    contexts = [SourceContext.of(header_of(ds)) for ds in datasets]
     return {context.ref.sop_instance: context for context in contexts}
 
 
@@ -34,7 +36,7 @@ def report(
     **settings: object,
 ) -> ResultInstance:
     sources = sources_of(*(datasets or (build("cr", study_uid=STUDY),)))
-    return write_report(
+    inputs = ReportInputs(
         sources=sources,
         assessments=assessments or [assessment(entry.ref, {"Mass": 0.7}) for entry in sources.values()],
         rejections=rejections,
@@ -43,6 +45,7 @@ def report(
         identity=identity(STUDY),
         now=NOW,
     )
+    return write_report(inputs)
 
 
 def opened(result: ResultInstance | bytes) -> Dataset:
@@ -98,13 +101,15 @@ def test_uids_follow_the_inputs() -> None:
     sources = sources_of(source)
     made = [
         write_report(
-            sources=sources,
-            assessments=[assessment(entry.ref) for entry in sources.values()],
-            rejections=(),
-            predecessors=(),
-            equipment=equipment(),
-            identity=identity(STUDY, inputs),
-            now=NOW,
+            ReportInputs(
+                sources=sources,
+                assessments=[assessment(entry.ref) for entry in sources.values()],
+                rejections=(),
+                predecessors=(),
+                equipment=equipment(),
+                identity=identity(STUDY, inputs),
+                now=NOW,
+            )
         ).ref
         for inputs in ("one", "two")
     ]
@@ -114,7 +119,7 @@ def test_uids_follow_the_inputs() -> None:
 
 def test_highdicom_reads_back_every_finding_with_probability_and_presence() -> None:
     source = build("dx", study_uid=STUDY)
-    ref = SourceContext.of(source).ref
+    ref = SourceContext.of(header_of(source)).ref
     said = assessment(ref, {"Mass": 0.71239, "Effusion": 0.5}, undetermined=("Nodule",), abnormality=0.9)
     document = hd.sr.Comprehensive3DSR.from_dataset(opened(report(source, assessments=[said])))
     read = {}
@@ -186,7 +191,9 @@ def test_normality_and_success_are_said_apart(
     probabilities: dict[str, float], undetermined: tuple[str, ...], abnormality: float, normality: str, summary: str
 ) -> None:
     source = build("cr", study_uid=STUDY)
-    said = assessment(SourceContext.of(source).ref, probabilities, undetermined=undetermined, abnormality=abnormality)
+    said = assessment(
+        SourceContext.of(header_of(source)).ref, probabilities, undetermined=undetermined, abnormality=abnormality
+    )
     container = evaluations(opened(report(source, assessments=[said])))
     assert [coded_value(item) for item in children(container, "121402")] == [normality]
     assert [coded_value(item) for item in children(container, "111017")] == [summary]
@@ -197,7 +204,7 @@ def test_an_image_that_should_have_been_read_and_could_not_makes_the_success_par
     probability: float, summary: str
 ) -> None:
     source = build("cr", study_uid=STUDY)
-    said = assessment(SourceContext.of(source).ref, {"Mass": probability})
+    said = assessment(SourceContext.of(header_of(source)).ref, {"Mass": probability})
     ds = opened(report(source, assessments=[said], rejections=[rejected(RejectionReason.CORRUPT_PIXELS)]))
     container = evaluations(ds)
     assert [coded_value(item) for item in children(container, "111017")] == [summary]
@@ -219,17 +226,19 @@ def test_what_the_report_mentions_besides_its_images_makes_it_another_instance()
 
 def test_a_study_not_analysed_says_so_and_why() -> None:
     source = build("cr", study_uid=STUDY, view="LL")
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")
     own = rejected(RejectionReason.OWN_RESULT)
-    result = write_not_analysed(
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
+        assessments=(),
         rejections=[refusal, own],
         predecessors=(),
         equipment=equipment(),
         identity=identity(STUDY),
         now=NOW,
     )
+    result = write_not_analysed(inputs)
     ds = opened(result)
     container = evaluations(ds)
     assert [coded_value(item) for item in children(container, "111017")] == ["111245"]

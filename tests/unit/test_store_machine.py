@@ -262,7 +262,7 @@ def given(job: Job, rejected: str) -> StudyAnswer:
     )
     rest = tuple(stored.ref.sop_instance for stored in job.instances[count:])
     results = (result(job, ResultKind.STRUCTURED_REPORT, rest),) if rest else ()
-    return StudyAnswer(results=results, rejections=rejections, summary={})
+    return StudyAnswer(results=results, rejections=rejections)
 
 
 TestStoreMachine = StoreMachine.TestCase

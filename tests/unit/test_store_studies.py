@@ -10,7 +10,7 @@ import pytest
 from dicomnode.domain.answer import RejectionReason, ResultKind, Subject
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.job import JobState
-from dicomnode.results.summary import Summary
+from dicomnode.domain.summary import StudySummary
 from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.row_mapping import EventKind
@@ -132,7 +132,7 @@ def test_what_there_is_of_a_study(tmp_path: Path) -> None:
         assert kinds == [(ResultKind.STRUCTURED_REPORT, 1), (ResultKind.SECONDARY_CAPTURE, 1)]
         (entry,) = store.studies.page(Wanted(study="1.2"), limit=1)
         assert entry.reasons == (RejectionReason.LATERAL_VIEW,)
-        assert store.studies.summary_of("1.9") == Summary()
+        assert store.studies.summary_of("1.9") == StudySummary()
 
 
 def test_what_happened_in_the_last_hour(tmp_path: Path) -> None:

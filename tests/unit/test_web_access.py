@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.settings.http import HttpSettings, HttpToken, Role
 from dicomnode.settings.node import Settings, parse_http, read_settings
-from dicomnode.web.app import Extra, create_app
+from dicomnode.web.app import PageRoute, create_app
 from tests.support.web import Web, form_token
 
 OPERATOR, VIEWER, SCRAPER = "o" * 20, "v" * 20, "m" * 20
@@ -226,7 +226,7 @@ def test_probes_begin_no_sessions_and_push_nobody_out(tmp_path: Path) -> None:
         return PlainTextResponse("ok")
 
     with Web(tmp_path) as web:
-        probed = create_app(web.parts, extra=[Extra(path="/probe", view=healthy, role=Role.NOBODY)])
+        probed = create_app(web.context, extra=[PageRoute(path="/probe", view=healthy, role=Role.NOBODY)])
         client = TestClient(probed, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
         answer = client.get("/probe")
         assert (answer.status_code, "set-cookie" in answer.headers) == (200, False)

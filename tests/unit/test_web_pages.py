@@ -27,11 +27,16 @@ def web(tmp_path_factory: pytest.TempPathFactory, page_bundle: Path) -> Iterator
         yield made
 
 
-@pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/letters", "/model"])
+@pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/problems", "/model"])
 def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None:
     answer = web.client.get(path)
     assert answer.status_code == 200
     is_whole(Page(answer.text))
+
+
+def test_a_former_address_leads_to_the_present_one(web: Web) -> None:
+    answer = web.client.get("/letters?x=1", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (308, "/problems?x=1")
 
 
 def test_a_bundle_from_before_there_were_curves_says_so(web: Web) -> None:
@@ -64,7 +69,7 @@ def test_the_overview_counts_what_has_not_reached_its_end(own: Web) -> None:
 
 
 def test_what_peers_wrote_is_text_and_no_markup(web: Web) -> None:
-    for path in ("/", "/studies", f"/studies/{OTHER}", "/letters"):
+    for path in ("/", "/studies", f"/studies/{OTHER}", "/problems"):
         text = web.client.get(path).text
         assert "<b>EVIL" not in text
         assert "<script>alert" not in text
@@ -84,7 +89,7 @@ def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
 
 
 def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
-    for path in ("/", "/studies", f"/studies/{STUDY}", "/letters"):
+    for path in ("/", "/studies", f"/studies/{STUDY}", "/problems"):
         assert not [canary for canary in CANARIES if canary in web.client.get(path).text], path
     web.post("/patients", show="yes")
     assert CANARY_ID not in web.client.get(f"/studies/{STUDY}").text
@@ -140,7 +145,7 @@ def test_the_list_names_nobody_unless_that_is_recorded(own: Web) -> None:
     def in_trouble(*_: object) -> None:
         raise StoreUnavailable("the database refused")
 
-    object.__setattr__(own.parts, "record_shown", in_trouble)
+    object.__setattr__(own.context, "record_shown", in_trouble)
     answer = own.client.get("/studies")
     assert answer.status_code == 503
     assert CANARY_ID not in answer.text
@@ -161,14 +166,14 @@ def test_nobody_is_shown_a_patient_unless_that_is_recorded(own: Web) -> None:
     own.answer(image())
     own.post("/patients", show="yes")
     recorded: list[tuple[str, str, list[str]]] = []
-    object.__setattr__(own.parts, "record_shown", lambda *about: recorded.append(about))
+    object.__setattr__(own.context, "record_shown", lambda *about: recorded.append(about))
     assert CANARY_ID in own.client.get(f"/studies/{STUDY}").text
     assert recorded == [("(this machine)", "127.0.0.1", [STUDY])]
 
     def in_trouble(*_: str) -> None:
         raise StoreUnavailable("the database refused")
 
-    object.__setattr__(own.parts, "record_shown", in_trouble)
+    object.__setattr__(own.context, "record_shown", in_trouble)
     answer = own.client.get(f"/studies/{STUDY}")
     assert answer.status_code == 503
     assert CANARY_ID not in answer.text
@@ -245,7 +250,7 @@ def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
 def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Path) -> None:
     own.answer(image())
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
-    object.__setattr__(own.parts, "bundle", newer)
+    object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
     assert "Another model said this" in text
     assert 'id="heat"' not in text

@@ -19,7 +19,7 @@ from dicomnode.settings.node import WorkSettings
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PACS, WEB = Recipient(name="PACS"), Recipient(name="WEB", outputs=frozenset({ResultKind.STRUCTURED_REPORT}))
 ROUTING = Routing(recipients=(PACS, WEB), rules=(Rule(calling_ae="CT", destinations=("WEB",)),), default=("PACS",))
-ANSWER = StudyAnswer(results=(), rejections=(), summary={})
+ANSWER = StudyAnswer(results=(), rejections=())
 
 
 def job(attempts: int = 1, *senders: str) -> Job:
@@ -115,7 +115,7 @@ def test_a_study_without_a_route_is_an_error_in_the_log(caplog: pytest.LogCaptur
     inbox = FakeInbox(job(1, "STRANGER"))
     ref = InstanceRef(study="1.2.3", series="1", sop_class="1", sop_instance="1")
     made = ResultInstance(ref=ref, kind=ResultKind.STRUCTURED_REPORT, transfer_syntax="1", part10=b"", derived_from=())
-    answer = StudyAnswer(results=(made,), rejections=(), summary={})
+    answer = StudyAnswer(results=(made,), rejections=())
     worker(inbox, lambda *_: answer, routing=replace(ROUTING, default=())).work_once()
     (record,) = [record for record in caplog.records if record.message == "study-unrouted"]
     assert (record.levelname, record.calling_ae, record.delivered_elsewhere) == ("ERROR", ["STRANGER"], False)

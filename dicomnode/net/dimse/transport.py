@@ -17,10 +17,10 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
-from dicomnode.net.dimse.memory_budget import HeldBytes
+from dicomnode.net.dimse.memory_budget import MemoryBudget
 from dicomnode.net.dimse.pdu import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.dimse.streaming import Diversion, diverted_bytes
+from dicomnode.net.dimse.streaming import ObjectStream, streamed_bytes
 from dicomnode.net.dimse.tls import shake_hands
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     connect_error: OSError | None
     read_error: OSError | None
     preloaded: bytearray
-    held: HeldBytes | None
-    diversion: Diversion | None
+    held: MemoryBudget | None
+    stream: ObjectStream | None
 
     @classmethod
     def adopting(cls, plain: Any, limits: Limits, refusals: Refusals | None = None) -> "BoundedSocket":
@@ -77,7 +77,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         bounded.refusals = refusals or Refusals()
         bounded.connect_error = bounded.read_error = None
         bounded.preloaded = bytearray()
-        bounded.held = bounded.diversion = None
+        bounded.held = bounded.stream = None
         bounded._body_of = None
         bounded._is_over = False
         bounded._pdu_deadline = 0.0
@@ -133,8 +133,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         self.cut()
         if self.socket is not None:
             self.socket.close()
-        if self.diversion is not None:
-            self.diversion.end()
+        if self.stream is not None:
+            self.stream.end()
         held, self.held = self.held, None
         if held is not None:
             held.release(self)
@@ -149,13 +149,13 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             return True
         # What is diverted is no event for the library; it is told of the first PDU that is not.
         while super().ready:
-            if self.diversion is None or not self._divert(self.diversion):
+            if self.stream is None or not self._divert(self.stream):
                 return True
         return False
 
-    def _divert(self, diversion: Diversion) -> bool:
+    def _divert(self, stream: ObjectStream) -> bool:
         """Take the next PDU past the library, if it is a fragment amid a large object; if not, it is read next."""
-        if not diversion.wants(self.assoc):
+        if not stream.wants(self.assoc):
             return False
         header = self.recv(HEADER_BYTES)
         if len(header) < HEADER_BYTES:
@@ -164,7 +164,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             length = read_header(header)[1]
             body = self.recv(length)
             self._is_over = len(body) < length
-            if not self._is_over and diversion.take(self.assoc.dimse.message, body):
+            if not self._is_over and stream.take(self.assoc.dimse.message, body):
                 self.assoc.dul._idle_timer.restart()  # noqa: SLF001 the library does so for what it reads itself
                 return True
             header += body
@@ -280,7 +280,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         message = self.assoc.dimse.message
         if message is None or message.data_set is None:
             return 0
-        diverted = diverted_bytes(message.data_set)
+        diverted = streamed_bytes(message.data_set)
         return diverted + int(message.data_set.tell()) + int(message.encoded_command_set.tell())
 
 

@@ -18,7 +18,7 @@ from pynetdicom import evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicomnode.certificates import RenewedContext
-from dicomnode.net.dimse.memory_budget import HeldBytes
+from dicomnode.net.dimse.memory_budget import MemoryBudget
 from dicomnode.net.dimse.pdu import (
     HEADER_BYTES,
     INVALID_PARAMETER,
@@ -31,7 +31,7 @@ from dicomnode.net.dimse.pdu import (
     read_header,
 )
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.dimse.streaming import Arriving, Diversion
+from dicomnode.net.dimse.streaming import ObjectStream, StreamedObject
 from dicomnode.net.dimse.tls import shake_hands, tls_cause
 from dicomnode.net.dimse.transport import BoundedSocket, receive
 from dicomnode.net.scp.admission import Admission, Visit
@@ -42,7 +42,7 @@ _END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class ListenerContext:
     """What all listeners of a node share; `between_polls` is called several times a second.
 
     `arriving` begins an object that is stored while it comes; without it every object is received whole.
@@ -50,9 +50,9 @@ class Gate:
 
     admission: Admission
     refusals: Refusals
-    held: HeldBytes
+    held: MemoryBudget
     between_polls: Callable[[], None]
-    arriving: Callable[[], Arriving] | None = None
+    arriving: Callable[[], StreamedObject] | None = None
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
@@ -62,27 +62,27 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
     request_queue_size = 128
     daemon_threads = True
 
-    gate: "Gate"
+    context: "ListenerContext"
     tls: RenewedContext | None
 
-    def take(self, gate: "Gate", tls: RenewedContext | None) -> None:
+    def take(self, context: "ListenerContext", tls: RenewedContext | None) -> None:
         """Take what it shares with others, and what it encrypts with; to be called before it serves."""
-        self.gate, self.tls = gate, tls
+        self.context, self.tls = context, tls
         self._visits: dict[Any, Visit] = {}
 
     def service_actions(self) -> None:
         """Do what is to be done between two polls of the listening socket."""
         super().service_actions()
-        self.gate.between_polls()
+        self.context.between_polls()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let a new connection wait for its association request, at another's cost where too many wait."""
-        if not self.gate.admission.may_connect(client_address[0]):
-            self.gate.refusals.note("connection-refused", "network", client_address[0])
+        if not self.context.admission.may_connect(client_address[0]):
+            self.context.refusals.note("connection-refused", "network", client_address[0])
             return False
-        visit, eviction = self.gate.admission.connect(client_address[0], request)
+        visit, eviction = self.context.admission.connect(client_address[0], request)
         if eviction is not None:
-            self.gate.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
+            self.context.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
             eviction.visit.cut()
         self._visits[client_address] = visit
         return True
@@ -95,7 +95,7 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
         """Log that a connection could not be served, where socketserver would print a traceback."""
         visit = self._visits.pop(client_address, None)
         if visit is not None:
-            self.gate.admission.leave(visit)
+            self.context.admission.leave(visit)
         log.error("connection-failed", extra={"peer": client_address[0]})
 
     def shutdown(self) -> None:
@@ -121,16 +121,16 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
             elif asked is not _PROBED:
                 self._turn_away(asked)
         finally:
-            self.server.gate.admission.leave(visit)
+            self.server.context.admission.leave(visit)
             self.server.shutdown_request(self.request)
 
     def _associate(self, visit: Visit, asked: bytearray) -> None:
         association = self._create_association()
-        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.gate.refusals)
+        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.context.refusals)
         bounded.prepare()
-        bounded.preloaded, bounded.held = asked, self.server.gate.held
-        if self.server.gate.arriving is not None:
-            bounded.diversion = Diversion(self.server.gate.arriving)
+        bounded.preloaded, bounded.held = asked, self.server.context.held
+        if self.server.context.arriving is not None:
+            bounded.stream = ObjectStream(self.server.context.arriving)
         association.dul.socket = bounded
         association.visit = visit
         bounded.count_unanswered(association)
@@ -174,7 +174,7 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
 
     def _turn_away(self, objection: "_Objection") -> None:
         about = {"cause": objection.cause} if objection.cause else {}
-        self.server.gate.refusals.note("connection-refused", objection.reason, self.client_address[0], **about)
+        self.server.context.refusals.note("connection-refused", objection.reason, self.client_address[0], **about)
         if objection.abort is not None:
             with contextlib.suppress(OSError):
                 self.request.sendall(abort_pdu(objection.abort))

@@ -1,13 +1,48 @@
-"""What the out-of-fold predictions are worth: per label, per source resolution, per view."""
+"""Predictions of images by the member that did not train on them, and their discrimination."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from dicomnode.domain.frame import FloatArray
+from modeling.evaluation import predictions
 from modeling.metrics import Estimate, auc, bootstrap_aucs, estimate, label_aucs, mean_auc
+from modeling.network import Network, out_of_fold
 from modeling.nih import Radiographs
+from modeling.run import OUT_OF_FOLD, Run, write_arrays
+
+
+def store_out_of_fold(run: Run, network: Network) -> FloatArray:
+    """Store the (N, outputs) logits of every image whose fold was trained, NaN of the others, and return them."""
+    logits = out_of_fold(run, network)
+    if network.spread.is_first:
+        arrays = {"names": np.array(run.radiographs.names), "folds": run.folds, "logits": logits}
+        write_arrays(run.folder / OUT_OF_FOLD, arrays)
+        predictions.write_predictions(run.folder / predictions.FILE, _as_predictions(run, logits))
+    return logits
+
+
+def _as_predictions(run: Run, logits: FloatArray) -> predictions.Predictions:
+    """Return the predictions of an ensemble of one, of outputs whose label is known of every image."""
+    rows = np.flatnonzero(~np.isnan(logits[:, 0]))
+    known = np.flatnonzero(~np.isnan(run.labels[rows]).any(axis=0))
+    chance = expit(logits[np.ix_(rows, known)].astype(np.float64))
+    nothing = np.full(len(rows), "")
+    return predictions.Predictions(
+        labels=tuple(run.outputs[index] for index in known),
+        images=np.array(run.radiographs.names)[rows],
+        patients=run.radiographs.patients[rows],
+        views=run.radiographs.views[rows],
+        sexes=nothing,
+        ages=np.full(len(rows), predictions.UNKNOWN_AGE),
+        gate=nothing,
+        truth=run.labels[np.ix_(rows, known)] > 0.5,
+        probability=chance,
+        members=chance[:, np.newaxis],
+    )
+
 
 BOOTSTRAP_ROUNDS = 2000
 ALL = "all"
@@ -30,12 +65,12 @@ class GroupResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class OutOfFoldReport:
     """All groups, the first being all images, and baselines that see no image.
 
     `view_only`, `source_only`: per label, the AUC of guessing from the view (AP or PA) or from the source resolution
-    alone, on the images that `GroupResult` counts. `source_shift`: per label, the largest distance between two
-    sources' mean logits of negative images, in standard deviations: how far an output tells the sources apart.
+    alone, on the images that `GroupResult` counts. `source_shift`: per label, the largest distance between two sources'
+    mean logits of negative images, in standard deviations: how strongly an output separates the sources.
     """
 
     outputs: tuple[str, ...]
@@ -47,7 +82,7 @@ class Report:
 
 def build_report(
     radiographs: Radiographs, outputs: tuple[str, ...], judged: FloatArray, logits: FloatArray, *, seed: int
-) -> Report:
+) -> OutOfFoldReport:
     """Return the report on (N, outputs) out-of-fold logits and labels; NaN where a source is silent."""
     everything = np.ones(len(logits), dtype=bool)
     chosen = {ALL: everything}
@@ -56,7 +91,7 @@ def build_report(
     for view in np.unique(radiographs.views):
         chosen[str(view)] = radiographs.views == view
     distinct = {name: rows for name, rows in chosen.items() if name == ALL or not rows.all()}
-    return Report(
+    return OutOfFoldReport(
         outputs=outputs,
         groups=tuple(_group(name, rows, radiographs, judged, logits, seed) for name, rows in distinct.items()),
         view_only=_blind_baseline(judged, radiographs.views),

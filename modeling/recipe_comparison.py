@@ -1,4 +1,4 @@
-"""What several recipes reached on images that none of them trained on, side by side."""
+"""Several recipes compared on images that none of them trained on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class RecipeRow:
     """One recipe on the images that all of them were judged on; differences are from the first recipe's."""
 
     config: TrainingConfig
@@ -47,26 +47,26 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class RecipeComparison:
     """Recipes on the same held-out images of the same patients."""
 
     images: int
     patients: int
-    rows: tuple[Row, ...]
+    rows: tuple[RecipeRow, ...]
 
 
 def read_held_out(folder: Path) -> HeldOut:
-    """Read what a run predicted.
+    """Read the held-out predictions of a run.
 
     Raises: ConfigurationError when the folder holds no run, or it has predicted nothing yet.
     """
     config, sources = described(folder)
-    held = read_arrays(folder / OUT_OF_FOLD, only=("names", "logits"))
+    arrays = read_arrays(folder / OUT_OF_FOLD, only=("names", "logits"))
     return HeldOut(
         config=config,
         warm=sources.warm_start is not None or _is_pretrained(config.model),
-        names=held["names"],
-        logits=held["logits"],
+        names=arrays["names"],
+        logits=arrays["logits"],
         records=fold_records(folder, config.train.folds),
     )
 
@@ -75,7 +75,7 @@ def _is_pretrained(model: ModelSection) -> bool:
     return isinstance(model, ApplicationModel) and model.weights != "random"
 
 
-def compared(run: Run, judged: FloatArray, others: Sequence[HeldOut]) -> Comparison | None:
+def compared(run: Run, judged: FloatArray, others: Sequence[HeldOut]) -> RecipeComparison | None:
     """Compare runs on the images that each of them predicted, the first being the reference; None without any.
 
     `judged`: (N, outputs) labels of `run`, NaN where an image says nothing of a label. A run of the abnormality alone
@@ -99,13 +99,15 @@ def compared(run: Run, judged: FloatArray, others: Sequence[HeldOut]) -> Compari
         values.append(_summary(label_aucs(known, logits[shared])[np.newaxis])[0])
         draws.append(_summary(drawn))
     rows = tuple(_row(other, values, draws, at) for at, other in enumerate(others))
-    return Comparison(images=int(shared.sum()), patients=len(set(patients)), rows=rows)
+    return RecipeComparison(images=int(shared.sum()), patients=len(set(patients)), rows=rows)
 
 
-def _row(other: HeldOut, values: list[npt.NDArray[np.float64]], draws: list[npt.NDArray[np.float64]], at: int) -> Row:
+def _row(
+    other: HeldOut, values: list[npt.NDArray[np.float64]], draws: list[npt.NDArray[np.float64]], at: int
+) -> RecipeRow:
     estimates = [estimate(float(values[at][c]), draws[at][:, c]) for c in range(2)]
     gaps = [estimate(float(values[at][c] - values[0][c]), draws[at][:, c] - draws[0][:, c]) for c in range(2)]
-    return Row(
+    return RecipeRow(
         config=other.config,
         warm=other.warm,
         epochs=max((record.epoch for record in other.records), default=0),
@@ -123,8 +125,8 @@ def _summary(aucs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.stack([aucs[:, 0], np.array([mean_auc(row[1:]) for row in aucs])], axis=1)
 
 
-def _aligned(held: HeldOut, names: npt.NDArray[np.str_]) -> FloatArray:
+def _aligned(run: HeldOut, names: npt.NDArray[np.str_]) -> FloatArray:
     """Return (N, outputs) logits in the order of `names`, NaN where there is none."""
-    at = {name: index for index, name in enumerate(held.names)}
+    at = {name: index for index, name in enumerate(run.names)}
     rows = np.array([at.get(name, -1) for name in names])
-    return np.where(rows[:, np.newaxis] < 0, np.nan, held.logits[rows]).astype(np.float32)
+    return np.where(rows[:, np.newaxis] < 0, np.nan, run.logits[rows]).astype(np.float32)

@@ -9,12 +9,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import Bundle
 from dicomnode.bundle.scores import score_bound
-from dicomnode.certificates import Served
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.answer import Rejection, RejectionReason, Stage, StudyAnswer
+from dicomnode.domain.finding import Presence
+from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 from dicomnode.monitoring.health import Running
 from dicomnode.monitoring.metrics import Metrics
-from dicomnode.monitoring.monitored_node import Watched
-from dicomnode.monitoring.quality import WatchReport
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.quality import QualityReport
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 from dicomnode.store.counters import ADD_IMAGE, ADD_SCORE, week_of
@@ -31,7 +33,7 @@ class FakeNode:
     threads: dict[str, bool] = field(default_factory=lambda: {"worker": True, "sender-PACS": True})
     listens: bool = True
     refused: dict[tuple[str, str], int] = field(default_factory=dict)
-    certificates: dict[str, Served] = field(default_factory=dict)
+    certificates: dict[str, ServedCertificate] = field(default_factory=dict)
 
     def running(self) -> Running:
         return Running(
@@ -40,7 +42,7 @@ class FakeNode:
             associations=lambda: 2,
             accepted=lambda: 7,
             refused=lambda: self.refused,
-            left_alone=lambda: {"PACS": True},
+            circuit_breakers_open=lambda: {"PACS": True},
             certificates=lambda: self.certificates,
         )
 
@@ -55,8 +57,8 @@ class World:
     node: FakeNode = field(default_factory=FakeNode)
 
     @property
-    def watched(self) -> Watched:
-        return Watched(
+    def monitored(self) -> MonitoredNode:
+        return MonitoredNode(
             settings=self.settings,
             store=self.store,
             bundle=self.bundle,
@@ -67,13 +69,13 @@ class World:
 
     def scrape(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(Metrics(self.watched).text().decode()):
+        for family in text_string_to_metric_families(Metrics(self.monitored).text().decode()):
             for sample in family.samples:
                 found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
         return found
 
-    def report(self) -> WatchReport:
-        return self.watched.report()
+    def report(self) -> QualityReport:
+        return self.monitored.report()
 
     def study(self, number: int, seconds: float, probability: float, **more: Any) -> None:
         """Take in a study of one image and answer it with this probability of everything."""
@@ -89,26 +91,22 @@ class World:
         accept(self.store, study, seconds=seconds, over=study, **more)
         job = claim(self.store, seconds + QUIET_S)
         given = Rejection(source=job.instances[0].ref, reason=reason, detail="no")
-        self.store.inbox.finish(
-            job, StudyAnswer(results=(), rejections=(given,), summary={}), to("PACS"), at(seconds + 3)
-        )
+        self.store.inbox.finish(job, StudyAnswer(results=(), rejections=(given,)), to("PACS"), at(seconds + 3))
 
     def scored(self, given: StudyAnswer, uid: str, probability: float) -> StudyAnswer:
-        said = [
-            {
-                "label": label,
-                "probability": probability,
-                "spread": 0.0,
-                "presence": "absent",
-                "operating_point": "youden",
-                "threshold": 0.5,
-            }
+        abnormality, *findings = (
+            FindingSummary(
+                label=label,
+                probability=probability,
+                spread=0.0,
+                presence=Presence.ABSENT,
+                operating_point="youden",
+                threshold=0.5,
+            )
             for label in LABELS
-        ]
-        identity = self.bundle.identity
-        model = {"name": identity.name, "version": identity.version, "bundle_hash": identity.bundle_hash}
-        one = {"sop_instance": uid, "abnormality": said[0], "findings": said[1:]}
-        summary: dict[str, object] = {"model": model, "images": [one], "rejected": []}
+        )
+        image = ImageSummary(sop_instance=uid, abnormality=abnormality, findings=tuple(findings))
+        summary = StudySummary(model=self.bundle.identity, images=(image,))
         return replace(given, summary=summary, seconds={Stage.INFER: 0.3})
 
     def fill(self, week: int, shares: Mapping[float, int], *, calling_ae: str = "MODALITY") -> None:

@@ -1,4 +1,4 @@
-"""A real node is watched over HTTP: it is ready, its metrics agree with its books, and a restart loses nothing."""
+"""A real node is monitored over HTTP: it is ready, its metrics agree with its books, and a restart loses nothing."""
 
 import json
 import urllib.error
@@ -31,7 +31,7 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 @dataclass
-class Watched:
+class MonitoredNode:
     node: NodeProcess
     archive: Archive
     http: int
@@ -60,9 +60,9 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MonitoredNode]:
     """A node that has answered a chest and rejected a lateral one, and delivered what it had to say."""
-    folder = tmp_path_factory.mktemp("watched")
+    folder = tmp_path_factory.mktemp("monitored")
     with Archive() as archive:
         http = free_port()
         node = NodeProcess(
@@ -81,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 (sources / f"{number}.dcm").write_bytes(encode(dataset))
             sent = run_cxrnode("send", f"CXRNODE@127.0.0.1:{node.port}", str(sources))
             assert sent.returncode == 0, sent.stdout + sent.stderr
-            seen = Watched(node=node, archive=archive, http=http, folder=folder)
+            seen = MonitoredNode(node=node, archive=archive, http=http, folder=folder)
             wait_until(lambda: len(node.events("instance-delivered")) == 2, WITHIN_S, "the delivery")
             wait_until(lambda: len(node.events("study-answered")) == 2, WITHIN_S, "both answers")
             yield seen
@@ -89,60 +89,60 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             node.close()
 
 
-def test_it_lives_and_is_ready(watched: Watched) -> None:
-    assert watched.get("/healthz")[0] == 200
-    code, text = watched.get("/readyz")
+def test_it_lives_and_is_ready(monitored: MonitoredNode) -> None:
+    assert monitored.get("/healthz")[0] == 200
+    code, text = monitored.get("/readyz")
     said = json.loads(text)
     assert code == 200, said
     assert {name for name, check in said["checks"].items() if check["passed"]} == set(said["checks"])
     assert set(said["checks"]) == {"threads", "listener", "store", "disk", "model"}
 
 
-def test_metrics_are_those_of_the_studies_it_had(watched: Watched) -> None:
-    found = watched.samples()
+def test_metrics_are_those_of_the_studies_it_had(monitored: MonitoredNode) -> None:
+    found = monitored.samples()
     assert found["cxrnode_images_total"] == {(("outcome", "analysed"),): 1, (("outcome", "lateral-view"),): 1}
     assert found["cxrnode_answers_total"][(("outcome", "answered"),)] == 1
     assert found["cxrnode_associations_accepted_total"] == {(): 1}
     assert set(found["cxrnode_score_count"].values()) == {1}
     assert len(found["cxrnode_score_count"]) == 15
-    assert found["cxrnode_destination_up"] == {(("destination", watched.archive.peer),): 1}
+    assert found["cxrnode_destination_up"] == {(("destination", monitored.archive.peer),): 1}
     attempts = found["cxrnode_delivery_attempts_total"]
-    assert attempts[(("destination", watched.archive.peer), ("outcome", "delivered"))] == 2
+    assert attempts[(("destination", monitored.archive.peer), ("outcome", "delivered"))] == 2
     for stage in ("decode", "infer", "encode", "answer", "send", "deliver"):
         assert found["cxrnode_stage_seconds_count"][(("stage", stage),)] in (1, 2), stage
     assert found["cxrnode_stage_seconds_sum"][(("stage", "encode"),)] > 0
     assert set(found["cxrnode_thread_alive"].values()) == {1}
 
 
-def test_nothing_it_shows_to_watchers_names_a_patient(watched: Watched) -> None:
-    told = run_cxrnode("watch", "export", "--out", str(watched.folder / "results.csv"), *_beside(watched))
+def test_nothing_it_shows_to_monitoring_names_a_patient(monitored: MonitoredNode) -> None:
+    told = run_cxrnode("monitoring", "export", "--out", str(monitored.folder / "results.csv"), *_beside(monitored))
     assert told.returncode == 0, told.stdout + told.stderr
-    table = (watched.folder / "results.csv").read_text()
+    table = (monitored.folder / "results.csv").read_text()
     assert table.count("\n") == 3
-    shown = [watched.get(path)[1] for path in ("/healthz", "/readyz", "/metrics", "/watch")]
+    shown = [monitored.get(path)[1] for path in ("/healthz", "/readyz", "/metrics", "/monitoring")]
     for secret in CANARIES:
         assert not [text for text in (*shown, table) if secret in text], secret
 
 
-def test_the_terminal_says_the_same(watched: Watched) -> None:
-    told = run_cxrnode("status", "--json", *_beside(watched))
+def test_the_terminal_says_the_same(monitored: MonitoredNode) -> None:
+    told = run_cxrnode("status", "--json", *_beside(monitored))
     assert told.returncode == 0, told.stdout + told.stderr
     said = json.loads(told.stdout)
     assert (said["running"], said["passed"], said["answers"]) == (True, True, {"answered": 1, "rejected": 1})
-    assert said["destinations"][watched.archive.peer]["delivered"] == 2
+    assert said["destinations"][monitored.archive.peer]["delivered"] == 2
 
 
-def test_a_restart_changes_no_count_and_a_stopped_node_is_told_so(watched: Watched) -> None:
-    before = watched.counted()
-    assert watched.node.terminate() == 0
-    told = run_cxrnode("status", "--json", *_beside(watched))
+def test_a_restart_changes_no_count_and_a_stopped_node_is_told_so(monitored: MonitoredNode) -> None:
+    before = monitored.counted()
+    assert monitored.node.terminate() == 0
+    told = run_cxrnode("status", "--json", *_beside(monitored))
     assert told.returncode == 1, told.stdout + told.stderr
     assert json.loads(told.stdout)["said"] == "no node runs on this store"
     assert json.loads(told.stdout)["answers"] == {"answered": 1, "rejected": 1}
-    watched.node.start()
-    after = watched.counted()
+    monitored.node.start()
+    after = monitored.counted()
     assert {name: after.get(name) for name in before} == before
 
 
-def _beside(watched: Watched) -> tuple[str, ...]:
-    return "--config", str(watched.node.config), "--store", str(watched.node.store)
+def _beside(monitored: MonitoredNode) -> tuple[str, ...]:
+    return "--config", str(monitored.node.config), "--store", str(monitored.node.store)

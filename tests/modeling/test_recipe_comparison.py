@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.comparison import HeldOut, compared, read_held_out
-from modeling.config import TrainingConfig, read_config
+from modeling.config import Sources, TrainingConfig, read_config
 from modeling.nih import LABELS, Radiographs
+from modeling.recipe_comparison import HeldOut, compared, read_held_out
 from modeling.run import OUT_OF_FOLD, Run, write_arrays, write_checkpoint
-from modeling.sources import Sources
 from modeling.tracking.history import EpochRecord
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]

@@ -10,21 +10,21 @@ from starlette.testclient import TestClient
 from dicomnode.bundle.manifest import ScoreReference
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
-from dicomnode.certificates import Served
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.delivery import Accepted, NoAnswer, RetryPolicy
 from dicomnode.monitoring.drift import Change, Rate
 from dicomnode.monitoring.health import alive, disk
 from dicomnode.monitoring.metrics import MOST_LABELS, sanitised
 from dicomnode.monitoring.quality import reference_rate
-from dicomnode.monitoring.views import watch_pages
+from dicomnode.monitoring.views import monitoring_pages
 from dicomnode.settings.node import read_settings
 from dicomnode.store.counters import OTHER_CALLERS, week_of
 from dicomnode.web.app import create_app
-from dicomnode.web.context import Parts
+from dicomnode.web.context import PageContext
 from tests.support.bundles import NIH_LABELS, make_bundle
+from tests.support.monitored import ABNORMAL, NOW, OTHER, World, with_reference
 from tests.support.stores import accept, at, open_store
-from tests.support.watching import ABNORMAL, NOW, OTHER, World, with_reference
 from tests.support.web import no_gallery
 
 
@@ -40,11 +40,11 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def client(world: World) -> TestClient:
-    parts = Parts(
+    parts = PageContext(
         settings=world.settings, store=world.store, bundle=world.bundle, gallery=no_gallery(), clock=lambda: NOW
     )
     return TestClient(
-        create_app(parts, extra=watch_pages(world.watched)), base_url="http://127.0.0.1", client=("127.0.0.1", 1)
+        create_app(parts, extra=monitoring_pages(world.monitored)), base_url="http://127.0.0.1", client=("127.0.0.1", 1)
     )
 
 
@@ -124,7 +124,7 @@ def test_rejections_are_told_by_sender_and_reason_without_own_results(world: Wor
 
 def test_everything_in_order_is_ready(world: World) -> None:
     assert alive(world.node.running()).passed
-    verdict = world.watched.readiness()
+    verdict = world.monitored.readiness()
     assert verdict.passed, verdict
     assert [check.name for check in verdict.checks] == ["threads", "listener", "store", "disk", "model"]
 
@@ -154,7 +154,7 @@ def test_a_store_that_takes_no_writes_is_not_ready(world: World) -> None:
 
 
 def failed(world: World) -> list[Any]:
-    verdict = world.watched.readiness()
+    verdict = world.monitored.readiness()
     return [check for check in verdict.checks if not check.passed]
 
 
@@ -187,7 +187,8 @@ def test_metrics_agree_with_the_books(world: World) -> None:
     assert found["cxrnode_deliveries_waiting"] == {(("destination", "PACS"),): 5}
     assert found["cxrnode_delivery_attempts_total"][(("destination", "PACS"), ("outcome", "failed"))] == 1
     assert found["cxrnode_destination_up"] == {(("destination", "PACS"),): 0}
-    assert found["cxrnode_destination_circuit_open"] == {(("destination", "PACS"),): 1}
+    assert found["cxrnode_destination_circuit_breaker_open"] == {(("destination", "PACS"),): 1}
+    assert found["cxrnode_destination_circuit_open"] == found["cxrnode_destination_circuit_breaker_open"]
     assert found["cxrnode_associations_accepted_total"] == {(): 7}
     assert found["cxrnode_store_readable"] == {(): 1}
     assert found["cxrnode_model_info"] != {}
@@ -235,8 +236,8 @@ def test_of_a_store_that_cannot_be_read_the_metrics_say_so(world: World) -> None
 def test_the_certificates_that_are_shown_are_told_with_their_end(world: World) -> None:
     assert "cxrnode_certificate_current" not in world.scrape()
     world.node.certificates = {
-        "listener": Served(expires_at=at(0), is_current=True),
-        "page": Served(expires_at=at(60), is_current=False),
+        "listener": ServedCertificate(expires_at=at(0), is_current=True),
+        "page": ServedCertificate(expires_at=at(60), is_current=False),
     }
     scraped = world.scrape()
     assert scraped["cxrnode_certificate_current"] == {(("of", "listener"),): 1.0, (("of", "page"),): 0.0}
@@ -272,7 +273,8 @@ def test_the_page_shows_rates_with_intervals_and_says_what_it_cannot_tell(world:
     for week in (5, 6, 7):
         world.fill(week, {0.04: 170, 0.6: 30})
     world.fill(20, {0.6: 300}, calling_ae="<b>CR</b>")
-    page = client(world).get("/watch").text
+    assert client(world).get("/watch", follow_redirects=False).headers["location"] == "/monitoring"
+    page = client(world).get("/monitoring").text
     assert "large difference" in page
     assert f"The scores of {ABNORMAL}, {OTHER} differ from this site's first weeks" in page
     assert "100.0 % (98.7–100.0)" in page
@@ -282,7 +284,7 @@ def test_the_page_shows_rates_with_intervals_and_says_what_it_cannot_tell(world:
 
 
 def test_the_page_of_an_empty_store_is_shown(world: World) -> None:
-    page = client(world).get("/watch")
+    page = client(world).get("/monitoring")
     assert page.status_code == 200
     assert "no images" in page.text
     assert "Nothing came in these weeks" in page.text
