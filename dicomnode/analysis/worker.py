@@ -1,7 +1,7 @@
 """The worker: claims a study, has it answered, and finishes it in one transaction.
 
-While no study is complete, incomplete ones are prepared, one step at a time, so that a study that becomes complete waits
-for one step at most. The worker is the step of a loop (`dicomnode.loop`).
+While no study is complete, incomplete ones are prepared, one step at a time. So a study that becomes complete waits for
+one step at most. The worker is the step of a loop (`dicomnode.loop`).
 """
 
 import logging

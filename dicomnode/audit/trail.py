@@ -151,7 +151,9 @@ class AuditTrail:
         return len(records)
 
     def _line(self, record: AuditRecord) -> bytes:
-        patient = self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOBODY
+        patient = (
+            self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOBODY
+        )
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
 

@@ -25,7 +25,8 @@ _EVENTS_AT_ONCE = 200
 BEGIN = "INSERT INTO audit_cursor SELECT 1, COALESCE(MAX(event_id), 0) FROM event WHERE true ON CONFLICT DO NOTHING"
 
 NEXT_EVENTS = f"""
-SELECT event.*, {STUDY_HAS_OPEN_SENDER.format(study="event.study")} AS arriving FROM event WHERE event_id > (SELECT event_id FROM audit_cursor) ORDER BY event_id LIMIT ?
+SELECT event.*, {STUDY_HAS_OPEN_SENDER.format(study="event.study")} AS arriving
+FROM event WHERE event_id > (SELECT event_id FROM audit_cursor) ORDER BY event_id LIMIT ?
 """
 
 MOVE = "UPDATE audit_cursor SET event_id = ?"
@@ -208,9 +209,7 @@ def _read(event: LedgerEvent) -> tuple[str, _Passage] | None:
         )
     sent = facts.get("sent_sop_instance") or facts["sop_instance"]
     failure = str(facts["cause"]) if event.kind is EventKind.DELIVERY_DEAD else ""
-    passage = _Passage(
-        kind=AuditKind.SENT, study=event.study, peer=facts["destination"], action="R", failure=failure
-    )
+    passage = _Passage(kind=AuditKind.SENT, study=event.study, peer=facts["destination"], action="R", failure=failure)
     return sent, passage
 
 

@@ -24,6 +24,7 @@ from dicomnode.store.reception import Reception
 from dicomnode.store.retention import Retention
 from dicomnode.store.studies import SearchIndex, Studies
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """The parts of one store, in one folder: `store.db`, `blobs/`, and `unclaimed/` for files without a row."""

@@ -110,9 +110,7 @@ def times_of_attempt(connection: Connection, job_id: int) -> AttemptTimes | None
     )
 
 
-def count_answer(
-    connection: Connection, job: Job, answer: StudyAnswer, times: AttemptTimes, now: datetime
-) -> None:
+def count_answer(connection: Connection, job: Job, answer: StudyAnswer, times: AttemptTimes, now: datetime) -> None:
     """Count the images of an answer that were not counted yet, their scores, and how long each stage took."""
     week = week_of(now)
     ends = {entry.source.sop_instance: entry.reason.value for entry in answer.rejections}

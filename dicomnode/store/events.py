@@ -1,7 +1,7 @@
 """The events of the ledger: what can happen to a study, and the facts that an event carries.
 
-An event has a kind and facts: a JSON object of plain values, whose names `FACTS` lists for each kind. Sentences are made
-of the facts when an event is shown (`ledger.describe`); nothing reads a sentence. Facts carry no patient data.
+An event has a kind and facts: a JSON object of plain values. `FACTS` lists their names for each kind. Sentences are
+made of the facts when an event is shown (`ledger.describe`); nothing reads a sentence. Facts carry no patient data.
 """
 
 import json

@@ -338,9 +338,7 @@ class Inbox:
         with self._database.reading() as connection:
             return _read_expected(connection, since)
 
-    def _write_results(
-        self, answer: StudyAnswer, staged: Sequence[StagedBlob], written: dict[str, str]
-    ) -> None:
+    def _write_results(self, answer: StudyAnswer, staged: Sequence[StagedBlob], written: dict[str, str]) -> None:
         """Make the bytes of results durable, and enter their blobs in `written` by SOP Instance UID.
 
         A result that the store has, with its bytes intact, is not written again: its first bytes stay, since a

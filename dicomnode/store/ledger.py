@@ -250,9 +250,7 @@ def _require_known(connection: Connection, selection: Selection) -> None:
         raise UnknownStudy(f"the store holds nothing of study {selection.study}")
 
 
-def _page(
-    connection: Connection, statement: str, states: Collection[str], limit: int, after: int
-) -> list[Row]:
+def _page(connection: Connection, statement: str, states: Collection[str], limit: int, after: int) -> list[Row]:
     """Return up to `limit` rows per state: one index walk each, where one query over all would have to sort."""
     return [
         row

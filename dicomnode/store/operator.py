@@ -6,8 +6,8 @@ Another analysis opens a new version of the answer to the same images. A model a
 results with the same UIDs, which the store has: nothing is sent again. Where they differ, the results are new, and the
 report names the former one. Until the new version is answered, every image keeps the fate that the former one gave it.
 
-A delivery whose result is lost (its bytes are missing or damaged) cannot be tried again. To retry it opens a new version
-of the answer too, which makes the result again and has it delivered.
+The bytes of a result may be lost: missing or damaged. Its delivery cannot be tried again as it is. `retry` then opens a
+new version of the answer, which makes the result again and has it delivered.
 """
 
 from collections.abc import Collection

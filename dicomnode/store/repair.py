@@ -152,10 +152,10 @@ def _check_blobs(path: Path, database: Database) -> Iterator[StoreCheck]:
     yield StoreCheck(name="files of blobs", examined=len(present), wrong=len(foreign), detail=detail)
     lost = [file for file in (*strays, *_files(path / UNCLAIMED)) if is_acknowledged(file) and file.name not in named]
     yield StoreCheck(
-        name="acknowledged images",
+        name="images without a row",
         examined=len(lost),
         wrong=len(lost),
-        detail=f"{len(lost)} without a row, as after a restore: --repair takes them in" if lost else "",
+        detail="acknowledged, as after the restore of an older database: --repair takes them in" if lost else "",
     )
 
 
@@ -294,9 +294,7 @@ class _Image:
     part10: bytes
 
 
-def _take_in(
-    path: Path, database: Database, blobs: Blobs, reception: Reception, identify: Identify
-) -> tuple[int, int]:
+def _take_in(path: Path, database: Database, blobs: Blobs, reception: Reception, identify: Identify) -> tuple[int, int]:
     """Receive acknowledged images that have no row; return how many, and how many files are in quarantine instead."""
     taken_in = quarantined = 0
     set_aside = set(blobs.acknowledged_without_row())
@@ -318,9 +316,7 @@ def _take_in(
     return taken_in, quarantined
 
 
-def _take_in_file(
-    file: Path, database: Database, reception: Reception, identify: Identify, moment: datetime
-) -> bool:
+def _take_in_file(file: Path, database: Database, reception: Reception, identify: Identify, moment: datetime) -> bool:
     """Receive the image in a file; tell whether the file holds one that is not replaced by newer content."""
     image = _read_image(file, identify)
     if image is None:

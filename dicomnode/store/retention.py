@@ -1,12 +1,12 @@
 """Retention: removes the bytes of studies that are settled. Their rows and their ledger stay.
 
 A study is settled when nothing of it is owed: every version of its answer has ended, none of them as a dead letter, and
-every result is delivered, or was dropped by an operator, and is committed where its destination is asked to. The results
-of a study without a destination exist nowhere else, so such a study is not settled.
+every result is delivered, or was dropped by an operator, and is committed where its destination is asked to. If a study
+has no destination, its results exist nowhere else, so it is not settled.
 
-The rows say that the bytes are purged before the files are removed, and a write transaction encloses every removal. So a
-crash between the two leaves files that the next start removes, and an image that arrives with the same bytes finds them
-or writes them.
+The rows say that the bytes are purged before the files are removed, and a write transaction encloses every removal. A
+crash between the two leaves files that the next start removes; an image that arrives with the same bytes finds them or
+writes them.
 
 An audit message takes the patient from the stored objects when it is sent. So where there is an audit trail, a study
 also waits until everything about it is sent; but only for a limited time, since the disk would fill up while a
@@ -188,7 +188,9 @@ class Retention:
         with self._database.reading() as connection:
             for part, days in ((IMAGES, self._settings.images_days), (RESULTS, self._settings.results_days)):
                 if (before := _before(now, days)) is not None:
-                    found = connection.execute(part.waiting_for_audit, parameters | {"before": to_text(before)}).fetchone()
+                    found = connection.execute(
+                        part.waiting_for_audit, parameters | {"before": to_text(before)}
+                    ).fetchone()
                     studies = max(studies, int(found[0]))
         if studies:
             about = {"studies": studies, "for_at_most_days": self._settings.audit_wait_days}

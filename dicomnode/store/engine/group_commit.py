@@ -1,6 +1,6 @@
 """Group commit: callers that wait to commit at the same time share one transaction.
 
-The cost of a commit is its sync to the disk, not its rows. A caller that finds no commit in progress commits at once and
+The cost of a commit is its sync to the disk, not its rows. A caller that finds no commit in progress commits at once,
 alone. Callers that come during a commit wait, and the first of them then commits for all. So no caller waits in order
 that a group may form, and under load one commit serves as many callers as there are associations.
 """

@@ -51,7 +51,7 @@ def migrations() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as the node's own; a violated constraint is a fault of the program and is raised as it is."""
+    """Raise SQLite's errors as the node's own; a violated constraint is a fault of the program and stays."""
     try:
         yield
     except sqlite3.Error as error:
