@@ -22,7 +22,7 @@ from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.imaging.codecs.process import CODECS
 from dicomnode.loop import Loop
-from dicomnode.monitoring.health import Running
+from dicomnode.monitoring.health import Running, exposed_to_others
 from dicomnode.monitoring.monitored_node import MonitoredNode
 from dicomnode.monitoring.page_address import PageAddress, write_page_address
 from dicomnode.monitoring.views import monitoring_pages
@@ -172,7 +172,9 @@ class Node:
         log.info("node-stopped")
 
     def _warn(self) -> None:
-        """Say what an operator may not have meant."""
+        """Log what an operator may not have meant."""
+        if exposure := exposed_to_others(self._settings.store.path):
+            log.warning("store-exposed", extra={"cause": exposure})
         destinations = self._settings.delivery.destinations
         if not destinations:
             log.warning("no-destination", extra={"results_stay_in": str(Path(self._settings.store.path).resolve())})

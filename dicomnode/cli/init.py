@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from dicomnode.cli.terminal import err, escape, out
 from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.validation import sentence
 from dicomnode.net.dimse.tls import listener_context
 from dicomnode.net.scu import storage as scu
 from dicomnode.settings.delivery import DeliverySettings, DimseDestination
@@ -170,9 +171,9 @@ def _scp(**fields: str) -> ScpSettings:
     try:
         return ScpSettings.model_validate(fields)
     except ValidationError as error:
-        said = "; ".join(entry["msg"].removeprefix("Value error, ") for entry in error.errors())
+        wrong = "; ".join(sentence(entry["type"], entry.get("ctx", {})) for entry in error.errors())
         named = ", ".join(fields).replace("_", " ")
-        raise ConfigurationError(f"this is no {named}: {said}") from error
+        raise ConfigurationError(f"{named}: {wrong}") from error
 
 
 def _pacs(text: str) -> DimseDestination | None:

@@ -280,6 +280,23 @@ def test_check_tries_the_page(bundle: Path, tmp_path: Path, monkeypatch: pytest.
     assert "lets other machines in" in run_cxrnode(*words).stdout
 
 
+def test_check_beside_the_running_node_finds_nothing_wrong(start_node: StartNode) -> None:
+    node = start_node()
+    checked = node.command("check", "--port", str(node.port))
+    assert checked.returncode == 0, checked.stdout
+    assert "node: runs on this store already (process " in checked.stdout
+    assert "is in use, by the node that runs on this store" in checked.stdout
+
+
+def test_a_store_open_to_other_accounts_is_logged(start_node: StartNode) -> None:
+    node = start_node()
+    assert node.events("store-exposed") == []
+    node.terminate()
+    node.store.chmod(0o777)
+    (told,) = node.start().events("store-exposed")
+    assert "mode 0777" in told["cause"]
+
+
 def test_check_names_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
     damaged = make_bundle(tmp_path / "bundle")
     os.truncate(damaged / "model.onnx", 100)

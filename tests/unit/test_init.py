@@ -59,7 +59,7 @@ def test_questions_are_asked_again_until_the_answers_are_right() -> None:
     typed = "A TITLE THAT IS TOO LONG\nWARD_AI\n70000\neleven\n11200\npacs.example.org\nPACS@10.0.0.7:104\n\n\n"
     result = run("--no-echo", typed=typed)
     assert result.exit_code == 0, result.output
-    for said in ("16 printable ASCII", "65535", "valid integer", "AET@HOST:PORT"):
+    for said in ("16 printable ASCII", "65535", "whole number", "AET@HOST:PORT"):
         assert said in result.output
     settings = read_settings(Path("node.toml"), {})
     assert (settings.scp.ae_title, settings.scp.port) == ("WARD_AI", 11200)
