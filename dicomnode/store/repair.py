@@ -265,8 +265,8 @@ def repair(path: Path, database: Database, assembly: AssemblySettings, identify:
     blobs = _blobs(path)
     # As at a start: no job is in work, since no node runs.
     Inbox(database, blobs, assembly).recover(now, maximum_attempts=1_000_000)
-    written_off = _write_off_damaged(path, database, now)
     reconcile(database, blobs)
+    written_off = _write_off_damaged(path, database, now)
     taken_in, quarantined = _take_in(path, database, blobs, Reception(database, blobs, assembly), identify)
     return Repaired(written_off=written_off, taken_in=taken_in, quarantined=quarantined)
 
@@ -301,11 +301,11 @@ def _take_in(path: Path, database: Database, blobs: Blobs, reception: Reception,
     with database.reading() as connection:
         named = {row["blob"] for row in connection.execute(NAMES)}
     for file, moment in _by_age(path / UNCLAIMED):
-        if file not in set_aside:
-            continue
-        if file.name in named:  # it was sent again since
+        if file.name in named and blobs.exists(file.name):  # it was sent again since
             with _translated(path):
                 file.unlink(missing_ok=True)
+        elif file not in set_aside:
+            continue
         elif _take_in_file(file, database, reception, identify, moment):
             taken_in += 1
             with _translated(path):

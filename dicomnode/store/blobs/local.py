@@ -206,15 +206,15 @@ class Blobs:
     def acknowledged_without_row(self) -> tuple[Path, ...]:
         """Return the files of acknowledged images that were set aside because no row names them.
 
-        Raises: StoreUnavailable.
+        An image that was sent again since is not among them. Raises: StoreUnavailable.
         """
         with _translated():
             if not self._unclaimed.is_dir():
                 return ()
-            return tuple(sorted(file for file in self._unclaimed.iterdir() if is_acknowledged(file)))
+            return tuple(sorted(file for file in self._unclaimed.iterdir() if self._is_only_copy(file)))
 
     def remove_unclaimed(self, before: datetime) -> int:
-        """Remove files that were set aside before this time and were never acknowledged; return their number.
+        """Remove files that were set aside before this time, but no acknowledged images; return their number.
 
         Raises: StoreUnavailable.
         """
@@ -222,10 +222,14 @@ class Blobs:
         with _translated():
             for stray in self._unclaimed.iterdir():
                 # A file's change time is when it was renamed.
-                if stray.stat().st_ctime < before.timestamp() and not is_acknowledged(stray):
+                if stray.stat().st_ctime < before.timestamp() and not self._is_only_copy(stray):
                     stray.unlink(missing_ok=True)
                     removed += 1
         return removed
+
+    def _is_only_copy(self, file: Path) -> bool:
+        """Tell whether a file that was set aside is an acknowledged image that the store does not have otherwise."""
+        return is_acknowledged(file) and not self._path(file.name).exists()
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a blob, verified.
@@ -253,7 +257,8 @@ class Blobs:
 
         `names_of` returns the blobs that rows name whose names begin with two characters. Files of purged rows are
         removed: a crash left them. A file without a row is set aside: it was not promised if power was lost before the
-        commit, but it may be the last copy if the database was replaced by an older one.
+        commit, but it may be the last copy if the database was replaced by an older one. A file that was set aside and
+        that a row names now is brought back.
 
         Raises: StoreUnavailable.
         """
@@ -287,12 +292,20 @@ class Blobs:
         for name in set_aside:
             self._calls.replace(folder / name, self._unclaimed / name)
         acknowledged = sum(not modes[name] & _WRITABLE for name in set_aside)
+        missing = sum(not self._reclaim(name) for name in expected - modes.keys())
         return Inventory(
             partial=partial,
             unclaimed=len(set_aside) - acknowledged,
             acknowledged=acknowledged,
-            missing=len(expected - modes.keys()),
+            missing=missing,
         )
+
+    def _reclaim(self, name: str) -> bool:
+        """Bring back a file that was set aside while another database was in use; tell whether there was one."""
+        if not (self._unclaimed / name).exists():
+            return False
+        self._name(self._unclaimed / name, name)
+        return True
 
     def _name(self, partial: Path, name: str) -> str:
         """Give synced bytes their name, durably, and return it."""
