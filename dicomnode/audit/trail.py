@@ -10,7 +10,7 @@ from typing import Protocol
 from dicomnode.audit.message import Patient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
 from dicomnode.dicom.header import read_header
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.errors import CxrNodeError, Permanent
 from dicomnode.loop import Loop
@@ -150,7 +150,9 @@ class AuditTrail:
         return len(records)
 
     def _line(self, record: AuditRecord) -> bytes:
-        patient = self._patient_of(record.about.study) if isinstance(record.about, Transfer | Disclosure) else _NOBODY
+        patient = (
+            self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOBODY
+        )
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
 
