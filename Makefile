@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+LOCK := --universal --python-version 3.11 --generate-hashes --constraint constraints.txt --no-annotate --no-header
 
 .PHONY: demo serve test lint unit conformance viewer soak fuzz bench clean lock
 
@@ -59,9 +60,12 @@ fuzz: $(VENV)/.developing
 bench: $(VENV)/.developing
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Write the versions that are installed and tested now into constraints.txt.
+# Write the installed and tested versions into constraints.txt, and those of the serving image with hashes into the locks.
 lock: $(VENV)/.developing
-	$(BIN)/python -m pip freeze --exclude-editable --exclude cxrnode | grep -v '@' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cxrnode --exclude uv | grep -v '@' > constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet $(LOCK) --output-file requirements.lock pyproject.toml
+	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet $(LOCK) --output-file requirements-build.lock -
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -201,9 +201,17 @@ def _certificate(text: str, key: Path | None) -> Path | None:
 
 
 def _write(file: Path, text: str) -> None:
+    """Write the configuration, which has no secrets, so that the account of the service can read it under any umask.
+
+    Raises: ConfigurationError.
+    """
     try:
+        made = [folder for folder in file.absolute().parents if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            folder.chmod(0o755)
         file.write_text(text, encoding="utf-8")
+        file.chmod(0o644)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror}; name another file") from error
     out.print(f"{escape(str(file))} is written; every setting is in it, with what it means")
