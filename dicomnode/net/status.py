@@ -32,6 +32,25 @@ class StoreStatus(IntEnum):
     """Error: the node failed in a way it does not know; its log has the traceback. Source: PS3.4 B.2.3, Cxxx."""
 
 
+class CommandStatus(IntEnum):
+    """The failures that the node answers to a request whose command it cannot serve. Source: PS3.7 Annex C."""
+
+    INVALID_ARGUMENT_VALUE = 0x0115
+    """A value is out of its range, such as a Priority of 3."""
+
+    INVALID_SOP_INSTANCE = 0x0117
+    """The SOP Instance UID is absent or is no UID."""
+
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    """The SOP Class UID is absent or is no UID."""
+
+    UNRECOGNISED_OPERATION = 0x0211
+    """The node has no such service in this presentation context."""
+
+    MISTYPED_ARGUMENT = 0x0212
+    """An argument that has to be there is absent, such as the Message ID."""
+
+
 class _General(IntEnum):
     """Statuses of PS3.7 Annex C that a peer may answer to C-STORE."""
 

@@ -19,6 +19,7 @@ from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from dicomnode.domain.delivery import Destination
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, PeerUnavailable
 from dicomnode.net.contexts import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Proposal, presentation_contexts
+from dicomnode.net.dimse.associate import SMALLEST_PEER_PDU_BYTES, Rejected
 from dicomnode.net.dimse.tls import requestor_context, tls_cause
 from dicomnode.net.dimse.transport import BoundedEntity, BoundedSocket, Limits, new_entity
 from dicomnode.settings.delivery import DeliverySettings
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 # Only responses come this way.
 REQUESTOR_PDU_BYTES = 65_536
 _OBJECT_BYTES = 1_048_576
-# A peer that takes fewer bytes than a command set needs cannot be spoken to.
-_SMALLEST_PEER_PDU = 128
 _POLL_S = 0.2
 _END_S = 1.0
 _LINGER_POLL_S = 0.05
@@ -47,7 +46,6 @@ _REJECTIONS = {
     (3, 1): "temporary congestion",
     (3, 2): "its limit of associations is reached",
 }
-_REJECTED_PERMANENT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +210,7 @@ def open_association(
         _close(library)
         raise _failure(library, destination, calling_ae, settings, aborts)
     length = library.acceptor.maximum_length
-    if length is not None and 0 < length < _SMALLEST_PEER_PDU:
+    if length is not None and 0 < length < SMALLEST_PEER_PDU_BYTES:
         library.abort()
         _close(library)
         raise PeerRefused(f"the peer takes PDUs of {length} bytes only")
@@ -250,22 +248,28 @@ def _note_abort(event: Any, aborts: list[str]) -> None:
 def _failure(
     library: Any, destination: Destination, calling_ae: str, settings: DeliverySettings, aborts: list[str]
 ) -> CxrNodeError:
-    bounded = library.dul.socket
+    bounded: BoundedSocket = library.dul.socket
+    # In TLS 1.3 a client learns only after the handshake that its certificate is not accepted.
+    tls_error = bounded.read_error if isinstance(bounded.read_error, ssl.SSLError) else None
+    if (error := bounded.connect_error or tls_error) is not None:
+        return PeerUnavailable(_connect_failure(destination, error, settings))
+    if bounded.rejected is not None:
+        return _rejection(bounded.rejected, destination, calling_ae)
     answer = library.acceptor.primitive
-    if isinstance(bounded, BoundedSocket) and bounded.connect_error is not None:
-        return PeerUnavailable(_connect_failure(destination, bounded.connect_error, settings))
-    if library.is_rejected:
-        template = _REJECTIONS.get((answer.result_source, answer.diagnostic), "without a known reason")
-        cause = "association rejected: " + template.format(calling=calling_ae, called=destination.ae_title)
-        return PeerRefused(cause) if answer.result == _REJECTED_PERMANENT else PeerUnavailable(cause)
     if answer is not None and answer.result == 0 and not library.accepted_contexts:
         return NoContextAccepted("no presentation context was accepted")
-    if isinstance(bounded, BoundedSocket) and isinstance(bounded.read_error, ssl.SSLError):
-        # In TLS 1.3 a client learns only after the handshake that its certificate is not accepted.
-        return PeerUnavailable(_connect_failure(destination, bounded.read_error, settings))
+    if bounded.invalid:
+        return PeerUnavailable(f"the answer to the association request is not valid: {bounded.invalid}")
     if aborts:
         return PeerUnavailable(f"{aborts[0]} instead of answering the association request")
     return PeerUnavailable(f"no answer to the association request within {settings.response_timeout_s:g} s")
+
+
+def _rejection(rejected: Rejected, destination: Destination, calling_ae: str) -> CxrNodeError:
+    unknown = f"with reason {rejected.reason} of source {rejected.source}, which the standard does not know"
+    template = _REJECTIONS.get((rejected.source, rejected.reason), unknown)
+    cause = "association rejected: " + template.format(calling=calling_ae, called=destination.ae_title)
+    return PeerRefused(cause) if rejected.is_permanent else PeerUnavailable(cause)
 
 
 def _connect_failure(destination: Destination, error: OSError, settings: DeliverySettings) -> str:
