@@ -84,8 +84,10 @@ def analyze(
 ) -> None:
     """Analyse DICOM files; write reports, heatmaps and summaries to a folder of each study.
 
-    DIR gets summary.csv (a row for each file), summary.json (all studies), and a folder for each study, named after its
-    first file. Exit code 0: at least one image was analysed. 1: none was.
+    DIR gets summary.csv with a row for each file, summary.json with all studies,
+    and a folder for each study, named after its first file.
+
+    Exit code 0: at least one image was analysed. 1: none was.
 
     Example: cxrnode analyze chest.dcm more-studies/ --out results --png
     """

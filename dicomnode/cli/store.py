@@ -1,4 +1,4 @@
-"""`cxrnode store`: whether a store keeps its promise, and what can be done when it does not."""
+"""`cxrnode store`: check that a store is whole, and repair one that is not."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from dicomnode.store.engine.lock import StoreLock
 from dicomnode.store.layout import BLOBS, DATABASE, LOCK
 from dicomnode.store.repair import StoreCheck, check_store, opened, rebuild, repair
 
-store = typer.Typer(no_args_is_help=True, help="Whether a store keeps its promise; repair one that does not.")
+store = typer.Typer(no_args_is_help=True, help="Check that a store is whole, and repair one that is not.")
 
 
 @store.callback()

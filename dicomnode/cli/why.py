@@ -16,7 +16,10 @@ def why(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Tell what happened to a study, from reception to delivery."""
+    """Print what happened to a study, from reception to delivery.
+
+    Example: cxrnode why 1.2.840.113619.2.1.1 --config node.toml
+    """
     with open_beside_node(config, store) as opened:
         events = opened.ledger.explain(checked_uid(study))
         summary = opened.studies.summary_of(study)
