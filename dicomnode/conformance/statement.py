@@ -232,9 +232,11 @@ def _network_details() -> str:
 
 def _rejection_rows() -> list[tuple[str, str, str, str]]:
     causes = {
+        AssociateRejection.APPLICATION_CONTEXT: "the application context is not that of DICOM",
+        AssociateRejection.PROTOCOL_VERSION: "bit 0 of the protocol version is not set",
         AssociateRejection.CALLED_AE: "another AE title is called, unless `scp.require_called_ae` is false",
-        AssociateRejection.CALLING_AE: "`scp.calling_ae_titles` does not hold the caller's, or `scp.calling_ae_networks` "
-        "not for its address",
+        AssociateRejection.CALLING_AE: "`scp.calling_ae_titles` does not hold the caller's, or "
+        "`scp.calling_ae_networks` not for its address",
         AssociateRejection.CONGESTION: "`scp.maximum_associations_per_s` is exceeded, or the node stops",
         AssociateRejection.LIMIT: "`scp.maximum_associations` or `scp.maximum_associations_per_peer` is reached",
     }

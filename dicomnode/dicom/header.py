@@ -205,6 +205,14 @@ def read_radiograph(part10: bytes | Path) -> Radiograph:
     return Radiograph(header=header_of(ds, repairs), pixel_data=pixel_data_of(ds))
 
 
+def read_header(part10: bytes | Path) -> RadiographHeader:
+    """Read what a DICOM file says of itself.
+
+    Raises: UnreadableObject.
+    """
+    return header_of(*read_and_repair(part10))
+
+
 def header_of(ds: Dataset, repairs: tuple[Repair, ...] = ()) -> RadiographHeader:
     """Read what a data set says of itself; `repairs` were made before, when it was read.
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,17 @@ def disk(settings: Settings) -> HealthCheck:
         passed=free >= least,
         reason=f"{format_size(free)} free, at least {format_size(least)} must stay free",
     )
+
+
+def exposed_to_others(folder: Path) -> str:
+    """Return what is wrong with the access rights of a store's folder, or "".
+
+    The store holds patients' images, so other accounts must not enter it, and no group may write to it.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & (stat.S_IRWXO | stat.S_IWGRP):
+        return ""
+    return f"{folder} is open to other accounts of this machine (mode {mode:04o}): chmod 700 {folder}"
 
 
 def _listener(running: Running, settings: Settings) -> HealthCheck:

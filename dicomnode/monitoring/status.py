@@ -8,6 +8,7 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from dicomnode.monitoring.health import HealthCheck, disk
@@ -84,9 +85,20 @@ def look(store: Store, settings: Settings, now: datetime) -> Status:
     )
 
 
+def running_node(folder: Path) -> str:
+    """Return which process runs a node on a store, as its lock file names it; "" if none does."""
+    lock = folder / LOCK
+    if not is_held(lock):
+        return ""
+    try:
+        return lock.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    except OSError:
+        return "another process"
+
+
 def _ask(settings: Settings) -> tuple[bool, str, tuple[HealthCheck, ...]]:
     """Return whether a node runs on the store, in words too, and the checks."""
-    if not is_held(settings.store.path / LOCK):
+    if not running_node(settings.store.path):
         return False, "no node runs on this store", (disk(settings),)
     page = read_page_address(settings.store.path) or PageAddress(
         port=settings.http.port if settings.http.enabled else None

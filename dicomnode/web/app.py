@@ -91,7 +91,7 @@ def create_app(
     Raises: ConfigurationError, if the settings would let in whom they should not.
     """
     settings = context.settings.http
-    access = Access(settings)
+    access = Access(settings, context.clock)
     sessions = Sessions(context.clock, names, names().encode())
     shown = (*_OWN, *extra)
     entries = [NavEntry(path=entry.path, title=entry.title) for entry in shown if entry.title]

@@ -13,6 +13,7 @@ from dicomnode.dicom.attributes import integer, numbers, text, texts
 from dicomnode.dicom.header import header_of, read_radiograph
 from dicomnode.dicom.identity import CodedText, HierarchicDesignator
 from dicomnode.domain.errors import UnreadableObject
+from dicomnode.domain.evidence import Evidence, describe
 from dicomnode.domain.frame import Righting, righting_of
 from tests.support.elements import add_raw, raw_element
 from tests.support.make import build, encode, lut, ref_of
@@ -240,6 +241,14 @@ def test_no_bytes_in_any_attribute_keep_a_header_from_being_read(sent_values: di
     ds = sent(**sent_values)
     assert header_of(ds).transfer_syntax == uids.ExplicitVRLittleEndian
     assert all(isinstance(value, str) for value in texts(ds, "PatientName"))
+
+
+def test_evidence_is_told_in_words() -> None:
+    evidence = (
+        Evidence(fact="view", value="PA", attribute="ViewPosition"),
+        Evidence(fact="body part", value="not stated", attribute=""),
+    )
+    assert describe(evidence) == "view: PA (View Position); body part: not stated"
 
 
 def test_a_header_is_the_same_from_bytes_and_from_a_data_set() -> None:

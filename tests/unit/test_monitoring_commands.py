@@ -19,6 +19,7 @@ from dicomnode.cli import status as status_command
 from dicomnode.cli.main import app
 from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.delivery import NoAnswer, RetryPolicy
+from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.finding import ModelIdentity, Presence
 from dicomnode.domain.job import JobState
 from dicomnode.domain.summary import FindingSummary, ImageSummary, RejectionSummary, StudySummary
@@ -261,6 +262,19 @@ def test_the_queue_tells_of_the_same_work(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "1 analyses and 2 deliveries unfinished; dead letters among them: 0 and 1" in told.output
     assert f"the oldest has waited since {format_time(at(3))}" in told.output
+
+
+@pytest.mark.parametrize("action", ["retry", "drop"])
+@pytest.mark.parametrize("entry", ["D999", "A999", "a2", "D1"])
+def test_an_entry_that_is_not_there_is_told_as_such(tmp_path: Path, action: str, entry: str) -> None:
+    with open_store(tmp_path / "store") as store:
+        accept(store)
+    told = run(tmp_path, "queue", action, "A1", entry)
+    assert isinstance(told.exception, ConfigurationError), told.output
+    assert str(told.exception).startswith(f"there is no such entry: {entry.upper()}")
+    with open_store(tmp_path / "store") as store:
+        (job,) = store.ledger.jobs_of("1.1")
+        assert job.state is JobState.COLLECTING, "A1 is left as it was"
 
 
 @pytest.mark.parametrize(

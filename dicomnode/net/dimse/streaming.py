@@ -91,7 +91,10 @@ class ObjectStream:
         except (UnreadableObject, KeyError):
             self._refused = message
             return False
-        if (ref.sop_class, ref.sop_instance) != (command.AffectedSOPClassUID, command.AffectedSOPInstanceUID):
+        if (ref.sop_class, ref.sop_instance) != (
+            command.get("AffectedSOPClassUID"),
+            command.get("AffectedSOPInstanceUID"),
+        ):
             self._refused = message
             return False
         tail = Tail(ref, self._begin(), len(head))

@@ -24,8 +24,10 @@ _Networks = tuple[IPv4Network | IPv6Network, ...]
 class AssociateRejection(Enum):
     """Result, source and reason of an A-ASSOCIATE-RJ. Source: PS3.8 9.3.4."""
 
+    APPLICATION_CONTEXT = (1, 1, 2)
     CALLING_AE = (1, 1, 3)
     CALLED_AE = (1, 1, 7)
+    PROTOCOL_VERSION = (1, 2, 2)
     CONGESTION = (2, 3, 1)
     LIMIT = (2, 3, 2)
 

@@ -198,7 +198,7 @@ class StorageScp:
 
     def _on_requested(self, event: Any) -> None:
         requestor = event.assoc.requestor
-        titles = {"calling_ae": requestor.primitive.calling_ae_title, "called_ae": requestor.primitive.called_ae_title}
+        titles = {"calling_ae": event.assoc.asked.calling_ae, "called_ae": event.assoc.asked.called_ae}
         refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.visit, **titles)
         if refusal is None:
             return
@@ -211,8 +211,8 @@ class StorageScp:
         requestor = event.assoc.requestor
         info = AssociationInfo(
             association_id=self._identifiers(),
-            calling_ae=requestor.primitive.calling_ae_title,
-            called_ae=requestor.primitive.called_ae_title,
+            calling_ae=event.assoc.asked.calling_ae,
+            called_ae=event.assoc.asked.called_ae,
             peer_address=requestor.address_info.address,
         )
         with self._lock:
