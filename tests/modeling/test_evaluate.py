@@ -19,7 +19,7 @@ from dicomnode.domain.finding import SaliencyMap
 from dicomnode.domain.terminology import NIH_TERMS
 from dicomnode.inference.predictor import Predictor
 from dicomnode.settings.node import PixelSettings
-from modeling.evaluation.pointing import localisation, read_boxes, throws_of
+from modeling.evaluation.pointing import localisation, read_boxes, compare_with_boxes
 from modeling.evaluation.predictions import read_predictions
 from modeling.evaluation.reading import select
 from modeling.files import open_files
@@ -103,7 +103,7 @@ def test_the_metrics_hold_everything_and_are_plain_json(evaluated: Path) -> None
     assert set(label["operating_points"]["youden"]["rates"]) == {"sensitivity", "specificity", "ppv", "npv", "f1"}
     assert set(metrics["averages"]["youden"]) == {"micro", "macro", "weighted", "samples"}
     assert [row["threshold"] for row in metrics["threshold_sweep"]] == [round(0.4 + 0.01 * at, 2) for at in range(30)]
-    assert set(metrics["subgroups"]) == {"sex", "age", "view"}
+    assert set(metrics["subgroups"]) == {"sex", "age", "view", "source"}
     assert metrics["subgroups"]["view"]["unknown"] == 27
     assert metrics["mean_of_findings"]["labels"] == ["Infiltration", "Mass"]
 
@@ -224,12 +224,12 @@ def test_the_pointing_game_hits_inside_the_box_and_misses_outside(tmp_path: Path
     path.write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Infiltrate,512,256,128,128,,,\n")
     boxes = read_boxes(path, list(NIH_TERMS))
     # Cell (2, 4) of 8 by 8 spans x 512-640 and y 256-384.
-    (hit,) = throws_of("a.jpg", "1", [peak_at(2, 4), peak_at(0, 0, "Mass")], boxes)
-    (miss,) = throws_of("a.png", "2", [peak_at(4, 2)], boxes)
+    (hit,) = compare_with_boxes("a.jpg", "1", [peak_at(2, 4), peak_at(0, 0, "Mass")], boxes)
+    (miss,) = compare_with_boxes("a.png", "2", [peak_at(4, 2)], boxes)
     assert (hit.label, hit.hit, miss.hit) == ("Infiltration", True, False)
     assert hit.chance == pytest.approx((158 / 1024) ** 2)
     found = localisation([hit, miss], rounds=200, seed=0)["Infiltration"]
-    assert (found.throws, found.hits) == (2, 1)
+    assert (found.images, found.hits) == (2, 1)
     assert found.rate is not None
     assert (found.rate.value, found.rate.low, found.rate.high) == (0.5, 0.0, 1.0)
 
