@@ -20,7 +20,7 @@ from dicomnode.cli.status import status
 from dicomnode.cli.store import store
 from dicomnode.cli.support import support_bundle
 from dicomnode.cli.terminal import out, stop_with
-from dicomnode.cli.train import export, train
+from dicomnode.cli.train import card, export, train
 from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     help="A DICOM-native AI node for chest X-rays. Research use only.",
 )
 _NODE = (demo, init, serve, status, check, analyze, echo, send, why, conformance)
-for command in (*_NODE, train, export, evaluate, compare, explain):
+for command in (*_NODE, train, export, card, evaluate, compare, explain):
     app.command()(command)
 app.command("support-bundle")(support_bundle)
 app.add_typer(queue, name="queue")
