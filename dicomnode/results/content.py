@@ -256,7 +256,8 @@ def _notes(inputs: ReportInputs) -> Iterator[str]:
         if frame := inputs.frames.get(uid):
             orientation = inputs.sources[uid].orientation_after(frame.turned_from_source)
             of_image = f"Image {number}: " if len(inputs.assessments) > 1 else ""
-            yield from (f"{of_image}{note.text}" for note in notes_on(frame, assessment, orientation))
+            notes = notes_on(frame, orientation, is_unusual=assessment.is_unusual)
+            yield from (f"{of_image}{note.text}" for note in notes)
 
 
 def normality(assessments: Sequence[Assessment]) -> CodedConcept:

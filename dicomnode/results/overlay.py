@@ -75,7 +75,7 @@ def draw(
         equipment=equipment,
         shown=shown,
         scale=scale,
-        notes=notes_on(frame, assessment, orientation, is_stated=is_stated),
+        notes=notes_on(frame, orientation, is_unusual=assessment.is_unusual, is_stated=is_stated),
         outside=outside,
         is_heat_due=bool(findings),
     )

@@ -214,14 +214,14 @@ def legend_of(shown: Sequence[str], *, is_anything_above: bool, outside: float) 
 
 
 def notes_on(
-    frame: Frame, assessment: Assessment, orientation: tuple[str, str] | None, *, is_stated: bool = True
+    frame: Frame, orientation: tuple[str, str] | None, *, is_unusual: bool, is_stated: bool = True
 ) -> tuple[Note, ...]:
     """Return what a reader must know of an image beside its findings, warnings first.
 
     `orientation`: the Patient Orientation of `frame.pixels`, None if the source states none that holds for them;
     `is_stated`: False for an image that cannot state one, such as a picture that is no DICOM object.
     """
-    notes = [Note(text=UNUSUAL, is_warning=True)] if assessment.is_unusual else []
+    notes = [Note(text=UNUSUAL, is_warning=True)] if is_unusual else []
     notes += [
         Note(text=text, is_warning=True)
         for text in repairs(frame.turned_from_source, inverted=frame.inverted_from_source)

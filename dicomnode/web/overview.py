@@ -61,7 +61,9 @@ def _facts(context: PageContext) -> dict[str, Any]:
         "destinations": operations.destinations_with(context.destinations),
         "configured": context.destinations,
         "patients": None,
-        "newest": [described(entry) for entry in store.studies.page(StudyQuery(), limit=_NEWEST)],
+        "newest": [
+            described(entry, context.settings.results) for entry in store.studies.page(StudyQuery(), limit=_NEWEST)
+        ],
         "ae_title": context.settings.scp.ae_title,
         "port": context.settings.scp.port,
         "peer": context.peer,

@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
+from dicomnode.settings.node import ResultSettings
 from dicomnode.store.studies import StudyEntry, StudyQuery
 from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
@@ -43,7 +44,7 @@ async def studies(request: Request) -> Response:
     return await site.pages.page(
         request,
         "studies.html",
-        newest=[described(entry) for entry in entries[:PER_PAGE]],
+        newest=[described(entry, site.context.settings.results) for entry in entries[:PER_PAGE]],
         patients=patients,
         fields={name: fields.get(name, "") for name in _FIELDS},
         outcomes=tuple(OUTCOMES),
@@ -103,7 +104,7 @@ def _day(value: str) -> datetime | None:
         return None
 
 
-def described(entry: StudyEntry) -> dict[str, Any]:
+def described(entry: StudyEntry, settings: ResultSettings) -> dict[str, Any]:
     """Return a study of a list as templates show it."""
     why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
-    return {"entry": entry, "headline": headline(entry.summary), "why": why}
+    return {"entry": entry, "headline": headline(entry.summary, settings), "why": why}
