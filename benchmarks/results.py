@@ -8,6 +8,7 @@ from benchmarks.bench import Bench, seconds
 from benchmarks.images import Images
 from benchmarks.studies import Bare, image_of
 from benchmarks.table import Row
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import ResultInstance, StudyAnswer
 from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
@@ -27,7 +28,7 @@ ROUNDS = 8
 def measure(bench: Bench) -> Iterator[Row]:
     part10 = Images.uncompressed().one()
     dataset = image_of(part10)
-    source = SourceContext.of(dataset)
+    source = SourceContext.of(header_of(dataset))
     bare = Bare(default_bundle())
     radiograph = frame(source.ref, bare.frame(part10).pixels)
     assessed = assessment(source.ref, PRESENT, abnormality=0.8)
@@ -87,4 +88,4 @@ def _answer(job: Job, results: tuple[ResultInstance, ...], number: int) -> Study
         )
         for result in results
     )
-    return StudyAnswer(results=renewed, rejections=(), summary={}, analysed=images)
+    return StudyAnswer(results=renewed, rejections=(), analysed=images)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dicomnode.domain.coding import fault_in
 from dicomnode.domain.errors import BundleInvalid
 from dicomnode.domain.finding import Code
+from dicomnode.domain.validation import sentence
 
 MOST_POINTS, MOST_BINS = 256, 50
 AREA_TOLERANCE = 0.02
@@ -308,5 +309,5 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
+        what = sentence(first["type"], first.get("ctx", {}))
         raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {what}") from error

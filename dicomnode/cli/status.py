@@ -1,4 +1,4 @@
-"""`cxrnode status`: how the node fares, in the terminal; once, or again and again."""
+"""`cxrnode status`: the state of the node in the terminal, once or repeatedly."""
 
 import json
 import sys
@@ -32,11 +32,21 @@ _STATES = {
 def status(
     config: ConfigOption = None,
     store: StoreOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it repeatedly, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     every_s: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often, with --watch.")] = 2,
 ) -> None:
-    """Say how the node fares, whether it runs or not; exit 0 when it runs and all is well, 1 when not."""
+    """Show the state of the node; works beside a running node and without one.
+
+    Exit code 0: the node runs, and nothing needs attention.
+
+    1: no node runs, a check fails, there is a dead letter, a destination is down,
+    a commitment is overdue, or little disk is free.
+
+    2: the configuration is wrong.
+
+    Example: cxrnode status --config node.toml --watch
+    """
     settings = settings_from(config, store=store)
     with open_beside_node(config, store) as opened:
         if watch and not as_json:
@@ -57,6 +67,7 @@ def shown(found: Status) -> RenderableType:
     return Group(
         Text.from_markup(_headline(found)),
         *(Text.from_markup(_check(check.name, check.passed, check.reason)) for check in found.checks),
+        *(Text.from_markup(f"[red]![/]   {escape(alarm.text)}") for alarm in found.alarms),
         "",
         _studies(found),
         _destinations(found.destinations, found.at),

@@ -12,7 +12,7 @@ from dicomnode.domain.answer import DEFAULT_OUTPUTS, ResultKind
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
 from dicomnode.net.dimse.tls import CIPHERS, PROFILE
 from dicomnode.net.dimse.transport import IMPLEMENTATION_VERSION_NAME
-from dicomnode.net.scp.admission import Rejection
+from dicomnode.net.scp.admission import AssociateRejection
 from dicomnode.net.scu.association import REQUESTOR_PDU_BYTES
 from dicomnode.settings.delivery import DeliverySettings
 from dicomnode.settings.node import ScpSettings, default_bundle
@@ -232,14 +232,16 @@ def _network_details() -> str:
 
 def _rejection_rows() -> list[tuple[str, str, str, str]]:
     causes = {
-        Rejection.CALLED_AE: "another AE title is called, unless `scp.require_called_ae` is false",
-        Rejection.CALLING_AE: "`scp.calling_ae_titles` does not hold the caller's, or `scp.calling_ae_networks` not "
-        "for its address",
-        Rejection.CONGESTION: "`scp.maximum_associations_per_s` is exceeded, or the node stops",
-        Rejection.LIMIT: "`scp.maximum_associations` or `scp.maximum_associations_per_peer` is reached",
+        AssociateRejection.APPLICATION_CONTEXT: "the application context is not that of DICOM",
+        AssociateRejection.PROTOCOL_VERSION: "bit 0 of the protocol version is not set",
+        AssociateRejection.CALLED_AE: "another AE title is called, unless `scp.require_called_ae` is false",
+        AssociateRejection.CALLING_AE: "`scp.calling_ae_titles` does not hold the caller's, or "
+        "`scp.calling_ae_networks` not for its address",
+        AssociateRejection.CONGESTION: "`scp.maximum_associations_per_s` is exceeded, or the node stops",
+        AssociateRejection.LIMIT: "`scp.maximum_associations` or `scp.maximum_associations_per_peer` is reached",
     }
     rows = []
-    for entry in Rejection:
+    for entry in AssociateRejection:
         result, origin, reason = entry.value
         rows.append((causes[entry], str(result), str(origin), str(reason)))
     return rows

@@ -18,7 +18,8 @@ from dicomnode.net.scu.files import SentFile, send_files
 from dicomnode.node import Node
 from dicomnode.settings.node import Settings, parse_destination, read_settings
 from dicomnode.store import Store
-from dicomnode.store.ledger import JobEntry, LedgerEvent, RejectionEntry
+from dicomnode.store.events import LedgerEvent
+from dicomnode.store.ledger import JobEntry, RejectionEntry
 
 SENDER = "MODALITY"
 _LOOPBACK = "127.0.0.1"
@@ -43,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class DemoRun:
     """A running node, and a running archive that it delivers to."""
 
     settings: Settings
@@ -80,7 +81,7 @@ class Stage:
                 return tuple(self._outcome(job) for job in settled)
 
     def _newest(self) -> dict[str, JobEntry]:
-        """Return the newest version of each study's answer; the store is this stage's own."""
+        """Return the newest version of each study's answer; the store is this run's own."""
         jobs = self._store.ledger.jobs(tuple(JobState), limit=_MOST_STUDIES)
         return {job.study: job for job in sorted(jobs, key=lambda job: job.version)}
 
@@ -105,7 +106,9 @@ class Stage:
 
 
 @contextmanager
-def staged(store: Path, kept: Path, *, bundle: Path | None = None, show_patients: bool = False) -> Iterator[Stage]:
+def running_demo(
+    store: Path, kept: Path, *, bundle: Path | None = None, show_patients: bool = False
+) -> Iterator[DemoRun]:
     """Run an archive that writes to `kept`, and a node that delivers to it and has its store at `store`.
 
     `show_patients`: the page, which everybody on this machine can open, names them.
@@ -118,7 +121,7 @@ def staged(store: Path, kept: Path, *, bundle: Path | None = None, show_patients
         try:
             node.start()
             with Store.open(settings.store, settings.assembly, exclusive=False) as beside:
-                yield Stage(settings=settings, archive=archive, _store=beside)
+                yield DemoRun(settings=settings, archive=archive, _store=beside)
         finally:
             node.stop()
 

@@ -28,8 +28,7 @@ def choose_operating_point(manifest: Manifest, name: str | None) -> str:
 def findings_of(scores: Sequence[Score], manifest: Manifest, operating_point: str) -> tuple[Finding, ...]:
     """Return one finding per score, in the manifest's order, abnormality first."""
     return tuple(
-        _finding(score, label, manifest, operating_point)
-        for score, label in zip(scores, manifest.labels, strict=True)
+        _finding(score, label, manifest, operating_point) for score, label in zip(scores, manifest.labels, strict=True)
     )
 
 

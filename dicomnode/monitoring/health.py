@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from dicomnode.bundle.reader import Bundle
 from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.formatting import format_size
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 
@@ -100,7 +102,22 @@ def disk(settings: Settings) -> HealthCheck:
         free = shutil.disk_usage(settings.store.path).free
     except OSError as error:
         return HealthCheck(name="disk", passed=False, reason=f"the store's folder cannot be read: {error.strerror}")
-    return HealthCheck(name="disk", passed=free >= least, reason=f"{free} bytes are free, {least} are to be kept free")
+    return HealthCheck(
+        name="disk",
+        passed=free >= least,
+        reason=f"{format_size(free)} free, at least {format_size(least)} must stay free",
+    )
+
+
+def exposed_to_others(folder: Path) -> str:
+    """Return what is wrong with the access rights of a store's folder, or "".
+
+    The store holds patients' images, so other accounts must not enter it, and no group may write to it.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & (stat.S_IRWXO | stat.S_IWGRP):
+        return ""
+    return f"{folder} is open to other accounts of this machine (mode {mode:04o}): chmod 700 {folder}"
 
 
 def _listener(running: Running, settings: Settings) -> HealthCheck:

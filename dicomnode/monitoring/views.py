@@ -36,7 +36,7 @@ def monitoring_pages(monitored: MonitoredNode) -> tuple[PageRoute, ...]:
 
     async def quality(request: Request) -> Response:
         report = await run_in_threadpool(monitored.report)
-        return site_of(request).pages.page(request, "monitoring.html", **_shown(report, monitored))
+        return await site_of(request).pages.page(request, "monitoring.html", **_shown(report, monitored))
 
     return (
         PageRoute(path="/healthz", view=healthz, role=Role.NOBODY),

@@ -1,7 +1,7 @@
 """The application: which address shows what, and to whom.
 
-Another package adds pages by `PageRoute`. A view takes Starlette's request; `context.site_of(request)` gives it what the
-node's own views read, and `site.pages.page` renders a template that extends `base.html`.
+Another package adds pages by `PageRoute`. A view takes Starlette's request; `context.site_of(request)` gives it what
+the node's own views read, and `site.pages.page` renders a template that extends `base.html`.
 """
 
 import logging
@@ -91,12 +91,14 @@ def create_app(
     Raises: ConfigurationError, if the settings would let in whom they should not.
     """
     settings = context.settings.http
-    access = Access(settings)
+    access = Access(settings, context.clock)
     sessions = Sessions(context.clock, names, names().encode())
     shown = (*_OWN, *extra)
     entries = [NavEntry(path=entry.path, title=entry.title) for entry in shown if entry.title]
     packages = sorted({entry.package for entry in shown if entry.package})
-    pages = Pages(nav=entries, sessions=sessions, restricted=access.has_tokens, packages=packages)
+    pages = Pages(
+        nav=entries, sessions=sessions, alarms=context.alarms, restricted=access.has_tokens, packages=packages
+    )
     routes: list[Any] = [
         Route(
             entry.path,
@@ -130,19 +132,19 @@ def _moved_to(path: str) -> View:
 async def _not_there(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     said = {403: "You may not see this.", 404: "There is nothing at this address.", 405: "This cannot be done here."}
-    return _trouble(request, said.get(status, "This cannot be answered."), status)
+    return await _trouble(request, said.get(status, "This cannot be answered."), status)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
-    return _trouble(request, str(error), 404)
+    return await _trouble(request, str(error), 404)
 
 
 async def _in_trouble(request: Request, error: Exception) -> Response:
     log.warning("page-failed", extra={"cause": f"{type(error).__name__}: {error}"})
-    return _trouble(request, f"The node cannot answer now: {error}", 503)
+    return await _trouble(request, f"The node cannot answer now: {error}", 503)
 
 
-def _trouble(request: Request, said: str, status: int) -> Response:
+async def _trouble(request: Request, said: str, status: int) -> Response:
     if request.state.visitor.role < Role.VIEW:
         return PlainTextResponse(said + "\n", status_code=status)
-    return site_of(request).pages.page(request, "trouble.html", status=status, said=said)
+    return await site_of(request).pages.page(request, "trouble.html", status=status, said=said)

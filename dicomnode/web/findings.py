@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.finding import Presence, odds_ratio
-from dicomnode.results.summary import SaidFinding, SaidImage, Summary
+from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 
 REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.OWN_RESULT: "A result of this node",
@@ -22,6 +22,8 @@ REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.CORRUPT_PIXELS: "Corrupt pixels",
     RejectionReason.NOT_CHEST_FRONTAL: "Does not look like a frontal chest",
     RejectionReason.ORIENTATION: "Turned or inverted",
+    RejectionReason.PATIENT_MISMATCH: "Different patients in one study",
+    RejectionReason.RAW_OF_PROCESSED: "Raw image of a processed one",
 }
 """Why an image was not analysed, in a few words."""
 
@@ -43,17 +45,17 @@ class Bar:
     point: str
 
 
-def bars_of(image: SaidImage) -> tuple[Bar, ...]:
+def bars_of(image: ImageSummary) -> tuple[Bar, ...]:
     """Return what was said of an image: abnormality first, then what is present, most over its threshold first."""
     return (_bar(image.abnormality), *sorted(map(_bar, image.findings), key=_rank))
 
 
-def images_by_uid(summary: Summary) -> dict[str, tuple[Bar, ...]]:
+def images_by_uid(summary: StudySummary) -> dict[str, tuple[Bar, ...]]:
     """Return the bars of every image of an answer by its SOP Instance UID."""
     return {image.sop_instance: bars_of(image) for image in summary.images}
 
 
-def headline(summary: Summary) -> tuple[str, Presence | None]:
+def headline(summary: StudySummary) -> tuple[str, Presence | None]:
     """Return an answer in a few words, and how it is to be marked."""
     bars = [bar for bars in images_by_uid(summary).values() for bar in bars]
     if not bars:
@@ -71,7 +73,7 @@ def first_to_show(bars: Sequence[Bar], labels: Sequence[str]) -> str:
     return next((bar.label for bar in ranked if bar.label in labels), "")
 
 
-def _bar(said: SaidFinding) -> Bar:
+def _bar(said: FindingSummary) -> Bar:
     return Bar(
         label=said.label,
         name=said.label.replace("_", " "),

@@ -16,30 +16,38 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
-from dicomnode.analysis.pipeline import Examined, Pipeline
-from dicomnode.dicom.attributes import text
+from dicomnode.analysis.examination import AnalysedImage
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.header import header_of
 from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.imaging.pixels import render
-from dicomnode.results.overlay import enlarge, heat_colours
+from dicomnode.results.body import BoolArray, body_mask, onto
+from dicomnode.results.overlay import heat_colours
+from dicomnode.results.presentation import heat_of
 
 _LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600
 _KEPT = 12
 _OPAQUE = 1.0
+_NOWHERE: BoolArray = np.zeros((1, 1), dtype=bool)
 
 Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """One image as it is shown. `png` is empty where it cannot be decoded; `maps` by label, if the model read it."""
+    """One image as it is shown.
+
+    `png` is empty where it cannot be decoded; `maps` by label, if the model read it; `body`: where heat may be.
+    """
 
     png: bytes
     rows: int
     columns: int
     maps: Mapping[str, FloatArray]
+    body: BoolArray
     may_name_patient: bool
 
 
@@ -71,27 +79,37 @@ class Gallery:
             dataset = read(part10)
             # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
             # that says NO.
-            annotated = text(dataset, "BurnedInAnnotation").upper()
-            named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
-            if isinstance(examined, Examined):
+            header = header_of(dataset)
+            annotated = header.burned_in_annotation
+            named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
+            if isinstance(examined, AnalysedImage):
                 pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
             else:
                 pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
         except (UnreadableObject, UndecodablePixels):
-            return Look(png=b"", rows=0, columns=0, maps={}, may_name_patient=False)
+            return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, may_name_patient=False)
         shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
         rows, columns = shown.shape
-        return Look(png=_png(shown), rows=rows, columns=columns, maps=maps, may_name_patient=named)
+        return Look(
+            png=_png(shown),
+            rows=rows,
+            columns=columns,
+            maps=maps,
+            body=body_mask(pixels) if maps else _NOWHERE,
+            may_name_patient=named,
+        )
 
 
 def heat_png(look: Look, label: str) -> bytes | None:
-    """Return a finding's Grad-CAM as colours that are clear where it is low; None without a map or evidence."""
+    """Return a finding's heat as colours that are clear where it is low; None without a map or heat on the body."""
     values = look.maps.get(label)
-    if values is None or float(values.max()) <= 0:
+    scale = _HEAT_SIDE / max(look.rows, look.columns, 1)
+    shape = (max(1, round(look.rows * scale)), max(1, round(look.columns * scale)))
+    heat = None if values is None else heat_of(values, shape, look.body)
+    if heat is None:
         return None
-    scale = _HEAT_SIDE / max(look.rows, look.columns)
-    heat = enlarge(values, (max(1, round(look.rows * scale)), max(1, round(look.columns * scale))))
-    colours, alpha = heat_colours(heat, _OPAQUE)
+    colours, alpha = heat_colours(heat.values, _OPAQUE)
+    alpha *= onto(look.body, shape)
     return _png(np.dstack([cv2.cvtColor(colours, cv2.COLOR_RGB2BGR), cv2.convertScaleAbs(alpha, alpha=255.0)]))
 
 

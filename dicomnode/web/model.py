@@ -209,7 +209,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 async def model(request: Request) -> Response:
     """Show the model in use, and the curves of the output asked for."""
     site, asked = site_of(request), request.query_params.get("output", "")
-    return site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.context, asked))
+    return await site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.context, asked))
 
 
 def _facts(context: PageContext, asked: str) -> dict[str, Any]:

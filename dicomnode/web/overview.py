@@ -1,4 +1,4 @@
-"""The first page: what comes in, what waits, what went out, and what is wrong."""
+"""The overview: what arrives, what waits, what was delivered, and the state of disk, model and destinations."""
 
 import shutil
 from typing import Any
@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from dicomnode.domain.job import JobState
 from dicomnode.store.counters import Operations
-from dicomnode.store.row_mapping import EventKind
-from dicomnode.store.studies import Recent, Wanted
+from dicomnode.store.events import EventKind
+from dicomnode.store.studies import Recent, StudyQuery
 from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.studies import described
 
@@ -33,14 +33,13 @@ async def overview(request: Request) -> Response:
     """Show the state of the node."""
     site = site_of(request)
     facts = await run_in_threadpool(_facts, site.context)
-    return site.pages.page(request, "overview.html", **facts)
+    return await site.pages.page(request, "overview.html", **facts)
 
 
 def _facts(context: PageContext) -> dict[str, Any]:
     now, store = context.clock(), context.store
     operations, recent = store.watching.operations(), store.studies.recent(now)
     oldest_s = operations.waiting.age_s(now)
-    configured = [entry.label for entry in context.settings.delivery.destinations]
     disk = shutil.disk_usage(context.settings.store.path)
     return {
         "now": now,
@@ -56,13 +55,16 @@ def _facts(context: PageContext) -> dict[str, Any]:
         "model": context.bundle.identity,
         "last_hour": [(name, sum(recent.events.get(kind, 0) for kind in kinds)) for name, kinds in _LAST_HOUR],
         "throughput": _bins(recent),
-        "answered": recent.events.get(EventKind.ANSWERED, 0) + recent.events.get(EventKind.REJECTED, 0),
-        "destinations": operations.destinations_with(configured),
-        "configured": configured,
+        "answered": recent.events.get(EventKind.ANSWERED, 0),
+        "not_analysed": recent.events.get(EventKind.REJECTED, 0),
+        "finished": recent.events.get(EventKind.ANSWERED, 0) + recent.events.get(EventKind.REJECTED, 0),
+        "destinations": operations.destinations_with(context.destinations),
+        "configured": context.destinations,
         "patients": None,
-        "newest": [described(entry) for entry in store.studies.page(Wanted(), limit=_NEWEST)],
+        "newest": [described(entry) for entry in store.studies.page(StudyQuery(), limit=_NEWEST)],
         "ae_title": context.settings.scp.ae_title,
         "port": context.settings.scp.port,
+        "peer": context.peer,
     }
 
 

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.store.studies import StudyEntry, StudyQuery
 from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
@@ -40,7 +40,7 @@ async def studies(request: Request) -> Response:
     entries = await run_in_threadpool(_page, site.context, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
     patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "studies.html",
         newest=[described(entry) for entry in entries[:PER_PAGE]],
@@ -50,6 +50,8 @@ async def studies(request: Request) -> Response:
         search=search if fields else "",
         more=more,
         is_first=before is None,
+        is_filtered=bool(fields),
+        peer=site.context.peer,
     )
 
 
@@ -80,12 +82,12 @@ def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str
     return patients
 
 
-def wanted_of(fields: Mapping[str, str]) -> Wanted:
+def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
     """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
-    return Wanted(
+    return StudyQuery(
         study=number if is_uid else "",
         number="" if is_uid else number,
         states=OUTCOMES.get(fields.get("outcome", ""), ()),

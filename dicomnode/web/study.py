@@ -18,8 +18,8 @@ from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, sentence
-from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
@@ -122,7 +122,7 @@ async def study(request: Request) -> Response:
     facts = await run_in_threadpool(_facts, site.context, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
         await run_in_threadpool(disclosed, request, [uid])
-    return site.pages.page(request, "study.html", **facts)
+    return await site.pages.page(request, "study.html", **facts)
 
 
 async def radiograph(request: Request) -> Response:

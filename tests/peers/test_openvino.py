@@ -44,7 +44,7 @@ def analysed(folder: Path, provider: str, first: Path | None) -> dict[str, float
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (summary,) = (folder / "out").rglob("*.json")
+    (summary,) = (folder / "out").glob("*/summary.json")
     return probabilities(json.loads(summary.read_text()))
 
 

@@ -11,6 +11,8 @@ from dicomnode.bundle.reader import Bundle
 from dicomnode.bundle.scores import score_bound
 from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.answer import Rejection, RejectionReason, Stage, StudyAnswer
+from dicomnode.domain.finding import Presence
+from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 from dicomnode.monitoring.health import Running
 from dicomnode.monitoring.metrics import Metrics
 from dicomnode.monitoring.monitored_node import MonitoredNode
@@ -89,26 +91,22 @@ class World:
         accept(self.store, study, seconds=seconds, over=study, **more)
         job = claim(self.store, seconds + QUIET_S)
         given = Rejection(source=job.instances[0].ref, reason=reason, detail="no")
-        self.store.inbox.finish(
-            job, StudyAnswer(results=(), rejections=(given,), summary={}), to("PACS"), at(seconds + 3)
-        )
+        self.store.inbox.finish(job, StudyAnswer(results=(), rejections=(given,)), to("PACS"), at(seconds + 3))
 
     def scored(self, given: StudyAnswer, uid: str, probability: float) -> StudyAnswer:
-        said = [
-            {
-                "label": label,
-                "probability": probability,
-                "spread": 0.0,
-                "presence": "absent",
-                "operating_point": "youden",
-                "threshold": 0.5,
-            }
+        abnormality, *findings = (
+            FindingSummary(
+                label=label,
+                probability=probability,
+                spread=0.0,
+                presence=Presence.ABSENT,
+                operating_point="youden",
+                threshold=0.5,
+            )
             for label in LABELS
-        ]
-        identity = self.bundle.identity
-        model = {"name": identity.name, "version": identity.version, "bundle_hash": identity.bundle_hash}
-        one = {"sop_instance": uid, "abnormality": said[0], "findings": said[1:]}
-        summary: dict[str, object] = {"model": model, "images": [one], "rejected": []}
+        )
+        image = ImageSummary(sop_instance=uid, abnormality=abnormality, findings=tuple(findings))
+        summary = StudySummary(model=self.bundle.identity, images=(image,))
         return replace(given, summary=summary, seconds={Stage.INFER: 0.3})
 
     def fill(self, week: int, shares: Mapping[float, int], *, calling_ae: str = "MODALITY") -> None:

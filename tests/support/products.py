@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from pydicom import Dataset
 
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
+from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.context import SourceContext
 from dicomnode.results.inputs import ImageResultInputs, ReportInputs
@@ -19,7 +21,7 @@ from tests.support.make import chest
 def report_on(
     source: Dataset, *, rejections: tuple[Rejection, ...] = (), institution: str = "Hôpital général"
 ) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     former = InstanceRef(
         study=context.ref.study, series="1.2.3", sop_class="1.2.840.10008.5.1.4.1.1.88.34", sop_instance="1.2.3.4"
     )
@@ -37,7 +39,7 @@ def report_on(
 
 
 def heatmap_of(source: Dataset) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(640, 560)),
@@ -57,14 +59,16 @@ def image_results(
     turns: int = 0,
     inverted: bool = False,
     window: tuple[float, float] | None = None,
+    abnormality: float = 0.8,
+    pixels: FloatArray | None = None,
 ) -> list[ResultInstance]:
     """Return the results of one kind of an image in which these labels have these probabilities."""
-    context = SourceContext.of(source)
-    stored = chest(640, 560)
+    context = SourceContext.of(header_of(source))
+    stored = chest(640, 560) if pixels is None else pixels
     inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted, window=window),
-        assessment=assessment(context.ref, probabilities, abnormality=0.8),
+        assessment=assessment(context.ref, probabilities, abnormality=abnormality),
         equipment=equipment(institution="Hôpital général"),
         identity=identity(context.ref.study),
         now=NOW,
@@ -90,7 +94,7 @@ def document_of(source: Dataset) -> ResultInstance:
 
 
 def refusal_of(source: Dataset) -> ResultInstance:
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")
     inputs = ReportInputs(
         sources={context.ref.sop_instance: context},

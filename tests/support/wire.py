@@ -15,21 +15,53 @@ def item(kind: int, body: bytes) -> bytes:
 
 def associate_request(
     *,
-    calling: str = "HOSTILE",
-    called: str = "CXRNODE",
+    calling: str | bytes = "HOSTILE",
+    called: str | bytes = "CXRNODE",
     abstract: str = CR,
     transfer: str = EXPLICIT,
     more: bytes = b"",
     role: bool = False,
+    version: int = 1,
+    application: bytes = b"1.2.840.10008.3.1.1.1",
+    contexts: bytes | None = None,
+    user: bytes | None = None,
+    user_more: bytes = b"",
 ) -> bytes:
-    """Return an A-ASSOCIATE-RQ with one context; `role`: the requestor is the SCP of it."""
-    context = item(0x30, abstract.encode()) + item(0x40, transfer.encode())
-    user = item(0x51, struct.pack(">L", 16_384)) + item(0x52, b"1.2.3.4")
+    """Return an A-ASSOCIATE-RQ with one context; `role`: the requestor is the SCP of it.
+
+    `contexts` and `user` replace the items of the contexts and the sub-items of the user; others follow them.
+    """
+    titles = [(title if isinstance(title, bytes) else title.encode()).ljust(16) for title in (called, calling)]
+    contexts = (
+        proposed(1, item(0x30, abstract.encode()) + item(0x40, transfer.encode())) if contexts is None else contexts
+    )
+    user = item(0x51, struct.pack(">L", 16_384)) + item(0x52, b"1.2.3.4") if user is None else user
     if role:
         user += item(0x54, struct.pack(">H", len(abstract)) + abstract.encode() + b"\x00\x01")
-    items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, b"\x01\x00\x00\x00" + context) + item(0x50, user) + more
-    fixed = struct.pack(">HH16s16s32s", 1, 0, called.encode().ljust(16), calling.encode().ljust(16), bytes(32))
-    return struct.pack(">BBL", REQUEST, 0, len(fixed + items)) + fixed + items
+    items = (item(0x10, application) if application else b"") + contexts + item(0x50, user + user_more) + more
+    body = struct.pack(">HH16s16s32s", version, 0, *titles, bytes(32)) + items
+    return struct.pack(">BBL", REQUEST, 0, len(body)) + body
+
+
+def proposed(context_id: int, syntaxes: bytes) -> bytes:
+    """Return the item of a proposed presentation context."""
+    return item(0x20, bytes([context_id, 0, 0, 0]) + syntaxes)
+
+
+def associate_accept(
+    *, contexts: bytes | None = None, more: bytes = b"", user_more: bytes = b"", version: int = 1, length: int = 16_384
+) -> bytes:
+    """Return an A-ASSOCIATE-AC of context 1 in Explicit VR Little Endian, or of `contexts`."""
+    contexts = accepted_context(1) if contexts is None else contexts
+    user = item(0x51, struct.pack(">L", length)) + item(0x52, b"1.2.3.4") + user_more
+    items = item(0x10, b"1.2.840.10008.3.1.1.1") + contexts + item(0x50, user) + more
+    body = struct.pack(">HH16s16s32s", version, 0, b"CXRNODE".ljust(16), b"PEER".ljust(16), bytes(32)) + items
+    return struct.pack(">BBL", ACCEPTED, 0, len(body)) + body
+
+
+def accepted_context(context_id: int, transfer: str = EXPLICIT, *, result: int = 0) -> bytes:
+    """Return the item of an answered presentation context."""
+    return item(0x21, bytes([context_id, 0, result, 0]) + item(0x40, transfer.encode()))
 
 
 def fragment(data: bytes, *, command: bool, last: bool) -> bytes:
@@ -42,8 +74,15 @@ def p_data(*values: bytes) -> bytes:
     return struct.pack(">BBL", P_DATA, 0, len(body)) + body
 
 
-def command(sop_class: str, field: int, *, sop_instance: str = "1.2.3", more: dict[int, bytes] | None = None) -> bytes:
-    """Return a command set that a data set follows."""
+def command(
+    sop_class: str,
+    field: int,
+    *,
+    sop_instance: str = "1.2.3",
+    more: dict[int, bytes] | None = None,
+    without: tuple[int, ...] = (),
+) -> bytes:
+    """Return a command set that a data set follows, with the elements of group 0000 in `more`."""
     uid, instance = (text.encode() + b"\0" * (len(text) % 2) for text in (sop_class, sop_instance))
     elements = {
         0x0002: uid,
@@ -53,7 +92,9 @@ def command(sop_class: str, field: int, *, sop_instance: str = "1.2.3", more: di
         0x1000: instance,
         **(more or {}),
     }
-    body = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in sorted(elements.items()))
+    body = b"".join(
+        struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in sorted(elements.items()) if tag not in without
+    )
     return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
 
 
@@ -67,15 +108,22 @@ def connected(port: int, source: int = 2) -> socket.socket:
 
 
 def answer(wire: socket.socket) -> int:
-    """Return the type of the PDU that comes back, 0 when the connection ends instead."""
+    """Return the type of the PDU that comes back, 0 when the connection ends instead, or nothing comes in time."""
+    try:
+        return (answered(wire) or b"\0")[0]
+    except OSError:
+        return 0
+
+
+def answered(wire: socket.socket) -> bytes:
+    """Return the PDU that comes back, nothing when the connection ends instead. Raises: OSError."""
     try:
         header = wire.recv(6, socket.MSG_WAITALL)
         if len(header) < 6:
-            return 0
-        wire.recv(struct.unpack(">BBL", header)[2], socket.MSG_WAITALL)
-        return header[0]
-    except OSError:
-        return 0
+            return b""
+        return header + wire.recv(struct.unpack(">BBL", header)[2], socket.MSG_WAITALL)
+    except ConnectionResetError:
+        return b""
 
 
 def associated(port: int, source: int = 2, **request: object) -> socket.socket | None:

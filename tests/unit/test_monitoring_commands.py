@@ -19,19 +19,20 @@ from dicomnode.cli import status as status_command
 from dicomnode.cli.main import app
 from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.delivery import NoAnswer, RetryPolicy
-from dicomnode.domain.finding import Presence
+from dicomnode.domain.errors import ConfigurationError
+from dicomnode.domain.finding import ModelIdentity, Presence
 from dicomnode.domain.job import JobState
+from dicomnode.domain.summary import FindingSummary, ImageSummary, RejectionSummary, StudySummary
 from dicomnode.formatting import format_age, format_time
 from dicomnode.monitoring.export import safe_cell, write_table
 from dicomnode.node import utc_now
-from dicomnode.results.summary import SaidFinding, SaidImage, SaidModel, SaidRejection, Summary
 from dicomnode.store import Store
 from dicomnode.store.counters import StudyResult
 from dicomnode.store.engine.lock import StoreLock, is_held
 from tests.support.make import build, encode, ref_of
 from tests.support.stores import EXPLICIT_LE, accept, answer, association, at, claim, open_store, rejection_of_all, to
 
-FINDING = SaidFinding(
+FINDING = FindingSummary(
     label="Mass",
     probability=0.25,
     spread=0.01,
@@ -61,7 +62,7 @@ def run(folder: Path, *words: str, http: str = "enabled = false") -> Result:
 
 
 def result(study: str = "1.1", version: int = 1, **more: Any) -> StudyResult:
-    image = SaidImage(sop_instance=f"{study}.2", abnormality=FINDING)
+    image = ImageSummary(sop_instance=f"{study}.2", abnormality=FINDING)
     facts: dict[str, Any] = {
         "study": study,
         "version": version,
@@ -69,7 +70,7 @@ def result(study: str = "1.1", version: int = 1, **more: Any) -> StudyResult:
         "received_at": at(0),
         "ended_at": at(3),
         "senders": ("CR1",),
-        "summary": Summary(model=SaidModel(name="m", version="1", bundle_hash="b"), images=(image,)),
+        "summary": StudySummary(model=ModelIdentity(name="m", version="1", bundle_hash="b"), images=(image,)),
     }
     return StudyResult(**(facts | more))
 
@@ -118,11 +119,11 @@ def test_an_image_is_a_row_with_every_label() -> None:
 
 
 def test_rejected_images_and_dead_letters_are_rows_too() -> None:
-    no = Summary(rejected=(SaidRejection(sop_instance="1.1.3", reason="modality"),))
+    no = StudySummary(rejected=(RejectionSummary(sop_instance="1.1.3", reason="modality"),))
     rows = table(
         result(),
         result("1.2", state=JobState.REJECTED, summary=no),
-        result("1.3", state=JobState.DEAD, summary=Summary()),
+        result("1.3", state=JobState.DEAD, summary=StudySummary()),
     )
     assert [(row["study_outcome"], row["image_outcome"], row["Mass_probability"]) for row in rows] == [
         ("answered", "analysed", "0.25"),
@@ -152,8 +153,8 @@ def test_a_cell_of_ordinary_text_stays() -> None:
 
 
 def test_a_label_that_would_run_is_shown_in_the_header() -> None:
-    image = SaidImage(sop_instance="1.2", abnormality=FINDING.model_copy(update={"label": "=cmd"}))
-    (row,) = table(result(summary=Summary(images=(image,))))
+    image = ImageSummary(sop_instance="1.2", abnormality=replace(FINDING, label="=cmd"))
+    (row,) = table(result(summary=StudySummary(images=(image,))))
     assert row["'=cmd_probability"] == "0.25"
 
 
@@ -170,7 +171,7 @@ def test_the_export_names_patients_only_when_asked(tmp_path: Path) -> None:
         received(store)
         job = claim(store, 1e9)
         given = replace(
-            answer(job), summary={"images": [{"sop_instance": "1.2.3", "abnormality": FINDING.model_dump()}]}
+            answer(job), summary=StudySummary(images=(ImageSummary(sop_instance="1.2.3", abnormality=FINDING),))
         )
         store.inbox.finish(job, given, to("pacs"), utc_now())
     assert run(tmp_path, "monitoring", "export", "--out", str(tmp_path / "a.csv")).exit_code == 0
@@ -263,6 +264,19 @@ def test_the_queue_tells_of_the_same_work(tmp_path: Path) -> None:
     assert f"the oldest has waited since {format_time(at(3))}" in told.output
 
 
+@pytest.mark.parametrize("action", ["retry", "drop"])
+@pytest.mark.parametrize("entry", ["D999", "A999", "a2", "D1"])
+def test_an_entry_that_is_not_there_is_told_as_such(tmp_path: Path, action: str, entry: str) -> None:
+    with open_store(tmp_path / "store") as store:
+        accept(store)
+    told = run(tmp_path, "queue", action, "A1", entry)
+    assert isinstance(told.exception, ConfigurationError), told.output
+    assert str(told.exception).startswith(f"there is no such entry: {entry.upper()}")
+    with open_store(tmp_path / "store") as store:
+        (job,) = store.ledger.jobs_of("1.1")
+        assert job.state is JobState.COLLECTING, "A1 is left as it was"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, ""), (0.9, "0 s"), (119.9, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d")]
 )
@@ -280,6 +294,24 @@ def test_a_node_that_runs_is_asked(tmp_path: Path, code: int, passed: bool) -> N
     assert told.exit_code == (0 if passed else 1)
     assert "running, version 9.9" in told.output
     assert found["checks"] == checks
+
+
+@pytest.mark.parametrize("permanent", [True, False], ids=["a dead letter", "a destination that is down"])
+def test_status_fails_beside_a_node_that_runs_and_says_why(tmp_path: Path, permanent: bool) -> None:
+    checks = {"listener": {"passed": True, "reason": "listens on port 1"}}
+    body = json.dumps({"passed": True, "checks": checks, "version": "9.9"}).encode()
+    with open_store(tmp_path / "store") as store, page(200, body) as port:
+        accept(store)
+        job = claim(store, 1e6)
+        store.inbox.finish(job, answer(job), to("pacs"), at(3))
+        assert run(tmp_path, "status", http=f"port = {port}").exit_code == 0
+        (delivery,) = store.outbox.claim("pacs", 1, at(4))
+        store.outbox.record(delivery, NoAnswer(cause="refused", permanent=permanent), at(5), RetryPolicy(), 0.5)
+        told = run(tmp_path, "status", http=f"port = {port}")
+    assert told.exit_code == 1
+    assert "pacs has taken no result so far. 1 attempt has failed" in told.output
+    assert ": refused." in told.output
+    assert ("Dead letters" in told.output) == permanent
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"\xff" * 99])

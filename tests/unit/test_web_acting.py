@@ -10,6 +10,7 @@ from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.job import JobState
 from dicomnode.settings.http import HttpSettings, HttpToken
+from dicomnode.store.ledger import describe
 from tests.support.make import build
 from tests.support.web import HAND, OTHER, STUDY, Web, dead_delivery, image
 
@@ -27,7 +28,7 @@ def test_a_dead_letter_is_tried_again(own: Web) -> None:
     number = dead_delivery(own)
     assert "refused for good" in own.client.get("/problems").text
     answer = own.post("/problems", act="retry", entry=f"D{number}")
-    assert "1 dead letters to be tried again" in answer.text
+    assert "1 entry will be tried again" in answer.text
     assert own.store.watching.operations().dead == 0
 
 
@@ -66,7 +67,7 @@ def test_a_finished_study_is_analysed_again_and_who_asked_is_recorded(
     (told,) = [record for record in caplog.records if record.message == "study-reanalysed"]
     assert told.__dict__["study"] == STUDY
     own.answer()
-    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in event.detail]
+    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in describe(event)]
     assert told_of.version == 2
 
 

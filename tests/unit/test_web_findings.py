@@ -3,12 +3,12 @@
 import pytest
 
 from dicomnode.domain.finding import Presence
-from dicomnode.results.summary import SaidFinding, SaidImage, Summary
+from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 from dicomnode.web.findings import bars_of, first_to_show, headline
 
 
-def said(label: str, presence: Presence, probability: float = 0.5, threshold: float = 0.5) -> SaidFinding:
-    return SaidFinding(
+def said(label: str, presence: Presence, probability: float = 0.5, threshold: float = 0.5) -> FindingSummary:
+    return FindingSummary(
         label=label,
         probability=probability,
         spread=0.0,
@@ -18,9 +18,9 @@ def said(label: str, presence: Presence, probability: float = 0.5, threshold: fl
     )
 
 
-def summary(*findings: SaidFinding, abnormality: Presence = Presence.ABSENT) -> Summary:
-    image = SaidImage(sop_instance="1.2.3", abnormality=said("abnormality", abnormality), findings=findings)
-    return Summary.model_validate({"images": [image.model_dump()], "rejected": [], "model": None, "study": "1.2"})
+def summary(*findings: FindingSummary, abnormality: Presence = Presence.ABSENT) -> StudySummary:
+    image = ImageSummary(sop_instance="1.2.3", abnormality=said("abnormality", abnormality), findings=findings)
+    return StudySummary(study="1.2", images=(image,))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import threading
 
 
-class HeldBytes:
+class MemoryBudget:
     """Shares a bound among connections so that none can starve another. Used by many threads.
 
     Half of the bound is divided evenly: every connection may always hold its share of that. What it holds beyond comes

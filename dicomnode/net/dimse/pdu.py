@@ -40,6 +40,10 @@ class Pdu(IntEnum):
 UNRECOGNISED, UNEXPECTED, INVALID_PARAMETER = 1, 2, 6
 
 
+UNKNOWN_PDU = bytes([0xFF, 0, 0, 0, 0, 0])
+"""The header of a PDU of no type."""
+
+
 def abort_pdu(reason: int) -> bytes:
     """Return an A-ABORT by the service provider."""
     return struct.pack(">BBLBBBB", Pdu.ABORT, 0, 4, 0, 0, 2, reason)

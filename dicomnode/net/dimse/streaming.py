@@ -20,7 +20,7 @@ _PDV_HEADER_BYTES = 6
 _AMID_DATA_SET = 0x00
 
 
-class Arriving(Protocol):
+class StreamedObject(Protocol):
     """An object that is stored while it comes."""
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -36,20 +36,20 @@ class Arriving(Protocol):
 class Tail(BytesIO):
     """The end of a data set, as the library takes it for the whole; the rest went to `arriving`."""
 
-    def __init__(self, ref: InstanceRef, arriving: Arriving, diverted: int) -> None:
+    def __init__(self, ref: InstanceRef, arriving: StreamedObject, diverted: int) -> None:
         super().__init__()
-        self.ref, self.arriving, self.diverted_bytes = ref, arriving, diverted
+        self.ref, self.arriving, self.streamed_bytes = ref, arriving, diverted
 
 
-def diverted_bytes(data_set: object) -> int:
+def streamed_bytes(data_set: object) -> int:
     """Return how many bytes of a data set were diverted."""
-    return data_set.diverted_bytes if isinstance(data_set, Tail) else 0
+    return data_set.streamed_bytes if isinstance(data_set, Tail) else 0
 
 
-class Diversion:
+class ObjectStream:
     """Of one connection: used by the thread that reads it, and ended by whichever closes it."""
 
-    def __init__(self, begin: Callable[[], Arriving]) -> None:
+    def __init__(self, begin: Callable[[], StreamedObject]) -> None:
         self._begin = begin
         self._refused: Any = None
         self._tails: list[Tail] = []
@@ -74,7 +74,7 @@ class Diversion:
             return False
         tail = message.data_set
         tail.arriving.write(memoryview(body)[_PDV_HEADER_BYTES:])
-        tail.diverted_bytes += len(body) - _PDV_HEADER_BYTES
+        tail.streamed_bytes += len(body) - _PDV_HEADER_BYTES
         return True
 
     def end(self) -> None:
@@ -91,7 +91,10 @@ class Diversion:
         except (UnreadableObject, KeyError):
             self._refused = message
             return False
-        if (ref.sop_class, ref.sop_instance) != (command.AffectedSOPClassUID, command.AffectedSOPInstanceUID):
+        if (ref.sop_class, ref.sop_instance) != (
+            command.get("AffectedSOPClassUID"),
+            command.get("AffectedSOPInstanceUID"),
+        ):
             self._refused = message
             return False
         tail = Tail(ref, self._begin(), len(head))

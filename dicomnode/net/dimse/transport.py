@@ -17,10 +17,12 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
-from dicomnode.net.dimse.memory_budget import HeldBytes
-from dicomnode.net.dimse.pdu import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
+from dicomnode.net.dimse.associate import InvalidPdu, Rejected, aborted_pdu, accepted_pdu, read_rejection
+from dicomnode.net.dimse.memory_budget import MemoryBudget
+from dicomnode.net.dimse.messages import Messages, failure_of, refuse
+from dicomnode.net.dimse.pdu import HEADER_BYTES, UNKNOWN_PDU, Pdu, is_reasonable, longest, read_header
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.dimse.streaming import Diversion, diverted_bytes
+from dicomnode.net.dimse.streaming import ObjectStream, streamed_bytes
 from dicomnode.net.dimse.tls import shake_hands
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ _UNANSWERED_REQUESTS = 2
 _LARGEST_COMMAND_BYTES = 65_536
 _LARGEST_INFORMATION_BYTES = 4_194_304
 IMPLEMENTATION_VERSION_NAME = "CXRNODE"
+
+# What the library would refuse, or its threads die of, for one unknown item or reserved value.
+_REWRITTEN = frozenset({Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT})
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 """Where the system has it: Linux."""
@@ -57,6 +62,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     """A connection that ends when its peer goes over the limits.
 
     `preloaded` is what was already read of it, and comes first; `held` is shared by all connections of a listener.
+    `rejected` is the answer to the node's own request where that is a rejection, `invalid` says what is wrong with it.
     """
 
     socket: Any
@@ -65,8 +71,10 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     connect_error: OSError | None
     read_error: OSError | None
     preloaded: bytearray
-    held: HeldBytes | None
-    diversion: Diversion | None
+    held: MemoryBudget | None
+    stream: ObjectStream | None
+    rejected: Rejected | None
+    invalid: str
 
     @classmethod
     def adopting(cls, plain: Any, limits: Limits, refusals: Refusals | None = None) -> "BoundedSocket":
@@ -77,7 +85,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         bounded.refusals = refusals or Refusals()
         bounded.connect_error = bounded.read_error = None
         bounded.preloaded = bytearray()
-        bounded.held = bounded.diversion = None
+        bounded.held = bounded.stream = None
+        bounded.rejected, bounded.invalid = None, ""
         bounded._body_of = None
         bounded._is_over = False
         bounded._pdu_deadline = 0.0
@@ -133,8 +142,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         self.cut()
         if self.socket is not None:
             self.socket.close()
-        if self.diversion is not None:
-            self.diversion.end()
+        if self.stream is not None:
+            self.stream.end()
         held, self.held = self.held, None
         if held is not None:
             held.release(self)
@@ -149,13 +158,13 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             return True
         # What is diverted is no event for the library; it is told of the first PDU that is not.
         while super().ready:
-            if self.diversion is None or not self._divert(self.diversion):
+            if self.stream is None or not self._divert(self.stream):
                 return True
         return False
 
-    def _divert(self, diversion: Diversion) -> bool:
+    def _divert(self, stream: ObjectStream) -> bool:
         """Take the next PDU past the library, if it is a fragment amid a large object; if not, it is read next."""
-        if not diversion.wants(self.assoc):
+        if not stream.wants(self.assoc):
             return False
         header = self.recv(HEADER_BYTES)
         if len(header) < HEADER_BYTES:
@@ -164,7 +173,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             length = read_header(header)[1]
             body = self.recv(length)
             self._is_over = len(body) < length
-            if not self._is_over and diversion.take(self.assoc.dimse.message, body):
+            if not self._is_over and stream.take(self.assoc.dimse.message, body):
                 self.assoc.dul._idle_timer.restart()  # noqa: SLF001 the library does so for what it reads itself
                 return True
             header += body
@@ -177,7 +186,13 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
 
         def serve_and_count(message: Any, context_id: int) -> None:
             try:
-                serve(message, context_id)
+                context = association._accepted_cx.get(context_id)  # noqa: SLF001 by identifier
+                # The library aborts for a context that was not accepted, and takes no notice of responses.
+                failure = failure_of(message, context) if context is not None and message.is_request else None
+                if failure is None:
+                    serve(message, context_id)
+                else:
+                    refuse(association, message, context_id, failure)
             finally:
                 # Requests to cancel are not counted, and the library serves those beyond the tenth.
                 with contextlib.suppress(IndexError):
@@ -222,9 +237,39 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         reason = self._objection(pdu_type, length)
         if reason is not None:
             return self._refuse(reason, length)
+        if pdu_type in _REWRITTEN:
+            return self._rewritten(pdu_type, length)
         # The library asks for no body of a type that it does not know.
         self._body_of = pdu_type if pdu_type in Pdu.__members__.values() else None
         return header
+
+    def _rewritten(self, pdu_type: int, length: int) -> bytearray:
+        """Read a PDU that opens or ends an association, and return its header as the library is to read it."""
+        body = receive(self.socket, length, self._pdu_deadline)
+        self.socket.settimeout(self.limits.pdu_s)
+        if len(body) < length:
+            return bytearray()
+        if not is_reasonable(pdu_type, body):
+            return self._refuse("parts", length)
+        try:
+            self.preloaded = bytearray(self._as_the_library_reads(pdu_type, body))
+        except InvalidPdu as error:
+            self.invalid = str(error)
+            self._note("invalid", length, cause=self.invalid)
+            self._is_over = True
+            # The library answers what it does not know with an A-ABORT, and ends the association.
+            return bytearray(UNKNOWN_PDU)
+        header, self.preloaded = self.preloaded[:HEADER_BYTES], self.preloaded[HEADER_BYTES:]
+        self._body_of = None
+        return header
+
+    def _as_the_library_reads(self, pdu_type: int, body: bytearray) -> bytes:
+        if pdu_type == Pdu.ASSOCIATE_AC:
+            return accepted_pdu(body)
+        if pdu_type == Pdu.ABORT:
+            return aborted_pdu(body)
+        self.rejected = read_rejection(body)
+        return self.rejected.pdu()
 
     def _recv_body(self, nr_bytes: int) -> bytearray:
         pdu_type, self._body_of = self._body_of or 0, None
@@ -271,16 +316,24 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         return held.hold(self, self._message_bytes() + sum(self._unanswered) + more)
 
     def _refuse(self, reason: str, length: int) -> bytearray:
-        peer = self.assoc.acceptor if self.assoc.is_requestor else self.assoc.requestor
-        self.refusals.note("pdu-refused", reason, peer.address_info.address, announced_bytes=length)
+        self._note(reason, length)
         self.cut()
         return bytearray()
+
+    def refuse_message(self, reason: str) -> None:
+        """Note that a message of the peer's ends the association."""
+        self._note(reason)
+
+    def _note(self, reason: str, length: int | None = None, **about: str) -> None:
+        peer = self.assoc.acceptor if self.assoc.is_requestor else self.assoc.requestor
+        announced = {"announced_bytes": length} if length is not None else {}
+        self.refusals.note("pdu-refused", reason, peer.address_info.address, **announced, **about)
 
     def _message_bytes(self) -> int:
         message = self.assoc.dimse.message
         if message is None or message.data_set is None:
             return 0
-        diverted = diverted_bytes(message.data_set)
+        diverted = streamed_bytes(message.data_set)
         return diverted + int(message.data_set.tell()) + int(message.encoded_command_set.tell())
 
 
@@ -307,7 +360,9 @@ class BoundedEntity(ApplicationEntity):  # type: ignore[misc]
     limits: Limits
 
     def _create_socket(self, association: Any, address: Any, tls_args: Any) -> BoundedSocket:
-        return BoundedSocket.adopting(super()._create_socket(association, address, tls_args), self.limits)
+        bounded = BoundedSocket.adopting(super()._create_socket(association, address, tls_args), self.limits)
+        association.dimse = Messages(association, bounded.refuse_message)
+        return bounded
 
 
 def new_entity(ae_title: str, limits: Limits) -> BoundedEntity:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from dicomnode.net.scp.rate_limit import Rates
+from dicomnode.net.scp.rate_limit import RateLimit
 from dicomnode.settings.node import ScpSettings
 
 _WAITING_PER_ASSOCIATION = 4
@@ -21,11 +21,13 @@ _BURST_S = 5.0
 _Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
-class Rejection(Enum):
+class AssociateRejection(Enum):
     """Result, source and reason of an A-ASSOCIATE-RJ. Source: PS3.8 9.3.4."""
 
+    APPLICATION_CONTEXT = (1, 1, 2)
     CALLING_AE = (1, 1, 3)
     CALLED_AE = (1, 1, 7)
+    PROTOCOL_VERSION = (1, 2, 2)
     CONGESTION = (2, 3, 1)
     LIMIT = (2, 3, 2)
 
@@ -34,7 +36,7 @@ class Rejection(Enum):
 class Refusal:
     """Why somebody may not come in; `reason` stands in logs and counts."""
 
-    rejection: Rejection
+    rejection: AssociateRejection
     reason: str
 
 
@@ -71,7 +73,7 @@ class Admission:
         self._networks = _networks(settings.networks)
         self._networks_of = {title: _networks(entry) for title, entry in settings.calling_ae_networks.items()}
         per_s = settings.maximum_associations_per_s
-        self._rates = Rates(per_s, _BURST_S * per_s)
+        self._rate_limit = RateLimit(per_s, _BURST_S * per_s)
 
     def may_connect(self, address: str) -> bool:
         """Tell whether an address is in a network from which peers may connect."""
@@ -98,14 +100,14 @@ class Admission:
     def associate(self, visit: Visit, *, calling_ae: str, called_ae: str) -> Refusal | None:
         """Let a connection become an association, or say why not."""
         settings = self._settings
-        if not self._rates.take(visit.address):
-            return Refusal(rejection=Rejection.CONGESTION, reason="rate")
+        if not self._rate_limit.take(visit.address):
+            return Refusal(rejection=AssociateRejection.CONGESTION, reason="rate")
         if settings.require_called_ae and called_ae != settings.ae_title:
-            return Refusal(rejection=Rejection.CALLED_AE, reason="called-ae")
+            return Refusal(rejection=AssociateRejection.CALLED_AE, reason="called-ae")
         if settings.calling_ae_titles and calling_ae not in settings.calling_ae_titles:
-            return Refusal(rejection=Rejection.CALLING_AE, reason="calling-ae")
+            return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae")
         if calling_ae in self._networks_of and not _is_in(visit.address, self._networks_of[calling_ae]):
-            return Refusal(rejection=Rejection.CALLING_AE, reason="calling-ae-network")
+            return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae-network")
         with self._lock:
             refusal = self._limit(visit.address, calling_ae)
             if refusal is None:
@@ -141,7 +143,7 @@ class Admission:
         )
         for reason, count, limit in counted:
             if count >= limit:
-                return Refusal(rejection=Rejection.LIMIT, reason=reason)
+                return Refusal(rejection=AssociateRejection.LIMIT, reason=reason)
         return None
 
 

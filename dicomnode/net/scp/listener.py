@@ -9,8 +9,8 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from socketserver import TCPServer
 from typing import Any
 
@@ -18,7 +18,9 @@ from pynetdicom import evt
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicomnode.certificates import RenewedContext
-from dicomnode.net.dimse.memory_budget import HeldBytes
+from dicomnode.net.dimse.associate import AssociateRequest, InvalidPdu, read_request, reject_pdu
+from dicomnode.net.dimse.memory_budget import MemoryBudget
+from dicomnode.net.dimse.messages import Messages
 from dicomnode.net.dimse.pdu import (
     HEADER_BYTES,
     INVALID_PARAMETER,
@@ -31,10 +33,10 @@ from dicomnode.net.dimse.pdu import (
     read_header,
 )
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.dimse.streaming import Arriving, Diversion
+from dicomnode.net.dimse.streaming import ObjectStream, StreamedObject
 from dicomnode.net.dimse.tls import shake_hands, tls_cause
 from dicomnode.net.dimse.transport import BoundedSocket, receive
-from dicomnode.net.scp.admission import Admission, Visit
+from dicomnode.net.scp.admission import Admission, AssociateRejection, Visit
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ _END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class ListenerContext:
     """What all listeners of a node share; `between_polls` is called several times a second.
 
     `arriving` begins an object that is stored while it comes; without it every object is received whole.
@@ -50,9 +52,9 @@ class Gate:
 
     admission: Admission
     refusals: Refusals
-    held: HeldBytes
+    held: MemoryBudget
     between_polls: Callable[[], None]
-    arriving: Callable[[], Arriving] | None = None
+    arriving: Callable[[], StreamedObject] | None = None
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
@@ -62,27 +64,27 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
     request_queue_size = 128
     daemon_threads = True
 
-    gate: "Gate"
+    context: "ListenerContext"
     tls: RenewedContext | None
 
-    def take(self, gate: "Gate", tls: RenewedContext | None) -> None:
+    def take(self, context: "ListenerContext", tls: RenewedContext | None) -> None:
         """Take what it shares with others, and what it encrypts with; to be called before it serves."""
-        self.gate, self.tls = gate, tls
+        self.context, self.tls = context, tls
         self._visits: dict[Any, Visit] = {}
 
     def service_actions(self) -> None:
         """Do what is to be done between two polls of the listening socket."""
         super().service_actions()
-        self.gate.between_polls()
+        self.context.between_polls()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let a new connection wait for its association request, at another's cost where too many wait."""
-        if not self.gate.admission.may_connect(client_address[0]):
-            self.gate.refusals.note("connection-refused", "network", client_address[0])
+        if not self.context.admission.may_connect(client_address[0]):
+            self.context.refusals.note("connection-refused", "network", client_address[0])
             return False
-        visit, eviction = self.gate.admission.connect(client_address[0], request)
+        visit, eviction = self.context.admission.connect(client_address[0], request)
         if eviction is not None:
-            self.gate.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
+            self.context.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
             eviction.visit.cut()
         self._visits[client_address] = visit
         return True
@@ -95,7 +97,7 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
         """Log that a connection could not be served, where socketserver would print a traceback."""
         visit = self._visits.pop(client_address, None)
         if visit is not None:
-            self.gate.admission.leave(visit)
+            self.context.admission.leave(visit)
         log.error("connection-failed", extra={"peer": client_address[0]})
 
     def shutdown(self) -> None:
@@ -121,18 +123,19 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
             elif asked is not _PROBED:
                 self._turn_away(asked)
         finally:
-            self.server.gate.admission.leave(visit)
+            self.server.context.admission.leave(visit)
             self.server.shutdown_request(self.request)
 
-    def _associate(self, visit: Visit, asked: bytearray) -> None:
+    def _associate(self, visit: Visit, asked: AssociateRequest) -> None:
         association = self._create_association()
-        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.gate.refusals)
+        bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.context.refusals)
         bounded.prepare()
-        bounded.preloaded, bounded.held = asked, self.server.gate.held
-        if self.server.gate.arriving is not None:
-            bounded.diversion = Diversion(self.server.gate.arriving)
+        bounded.preloaded, bounded.held = bytearray(asked.pdu), self.server.context.held
+        if self.server.context.arriving is not None:
+            bounded.stream = ObjectStream(self.server.context.arriving)
         association.dul.socket = bounded
-        association.visit = visit
+        association.visit, association.asked = visit, asked
+        association.dimse = Messages(association, bounded.refuse_message)
         bounded.count_unanswered(association)
         association.bind(evt.EVT_DIMSE_RECV, bounded.note_message)
         association.start()
@@ -151,46 +154,68 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
             )
             shake_hands(self.request, deadline)
 
-    def _read_request(self, visit: Visit) -> "bytearray | _Objection":
+    def _read_request(self, visit: Visit) -> "AssociateRequest | _Objection":
         """Return the whole first PDU when it is an association request."""
         deadline = time.monotonic() + self.ae.limits.associate_s
         try:
             self._encrypt(visit, deadline)
             header = receive(self.request, HEADER_BYTES, deadline)
-            objection = _objection_to(header)
-            if objection is not None:
-                return objection
-            pdu_type, length = read_header(header)
-            body = receive(self.request, length, deadline)
+            return _objection_to(header) or _read_body(self.request, header, deadline)
         except TimeoutError:
             return _Objection("request-timeout")
         except ssl.SSLError as error:
             return _Objection("tls", cause=tls_cause(error))
         except OSError:
             return _Objection("connection-lost")
-        if len(body) < length:
-            return _Objection("connection-lost")
-        return header + body if is_reasonable(pdu_type, body) else _Objection("request-parts", INVALID_PARAMETER)
 
     def _turn_away(self, objection: "_Objection") -> None:
         about = {"cause": objection.cause} if objection.cause else {}
-        self.server.gate.refusals.note("connection-refused", objection.reason, self.client_address[0], **about)
-        if objection.abort is not None:
-            with contextlib.suppress(OSError):
+        event = "association-rejected" if objection.rejection is not None else "connection-refused"
+        self.server.context.refusals.note(event, objection.reason, self.client_address[0], **about, **objection.titles)
+        with contextlib.suppress(OSError):
+            if objection.abort is not None:
                 self.request.sendall(abort_pdu(objection.abort))
+            elif objection.rejection is not None:
+                self.request.sendall(reject_pdu(*objection.rejection.value))
 
 
 @dataclass(frozen=True, slots=True)
 class _Objection:
-    """Why what a peer sent is no association request, and the reason of the A-ABORT that tells it so."""
+    """Why a peer gets no association: the reason of the A-ABORT that tells it so, or the rejection."""
 
     reason: str
     abort: int | None = None
     cause: str = ""
+    rejection: AssociateRejection | None = None
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 # What watches whether the port is open connects and leaves: nobody was refused anything.
 _PROBED = _Objection("nothing-sent")
+
+
+def _read_body(wire: Any, header: bytearray, deadline: float) -> AssociateRequest | _Objection:
+    """Read an association request behind its header. Raises: OSError, of which TimeoutError at the deadline."""
+    pdu_type, length = read_header(header)
+    body = receive(wire, length, deadline)
+    if len(body) < length:
+        return _Objection("connection-lost")
+    if not is_reasonable(pdu_type, body):
+        return _Objection("request-parts", INVALID_PARAMETER)
+    try:
+        return _checked(read_request(body))
+    except InvalidPdu as error:
+        return _Objection("request-invalid", INVALID_PARAMETER, cause=str(error))
+
+
+def _checked(asked: AssociateRequest) -> AssociateRequest | _Objection:
+    """Return a request that speaks of DICOM in the only version there is, or why it does not. Source: PS3.8 9.3.4."""
+    titles = {"calling_ae": asked.calling_ae, "called_ae": asked.called_ae}
+    if not asked.is_version_supported:
+        return _Objection("protocol-version", rejection=AssociateRejection.PROTOCOL_VERSION, titles=titles)
+    if not asked.is_dicom:
+        return _Objection("application-context", rejection=AssociateRejection.APPLICATION_CONTEXT, titles=titles)
+    return asked
 
 
 def _objection_to(header: bytearray) -> _Objection | None:

@@ -15,7 +15,7 @@ class _Bucket:
     at: float
 
 
-class Rates:
+class RateLimit:
     """Allows each peer `per_s` on average, and `burst` at once. Used by many threads."""
 
     def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:

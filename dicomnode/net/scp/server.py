@@ -1,6 +1,6 @@
 """Verification and Storage SCP: check, hand the raw bytes on, answer. Reports of commitment come in here too.
 
-A data set is never decoded here. 0x0000 is answered only after `Reception.accept` has returned, that is, after bytes
+A data set is never decoded here. 0x0000 is answered only after `Receiver.accept` has returned, that is, after bytes
 and row are durable.
 """
 
@@ -25,14 +25,14 @@ from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatc
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.net.contexts import accepted_contexts, listening_contexts
-from dicomnode.net.dimse.memory_budget import HeldBytes
+from dicomnode.net.dimse.memory_budget import MemoryBudget
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.dimse.streaming import Arriving, Tail, diverted_bytes
+from dicomnode.net.dimse.streaming import StreamedObject, Tail, streamed_bytes
 from dicomnode.net.dimse.tls import listener_tls
 from dicomnode.net.dimse.transport import BoundedEntity, Limits, new_entity
-from dicomnode.net.scp.admission import Admission, Refusal, Rejection
-from dicomnode.net.scp.listener import BoundedHandler, BoundedServer, Gate
-from dicomnode.net.scp.rate_limit import Rates
+from dicomnode.net.scp.admission import Admission, AssociateRejection, Refusal
+from dicomnode.net.scp.listener import BoundedHandler, BoundedServer, ListenerContext
+from dicomnode.net.scp.rate_limit import RateLimit
 from dicomnode.net.status import EventStatus, StoreStatus, describe, status_for
 from dicomnode.settings.node import ScpSettings
 from dicomnode.telemetry import where_raised
@@ -42,10 +42,10 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _ABORT_S = 5.0
 _COMMENT_CHARACTERS = 64
-_DRAINING = Refusal(rejection=Rejection.CONGESTION, reason="stopping")
+_DRAINING = Refusal(rejection=AssociateRejection.CONGESTION, reason="stopping")
 
 
-class Reception(Protocol):
+class Receiver(Protocol):
     """Where received instances become durable."""
 
     def accept(
@@ -69,13 +69,13 @@ class StorageScp:
     def __init__(
         self,
         settings: ScpSettings,
-        reception: Reception,
+        reception: Receiver,
         *,
         clock: Callable[[], datetime],
         identifiers: Callable[[], str],
         reports: Callable[[Any], tuple[int, None]] | None = None,
         alert: Callable[[str, str, str], None] | None = None,
-        arriving: Callable[[], Arriving] | None = None,
+        arriving: Callable[[], StreamedObject] | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Take the parts; `reports` serves what destinations report by Storage Commitment.
@@ -93,7 +93,7 @@ class StorageScp:
         self._admission = Admission(settings)
         self._refusals = Refusals(alert=alert)
         per_s = settings.maximum_objects_per_s
-        self._object_rates = Rates(per_s, per_s) if per_s is not None else None
+        self._object_rate = RateLimit(per_s, per_s) if per_s is not None else None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[Any, AssociationInfo] = {}
@@ -139,17 +139,17 @@ class StorageScp:
         for position, sop_class in enumerate(settings.also_accept):
             _register(sop_class, position)
         entity = _entity(settings)
-        gate = Gate(
+        context = ListenerContext(
             admission=self._admission,
             refusals=self._refusals,
-            held=HeldBytes(settings.maximum_pending_bytes, settings.maximum_associations),
+            held=MemoryBudget(settings.maximum_pending_bytes, settings.maximum_associations),
             between_polls=self._sweep,
             arriving=self._arriving,
         )
         for port, encrypted in settings.ports():
-            self._listen(entity, port, gate, tls if encrypted else None)
+            self._listen(entity, port, context, tls if encrypted else None)
 
-    def _listen(self, entity: Any, port: int, gate: Gate, tls: RenewedContext | None) -> None:
+    def _listen(self, entity: Any, port: int, context: ListenerContext, tls: RenewedContext | None) -> None:
         settings = self._settings
         try:
             server = entity.make_server(
@@ -162,7 +162,7 @@ class StorageScp:
         except OSError as error:
             self.stop(drain_s=0)
             raise ConfigurationError(listen_failure(settings.bind, port, error)) from error
-        server.take(gate, tls)
+        server.take(context, tls)
         self._servers.append(server)
         threading.Thread(target=server.serve_forever, args=(_POLL_S,), name=f"scp-{port}", daemon=True).start()
         about = {"ae_title": settings.ae_title, "address": settings.bind, "port": port, "tls": tls is not None}
@@ -198,7 +198,7 @@ class StorageScp:
 
     def _on_requested(self, event: Any) -> None:
         requestor = event.assoc.requestor
-        titles = {"calling_ae": requestor.primitive.calling_ae_title, "called_ae": requestor.primitive.called_ae_title}
+        titles = {"calling_ae": event.assoc.asked.calling_ae, "called_ae": event.assoc.asked.called_ae}
         refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.visit, **titles)
         if refusal is None:
             return
@@ -211,8 +211,8 @@ class StorageScp:
         requestor = event.assoc.requestor
         info = AssociationInfo(
             association_id=self._identifiers(),
-            calling_ae=requestor.primitive.calling_ae_title,
-            called_ae=requestor.primitive.called_ae_title,
+            calling_ae=event.assoc.asked.calling_ae,
+            called_ae=event.assoc.asked.called_ae,
             peer_address=requestor.address_info.address,
         )
         with self._lock:
@@ -261,10 +261,10 @@ class StorageScp:
     def _on_store(self, event: Any) -> Dataset:
         info = self._open.get(event.assoc)
         data_set = event.request.DataSet
-        size_bytes = data_set.getbuffer().nbytes + diverted_bytes(data_set) if data_set else 0
+        size_bytes = data_set.getbuffer().nbytes + streamed_bytes(data_set) if data_set else 0
         about = {"association": info.association_id if info else None, "size_bytes": size_bytes}
-        if self._object_rates is not None and info is not None:
-            self._stopping.wait(self._object_rates.wait_s(info.peer_address))
+        if self._object_rate is not None and info is not None:
+            self._stopping.wait(self._object_rate.wait_s(info.peer_address))
         try:
             ref = self._receive(event, info)
         except CxrNodeError as error:
@@ -291,7 +291,7 @@ class StorageScp:
 
 
 @contextmanager
-def _content(data_set: BytesIO, transfer_syntax: str) -> Iterator[tuple[InstanceRef, bytes | Arriving]]:
+def _content(data_set: BytesIO, transfer_syntax: str) -> Iterator[tuple[InstanceRef, bytes | StreamedObject]]:
     """Give what a data set is and its Part 10 file, of which all but the end may be written down already.
 
     Raises: UnreadableObject.

@@ -19,6 +19,7 @@ from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from dicomnode.domain.delivery import Destination
 from dicomnode.domain.errors import CxrNodeError, PeerRefused, PeerUnavailable
 from dicomnode.net.contexts import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Proposal, presentation_contexts
+from dicomnode.net.dimse.associate import SMALLEST_PEER_PDU_BYTES, Rejected
 from dicomnode.net.dimse.tls import requestor_context, tls_cause
 from dicomnode.net.dimse.transport import BoundedEntity, BoundedSocket, Limits, new_entity
 from dicomnode.settings.delivery import DeliverySettings
@@ -28,10 +29,9 @@ log = logging.getLogger(__name__)
 # Only responses come this way.
 REQUESTOR_PDU_BYTES = 65_536
 _OBJECT_BYTES = 1_048_576
-# A peer that takes fewer bytes than a command set needs cannot be spoken to.
-_SMALLEST_PEER_PDU = 128
 _POLL_S = 0.2
 _END_S = 1.0
+_COMMENT_CHARACTERS = 64
 _LINGER_POLL_S = 0.05
 # PS3.4 Table J.3-1.
 _REQUEST_COMMITMENT = 1
@@ -47,7 +47,6 @@ _REJECTIONS = {
     (3, 1): "temporary congestion",
     (3, 2): "its limit of associations is reached",
 }
-_REJECTED_PERMANENT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +62,18 @@ class NoContextAccepted(PeerRefused):
     """The peer accepted the association but none of the proposed presentation contexts."""
 
 
+class NoResponse(PeerUnavailable):
+    """The peer took a request and was silent until its time was over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A peer's response: its status, and its Error Comment, which is a stranger's text and belongs in no log."""
+
+    status: int
+    comment: str = ""
+
+
 class RequestedAssociation:
     """An established association; leaving the `with` block releases it, or aborts it after an error."""
 
@@ -71,6 +82,7 @@ class RequestedAssociation:
         self._response_timeout_s = response_timeout_s
         self._aborts = aborts
         self._message_id = 0
+        self._is_silent = False
         self.contexts = tuple(
             AcceptedContext(
                 context_id=entry.context_id,
@@ -93,8 +105,8 @@ class RequestedAssociation:
                 self._association.abort()
         _close(self._association)
 
-    def echo(self) -> int:
-        """Send a C-ECHO and return the status.
+    def echo(self) -> Response:
+        """Send a C-ECHO and return its response.
 
         Raises: PeerUnavailable.
         """
@@ -102,10 +114,10 @@ class RequestedAssociation:
         request.AffectedSOPClassUID = self.contexts[0].abstract_syntax
         return self._exchange(request, self.contexts[0].context_id)
 
-    def store(self, data_set: bytes, sop_instance: str, context: AcceptedContext) -> int:
-        """Send an encoded data set as it is and return the C-STORE status.
+    def store(self, data_set: bytes, sop_instance: str, context: AcceptedContext) -> Response:
+        """Send an encoded data set as it is and return the response.
 
-        Raises: PeerUnavailable when the association ends or no response comes.
+        Raises: PeerUnavailable when the association ends, NoResponse when no response comes.
         """
         request = C_STORE()
         request.AffectedSOPClassUID = context.abstract_syntax
@@ -114,8 +126,8 @@ class RequestedAssociation:
         request.DataSet = BytesIO(data_set)
         return self._exchange(request, context.context_id)
 
-    def request_commitment(self, information: bytes, context: AcceptedContext) -> int:
-        """Send an encoded request for Storage Commitment and return the N-ACTION status. Source: PS3.4 J.3.2.
+    def request_commitment(self, information: bytes, context: AcceptedContext) -> Response:
+        """Send an encoded request for Storage Commitment and return the response. Source: PS3.4 J.3.2.
 
         A report of the peer's that overtakes its response is served all the same. Raises: PeerUnavailable.
         """
@@ -133,7 +145,7 @@ class RequestedAssociation:
             if until.wait(min(_LINGER_POLL_S, seconds)):
                 return
 
-    def _exchange(self, request: Any, context_id: int) -> int:
+    def _exchange(self, request: Any, context_id: int) -> Response:
         """Send one request and wait for its response.
 
         pynetdicom's own `send_c_store` decodes and re-encodes data sets; this sends the bytes at hand instead.
@@ -151,11 +163,13 @@ class RequestedAssociation:
             response = self._response()
         finally:
             association._reactor_checkpoint.set()  # noqa: SLF001
-        if response is None or not response.is_valid_response:
-            cause = self._why_ended() if response is None else "the response is not valid"
+        if response is None:
+            association.abort()
+            raise (NoResponse if self._is_silent else PeerUnavailable)(self._why_ended())
+        if cause := _disbelief(request, response):
             association.abort()
             raise PeerUnavailable(cause)
-        return int(response.Status)
+        return Response(status=int(response.Status), comment=_comment(response))
 
     def _response(self) -> Any:
         """Wait for the response; the time allowed begins when the last byte is on its way."""
@@ -164,14 +178,16 @@ class RequestedAssociation:
         while time.monotonic() < deadline:
             try:
                 context_id, message = association.dimse.msg_queue.get(timeout=_POLL_S)
-                if not (isinstance(message, N_EVENT_REPORT) and message.is_valid_request):
+                if message is None or not message.is_request:
                     return message
-                association._serve_request(message, context_id)  # noqa: SLF001 as the reactor would
+                if isinstance(message, N_EVENT_REPORT) and message.fault is None:
+                    association._serve_request(message, context_id)  # noqa: SLF001 as the reactor would
             except queue.Empty:
                 if not association.dul.is_alive():
                     return None
                 if not association.dul.to_provider_queue.empty():
                     deadline = time.monotonic() + self._response_timeout_s
+        self._is_silent = True
         self._aborts.append(f"no response within {self._response_timeout_s:g} s")
         return None
 
@@ -179,6 +195,21 @@ class RequestedAssociation:
         if not self._aborts and isinstance(self._association.dul.peek_next_pdu(), A_ABORT):
             return "the peer aborted the association"
         return self._aborts[0] if self._aborts else "the connection was lost"
+
+
+def _disbelief(request: Any, response: Any) -> str:
+    """Say why a message is not the response to a request, or nothing when it is."""
+    if type(response) is not type(request) or not response.is_valid_response:
+        return "the response is not valid"
+    if response.MessageIDBeingRespondedTo != request.MessageID:
+        return f"the response is to message {response.MessageIDBeingRespondedTo} instead of {request.MessageID}"
+    return ""
+
+
+def _comment(response: Any) -> str:
+    """Return the Error Comment of a response without control characters. Source: PS3.7 C.3, LO of 64 characters."""
+    text = str(getattr(response, "ErrorComment", None) or "")[:_COMMENT_CHARACTERS]
+    return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
 def open_association(
@@ -212,7 +243,7 @@ def open_association(
         _close(library)
         raise _failure(library, destination, calling_ae, settings, aborts)
     length = library.acceptor.maximum_length
-    if length is not None and 0 < length < _SMALLEST_PEER_PDU:
+    if length is not None and 0 < length < SMALLEST_PEER_PDU_BYTES:
         library.abort()
         _close(library)
         raise PeerRefused(f"the peer takes PDUs of {length} bytes only")
@@ -250,22 +281,28 @@ def _note_abort(event: Any, aborts: list[str]) -> None:
 def _failure(
     library: Any, destination: Destination, calling_ae: str, settings: DeliverySettings, aborts: list[str]
 ) -> CxrNodeError:
-    bounded = library.dul.socket
+    bounded: BoundedSocket = library.dul.socket
+    # In TLS 1.3 a client learns only after the handshake that its certificate is not accepted.
+    tls_error = bounded.read_error if isinstance(bounded.read_error, ssl.SSLError) else None
+    if (error := bounded.connect_error or tls_error) is not None:
+        return PeerUnavailable(_connect_failure(destination, error, settings))
+    if bounded.rejected is not None:
+        return _rejection(bounded.rejected, destination, calling_ae)
     answer = library.acceptor.primitive
-    if isinstance(bounded, BoundedSocket) and bounded.connect_error is not None:
-        return PeerUnavailable(_connect_failure(destination, bounded.connect_error, settings))
-    if library.is_rejected:
-        template = _REJECTIONS.get((answer.result_source, answer.diagnostic), "without a known reason")
-        cause = "association rejected: " + template.format(calling=calling_ae, called=destination.ae_title)
-        return PeerRefused(cause) if answer.result == _REJECTED_PERMANENT else PeerUnavailable(cause)
     if answer is not None and answer.result == 0 and not library.accepted_contexts:
         return NoContextAccepted("no presentation context was accepted")
-    if isinstance(bounded, BoundedSocket) and isinstance(bounded.read_error, ssl.SSLError):
-        # In TLS 1.3 a client learns only after the handshake that its certificate is not accepted.
-        return PeerUnavailable(_connect_failure(destination, bounded.read_error, settings))
+    if bounded.invalid:
+        return PeerUnavailable(f"the answer to the association request is not valid: {bounded.invalid}")
     if aborts:
         return PeerUnavailable(f"{aborts[0]} instead of answering the association request")
     return PeerUnavailable(f"no answer to the association request within {settings.response_timeout_s:g} s")
+
+
+def _rejection(rejected: Rejected, destination: Destination, calling_ae: str) -> CxrNodeError:
+    unknown = f"with reason {rejected.reason} of source {rejected.source}, which the standard does not know"
+    template = _REJECTIONS.get((rejected.source, rejected.reason), unknown)
+    cause = "association rejected: " + template.format(calling=calling_ae, called=destination.ae_title)
+    return PeerRefused(cause) if rejected.is_permanent else PeerUnavailable(cause)
 
 
 def _connect_failure(destination: Destination, error: OSError, settings: DeliverySettings) -> str:

@@ -20,7 +20,7 @@ _LONGEST_PAUSE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circuit:
+class CircuitState:
     """What is known of a destination: closed (tried freely), open (left alone), or due for a trial with one thing.
 
     `failures` are those in a row; `failed_at` is the last one's time, `retry_at` the end of the pause, if there is one.
@@ -42,17 +42,17 @@ class Circuit:
         # Before the failure: the clock was set back, and waiting for it to catch up would be no use.
         return 0 if self.failed_at <= now < self.retry_at else min(wanted, 1)
 
-    def failed(self, now: datetime, policy: RetryPolicy, randomness: float, asked_s: float = 0.0) -> "Circuit":
+    def failed(self, now: datetime, policy: RetryPolicy, randomness: float, asked_s: float = 0.0) -> "CircuitState":
         """Return what follows from a failure; the destination may have asked to be left alone for `asked_s`."""
         failures = self.failures + 1
         if failures < _OPENS_AFTER:
-            return Circuit(failures=failures, failed_at=now)
+            return CircuitState(failures=failures, failed_at=now)
         delay_s = policy.delay_s(failures - _OPENS_AFTER + 1, randomness)
         pause = timedelta(seconds=max(delay_s, min(asked_s, _LONGEST_PAUSE_S)))
         return replace(self, failures=failures, failed_at=now, retry_at=now + pause)
 
 
-class Breaker:
+class CircuitBreaker:
     """Keeps the circuit of one destination, and tells the log when it opens and closes. Read by any thread."""
 
     def __init__(
@@ -61,52 +61,52 @@ class Breaker:
         service: str,
         policy: RetryPolicy,
         *,
-        urged: Callable[[datetime], bool],
+        retry_requested: Callable[[datetime], bool],
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
     ) -> None:
         """`service` is what is asked of the destination, for the log.
 
-        `urged` tells whether an operator has asked for a trial since a time.
+        `retry_requested` tells whether an operator has asked for a trial since a time.
         """
         self._about = {"destination": destination, "service": service}
-        self._policy, self._urged, self._clock, self._randomness = policy, urged, clock, randomness
+        self._policy, self._retry_requested, self._clock, self._randomness = policy, retry_requested, clock, randomness
         self._lock = threading.Lock()
-        self._circuit = Circuit()
+        self._state = CircuitState()
 
     @property
-    def circuit(self) -> Circuit:
+    def state(self) -> CircuitState:
         """What is known now."""
         with self._lock:
-            return self._circuit
+            return self._state
 
     def allows(self, wanted: int) -> int:
         """Return how many things may be tried now: one at least where an operator asked for it since the failure."""
-        circuit = self.circuit
+        circuit = self.state
         allowed = circuit.allows(self._clock(), wanted)
-        if not allowed and circuit.failed_at is not None and self._urged(circuit.failed_at):
+        if not allowed and circuit.failed_at is not None and self._retry_requested(circuit.failed_at):
             return min(wanted, 1)
         return allowed
 
     def not_before(self, due: datetime | None) -> datetime | None:
         """Return when what is due then may be tried."""
-        retry_at = self.circuit.retry_at
+        retry_at = self.state.retry_at
         return due if due is None or retry_at is None else max(due, retry_at)
 
     def answered(self) -> None:
         """Take note that the destination does its work."""
-        was_open = self.circuit.is_open
+        was_open = self.state.is_open
         with self._lock:
-            self._circuit = Circuit()
+            self._state = CircuitState()
         if was_open:
             log.info("destination-available", extra=self._about)
 
     def failed(self, cause: str, asked_s: float = 0.0) -> None:
         """Take note that the destination could not be reached, or took nothing."""
-        before = self.circuit
+        before = self.state
         after = before.failed(self._clock(), self._policy, self._randomness(), asked_s)
         with self._lock:
-            self._circuit = after
+            self._state = after
         if after.is_open and after.retry_at is not None:
             level = logging.DEBUG if before.is_open else logging.WARNING
             about = {"cause": cause, "failures": after.failures, "next_try": after.retry_at.isoformat()}

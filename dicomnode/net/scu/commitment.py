@@ -25,7 +25,7 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.loop import Loop
 from dicomnode.net.contexts import STORAGE_COMMITMENT, commitment_proposal
 from dicomnode.net.scu.association import open_association
-from dicomnode.net.scu.circuit_breaker import Breaker
+from dicomnode.net.scu.circuit_breaker import CircuitBreaker
 from dicomnode.net.scu.outgoing import BYTES_RAISE
 from dicomnode.net.status import EventStatus, commitment_failure, describe, is_success
 from dicomnode.settings.delivery import DeliverySettings, DimseDestination
@@ -37,7 +37,7 @@ _LARGEST_REPORT_BYTES = 4_194_304
 _EVENT_TYPES = (1, 2)
 
 
-class Commitments(Protocol):
+class CommitmentLedger(Protocol):
     """Where it is written what destinations are asked to answer for. Every method raises StoreUnavailable."""
 
     def expire(self, destination: str, now: datetime) -> tuple[CommitmentItem, ...]:
@@ -67,7 +67,7 @@ class Commitments(Protocol):
     def next_due(self, destination: str) -> datetime | None:
         """Return when there is something to ask, or something becomes overdue."""
 
-    def urged(self, destination: str, since: datetime) -> bool:
+    def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then."""
 
 
@@ -76,7 +76,7 @@ class ReportDesk:
 
     def __init__(
         self,
-        commitments: Commitments,
+        commitments: CommitmentLedger,
         policy: RetryPolicy,
         *,
         clock: Callable[[], datetime],
@@ -136,7 +136,7 @@ class Committer:
     def __init__(
         self,
         destination: DimseDestination,
-        commitments: Commitments,
+        commitments: CommitmentLedger,
         desk: ReportDesk,
         settings: DeliverySettings,
         *,
@@ -150,11 +150,11 @@ class Committer:
         self._calling_ae, self._clock, self._randomness = calling_ae, clock, randomness
         self._identifiers = identifiers
         name = destination.label
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             name,
             "commitment",
             self._policy,
-            urged=lambda since: commitments.urged(name, since),
+            retry_requested=lambda since: commitments.retry_requested(name, since),
             clock=clock,
             randomness=randomness,
         )
@@ -216,7 +216,7 @@ class Committer:
         ) as association:
             (context, *_) = association.contexts
             information = write_request(transaction, items, context.transfer_syntax)
-            status = association.request_commitment(information, context)
+            status = association.request_commitment(information, context).status
             if not is_success(status):
                 raise PeerUnavailable(f"the destination refused to commit itself: {describe(status)}")
             association.linger(self._destination.commitment_linger_s, reported)

@@ -6,10 +6,10 @@ from datetime import datetime
 from functools import partial
 
 from dicomnode.loop import Loop
-from dicomnode.net.scu.circuit_breaker import Breaker
-from dicomnode.net.scu.commitment import Commitments, Committer, ReportDesk
-from dicomnode.net.scu.outgoing import Fallback, Form, Transfer
-from dicomnode.net.scu.sender import Outbox, Sender
+from dicomnode.net.scu.circuit_breaker import CircuitBreaker
+from dicomnode.net.scu.commitment import CommitmentLedger, Committer, ReportDesk
+from dicomnode.net.scu.outgoing import BatchSender, Fallback, Form
+from dicomnode.net.scu.sender import DeliveryQueue, Sender
 from dicomnode.net.scu.storage import EchoResult, echo, send
 from dicomnode.net.scu.stow import StowTransfer, probe
 from dicomnode.settings.delivery import DeliverySettings, DestinationSettings, DimseDestination
@@ -19,8 +19,8 @@ from dicomnode.settings.delivery import DeliverySettings, DestinationSettings, D
 class Surroundings:
     """What every destination shares; `transactions` returns a new Transaction UID each time."""
 
-    outbox: Outbox
-    commitments: Commitments
+    outbox: DeliveryQueue
+    commitments: CommitmentLedger
     settings: DeliverySettings
     calling_ae: str
     clock: Callable[[], datetime]
@@ -38,7 +38,7 @@ class Deliveries:
 
     loops: tuple[Loop, ...]
     desk: ReportDesk
-    breakers: Mapping[str, Breaker] = field(default_factory=dict)
+    breakers: Mapping[str, CircuitBreaker] = field(default_factory=dict)
 
     def start(self) -> None:
         """Begin to deliver and to ask."""
@@ -59,7 +59,7 @@ class Deliveries:
 def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings) -> Deliveries:
     """Wire the loops of these destinations."""
     loops: list[Loop] = []
-    breakers: dict[str, Breaker] = {}
+    breakers: dict[str, CircuitBreaker] = {}
 
     def wake_all() -> None:
         for loop in loops:
@@ -89,7 +89,7 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
     return Deliveries(loops=tuple(loops), desk=desk, breakers=breakers)
 
 
-def transfer_to(entry: DestinationSettings, shared: Surroundings) -> Transfer:
+def transfer_to(entry: DestinationSettings, shared: Surroundings) -> BatchSender:
     """Return the way to a destination, in the form that it prefers."""
     form = Form(sr_class=entry.sr_class, encoding=entry.transfer_syntax, fallback=shared.fallback)
     if isinstance(entry, DimseDestination):

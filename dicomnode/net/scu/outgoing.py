@@ -123,7 +123,7 @@ class Outgoing:
     read: Callable[[], bytes]
 
 
-class Transfer(Protocol):
+class BatchSender(Protocol):
     """A way to one destination."""
 
     def __call__(self, items: Sequence[Outgoing], *, report: Report) -> object:

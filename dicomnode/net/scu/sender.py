@@ -11,8 +11,8 @@ from dicomnode.domain.delivery import Accepted, Delivery, DeliveryState, NoAnswe
 from dicomnode.domain.errors import Transient
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.loop import Loop
-from dicomnode.net.scu.circuit_breaker import Breaker
-from dicomnode.net.scu.outgoing import Outgoing, Transfer
+from dicomnode.net.scu.circuit_breaker import CircuitBreaker
+from dicomnode.net.scu.outgoing import BatchSender, Outgoing
 from dicomnode.settings.delivery import DeliverySettings
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class _Result:
     sent_as: InstanceRef | None = None
 
 
-class Outbox(Protocol):
+class DeliveryQueue(Protocol):
     """Where deliveries wait, and where what became of them is written."""
 
     def claim(self, destination: str, limit: int, now: datetime) -> tuple[Delivery, ...]:
@@ -37,7 +37,7 @@ class Outbox(Protocol):
     def next_due(self, destination: str) -> datetime | None:
         """Return when the next delivery is due. Raises: StoreUnavailable."""
 
-    def urged(self, destination: str, since: datetime) -> bool:
+    def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then. Raises: StoreUnavailable."""
 
     def record(
@@ -66,8 +66,8 @@ class Sender:
     def __init__(
         self,
         name: str,
-        transfer: Transfer,
-        outbox: Outbox,
+        transfer: BatchSender,
+        outbox: DeliveryQueue,
         settings: DeliverySettings,
         *,
         clock: Callable[[], datetime],
@@ -80,11 +80,11 @@ class Sender:
         self._clock, self._randomness = clock, randomness
         self._commit_within_s, self._delivered = commit_within_s, delivered
         self._kept: deque[_Result] = deque()
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             name,
             "store",
             self._policy,
-            urged=lambda since: outbox.urged(name, since),
+            retry_requested=lambda since: outbox.retry_requested(name, since),
             clock=clock,
             randomness=randomness,
         )

@@ -224,7 +224,7 @@ class _Bearer(AuthBase):
         return request
 
 
-class _Session(requests.Session):
+class _StowSession(requests.Session):
     """A session that goes where it is told: a POST that follows a redirect would be a GET, and its 200 a lie."""
 
     def send(self, request: requests.PreparedRequest, **arguments: Any) -> requests.Response:
@@ -234,12 +234,12 @@ class _Session(requests.Session):
         return super().send(request, **arguments)
 
 
-def _session(destination: StowDestination) -> _Session:
+def _session(destination: StowDestination) -> _StowSession:
     """Return a session with the destination's authentication and TLS, reading its secret anew.
 
     Raises: ConfigurationError.
     """
-    session = _Session()
+    session = _StowSession()
     # The environment could replace the certificate authorities (REQUESTS_CA_BUNDLE) and the authentication (.netrc);
     # proxies alone are taken from there.
     session.trust_env = False

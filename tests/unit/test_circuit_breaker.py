@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dicomnode.domain.delivery import RetryPolicy
-from dicomnode.net.scu.circuit_breaker import Breaker, Circuit
+from dicomnode.net.scu.circuit_breaker import CircuitBreaker, CircuitState
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=100, jitter=0.1)
@@ -15,8 +15,8 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def failed(*seconds: float, asked_s: float = 0.0) -> Circuit:
-    circuit = Circuit()
+def failed(*seconds: float, asked_s: float = 0.0) -> CircuitState:
+    circuit = CircuitState()
     for moment in seconds:
         circuit = circuit.failed(at(moment), POLICY, 0.5, asked_s)
     return circuit
@@ -52,7 +52,9 @@ def test_a_clock_that_is_set_back_does_not_lengthen_the_pause() -> None:
 
 def test_an_answer_closes_and_failures_count_anew(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    breaker = Breaker("pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5)
+    breaker = CircuitBreaker(
+        "pacs", "store", POLICY, retry_requested=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
+    )
     breaker.failed("refused")
     breaker.answered()
     breaker.failed("refused")
@@ -71,11 +73,13 @@ def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
     asked: list[datetime] = []
     urges = [False]
 
-    def urged(since: datetime) -> bool:
+    def retry_requested(since: datetime) -> bool:
         asked.append(since)
         return urges[0]
 
-    breaker = Breaker("pacs", "store", POLICY, urged=urged, clock=lambda: at(now[0]), randomness=lambda: 0.5)
+    breaker = CircuitBreaker(
+        "pacs", "store", POLICY, retry_requested=retry_requested, clock=lambda: at(now[0]), randomness=lambda: 0.5
+    )
     breaker.failed("refused")
     now[0] = 7.0
     breaker.failed("refused")
@@ -86,7 +90,9 @@ def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
 
 
 def test_what_is_due_waits_for_the_end_of_the_pause() -> None:
-    breaker = Breaker("pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5)
+    breaker = CircuitBreaker(
+        "pacs", "store", POLICY, retry_requested=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
+    )
     breaker.failed("refused")
     assert breaker.not_before(at(5)) == at(5)
     breaker.failed("refused")
