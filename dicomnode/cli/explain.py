@@ -74,7 +74,9 @@ def explain(
     finding: Annotated[
         list[str] | None,
         typer.Option(
-            "--finding", metavar="NAME|all", help="Draw these, instead of what is above threshold. May be repeated."
+            "--finding",
+            metavar="NAME|all",
+            help="Draw these findings instead of those above threshold. May be repeated.",
         ),
     ] = None,
 ) -> None:

@@ -119,6 +119,8 @@ REJECTION_REASONS: dict[RejectionReason, Entry] = {
     RejectionReason.CORRUPT_PIXELS: _own("CORRUPT_PIXELS", "Pixel data corrupt"),
     RejectionReason.NOT_CHEST_FRONTAL: _own("NOT_FRONTAL", "Pixels not those of a frontal chest"),
     RejectionReason.ORIENTATION: _own("ORIENTATION", "Orientation uncertain"),
+    RejectionReason.PATIENT_MISMATCH: _own("PATIENT_MISMATCH", "Images of different patients in one study"),
+    RejectionReason.RAW_OF_PROCESSED: _own("RAW_IMAGE", "Processed image of the same exposure analysed"),
 }
 
 # The labels of NIH ChestX-ray14 (Wang et al., CVPR 2017)

@@ -50,6 +50,7 @@ _OUTSIDE_THE_INTENDED_USE = frozenset(
         RejectionReason.LATERAL_VIEW,
         RejectionReason.MULTI_FRAME,
         RejectionReason.AGE,
+        RejectionReason.RAW_OF_PROCESSED,
     }
 )
 """Images the model is not meant to read: leaving them out is no failure of the algorithm."""

@@ -37,6 +37,8 @@ REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.CORRUPT_PIXELS: "Corrupt pixels",
     RejectionReason.NOT_CHEST_FRONTAL: "Does not look like a frontal chest",
     RejectionReason.ORIENTATION: "Turned or inverted",
+    RejectionReason.PATIENT_MISMATCH: "Different patients in one study",
+    RejectionReason.RAW_OF_PROCESSED: "Raw image of a processed one",
 }
 """Why an image was not analysed, in a few words."""
 

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
-from dicomnode.analysis.pipeline import Examined, Pipeline
-from dicomnode.dicom.attributes import text
+from dicomnode.analysis.examination import AnalysedImage
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.header import header_of
 from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
@@ -82,28 +83,29 @@ class Gallery:
             dataset = read(part10)
             # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
             # that says NO.
-            annotated = text(dataset, "BurnedInAnnotation").upper()
-            named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
-            if isinstance(examined, Examined):
+            header = header_of(dataset)
+            annotated = header.burned_in_annotation
+            named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
+            if isinstance(examined, AnalysedImage):
                 pixels = examined.frame.pixels
             else:
                 pixels = render(dataset, instance.ref, self._pipeline.pixels).pixels
         except (UnreadableObject, UndecodablePixels):
             return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
-        body = body_mask(pixels) if isinstance(examined, Examined) else _NOWHERE
+        body = body_mask(pixels) if isinstance(examined, AnalysedImage) else _NOWHERE
         shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
         rows, columns = shown.shape
         return Look(
             png=_png(shown),
             rows=rows,
             columns=columns,
-            maps=self._maps(examined, body) if isinstance(examined, Examined) else {},
+            maps=self._maps(examined, body) if isinstance(examined, AnalysedImage) else {},
             body=body,
-            notes=_notes(examined) if isinstance(examined, Examined) else (),
+            notes=_notes(examined) if isinstance(examined, AnalysedImage) else (),
             may_name_patient=named,
         )
 
-    def _maps(self, examined: Examined, body: BoolArray) -> dict[str, FloatArray]:
+    def _maps(self, examined: AnalysedImage, body: BoolArray) -> dict[str, FloatArray]:
         """Return the maps of what has heat on the body."""
         scores, point = examined.reading.scores, self._pipeline.operating_point
         abnormality, *findings = findings_of(scores, self._pipeline.manifest, point)
@@ -112,7 +114,7 @@ class Gallery:
         return {label: values for label, values in maps.items() if heat_of(values, body.shape, body) is not None}
 
 
-def _notes(examined: Examined) -> tuple[Note, ...]:
+def _notes(examined: AnalysedImage) -> tuple[Note, ...]:
     """Return what to know of an image; the answer's summary says whether it is unusual."""
     orientation = examined.context.orientation_after(examined.frame.turned_from_source)
     return notes_on(examined.frame, orientation, is_unusual=False)

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
 from dicomnode.settings.node import ResultSettings
-from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.store.studies import StudyEntry, StudyQuery
 from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
@@ -83,12 +83,12 @@ def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str
     return patients
 
 
-def wanted_of(fields: Mapping[str, str]) -> Wanted:
+def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
     """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
-    return Wanted(
+    return StudyQuery(
         study=number if is_uid else "",
         number="" if is_uid else number,
         states=OUTCOMES.get(fields.get("outcome", ""), ()),

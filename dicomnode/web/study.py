@@ -20,8 +20,8 @@ from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.summary import ImageSummary, StudySummary
 from dicomnode.results.presentation import UNUSUAL, Note
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, sentence
-from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
