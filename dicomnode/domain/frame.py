@@ -55,7 +55,8 @@ class Frame:
     `window`: the modality values that became 0 and 1, where the node had to choose them itself.
     `mirrored_from_source`, then `turned_from_source`: whether the columns of the stored pixel matrix were mirrored, and
     the quarter turns counter-clockwise, as of `Righting`, that took it to `pixels`; `inverted_from_source`: whether the
-    grey scale was also inverted. They are False and 0 unless the node repaired the image. `left_right_verified`: False after a repair that may have left a mirror image.
+    grey scale was also inverted. They are False and 0 unless the node repaired the image.
+    `left_right_verified`: False after a repair that may have left a mirror image.
     """
 
     source: InstanceRef
