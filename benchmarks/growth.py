@@ -50,7 +50,10 @@ def measure(bench: Bench) -> Iterator[Row]:
         goal = Goal(at_most=50, unit="ms") if size == last else None
         yield Row(what=f"a page of the ledger among {int(size):,} studies", ours=taken, goal=goal)
     lines = {"a study, received to delivered": studies, "a page of the ledger": pages}
-    curves("growth", {name: {int(size): held.median for size, held in line.items()} for name, line in lines.items()})
+    curves(
+        "growth",
+        {name: {int(size): measured.median for size, measured in line.items()} for name, line in lines.items()},
+    )
     bench.note("![what a study and a page of the ledger cost as the store grows](../docs/growth.svg)")
 
 

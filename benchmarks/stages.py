@@ -90,12 +90,12 @@ class _Path:
     def _answer(self, job: Job, now: float) -> StudyAnswer:
         (instance,) = job.instances
         with self.step("read back"):
-            held = self.store.blobs.read_instance(instance)
+            part10 = self.store.blobs.read_instance(instance)
         with self.step("decoded, grey scale"):
-            frame = render(read(held), instance.ref, self.pipeline.pixels)
+            frame = render(read(part10), instance.ref, self.pipeline.pixels)
         with self.step("inference"):
             self.pipeline.predictor.read(frame)
-        examination = self.pipeline.examine(instance, held)
+        examination = self.pipeline.examine(instance, part10)
         written = []
         for name, kind in (("report", ResultKind.STRUCTURED_REPORT), ("heatmap", ResultKind.SECONDARY_CAPTURE)):
             with self.step(name):

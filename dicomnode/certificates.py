@@ -18,7 +18,7 @@ _EXPIRES_SOON = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ServedCertificate:
     """The certificate that new connections are shown; `is_current`: whether it is the one in the files as they are."""
 
     expires_at: datetime
@@ -50,7 +50,7 @@ class RenewedContext:
                 self._reload()
             return self._context
 
-    def served(self) -> Served:
+    def served(self) -> ServedCertificate:
         """Return what the next connection is to be shown."""
         self.context()
         with self._lock:
@@ -66,7 +66,7 @@ class RenewedContext:
             log.info("tls-reloaded", extra={"certificate": str(self._files[0])})
             self._served = self._tell()
 
-    def _tell(self) -> Served:
+    def _tell(self) -> ServedCertificate:
         expires = certificate_expires(self._files[0])
         soon = expires - self._clock() < _EXPIRES_SOON
         log.log(
@@ -74,7 +74,7 @@ class RenewedContext:
             "certificate-expires-soon" if soon else "certificate-read",
             extra={"certificate": str(self._files[0]), "expires_at": expires.isoformat()},
         )
-        return Served(expires_at=expires, is_current=True)
+        return ServedCertificate(expires_at=expires, is_current=True)
 
     def _files_state(self) -> tuple[object, ...]:
         return tuple(_state_of(file) for file in self._files)

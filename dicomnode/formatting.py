@@ -3,17 +3,17 @@
 from datetime import datetime
 
 
-def shown_time(at: datetime | None) -> str:
+def format_time(at: datetime | None) -> str:
     """Return a time as the clock on the wall shows it."""
     return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def shown_clock(at: datetime | None) -> str:
+def format_clock(at: datetime | None) -> str:
     """Return the time of day."""
     return "" if at is None else f"{at.astimezone():%H:%M:%S}"
 
 
-def shown_age(seconds: float | None) -> str:
+def format_age(seconds: float | None) -> str:
     """Return an age in the unit that people would use, or nothing."""
     if seconds is None:
         return ""
@@ -23,12 +23,12 @@ def shown_age(seconds: float | None) -> str:
     return f"{seconds // 1:.0f} s"
 
 
-def shown_number(number: int) -> str:
+def format_number(number: int) -> str:
     """Return a number with its thousands set apart."""
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def shown_size(size_bytes: float) -> str:
+def format_size(size_bytes: float) -> str:
     """Return a size in the unit that people would use."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1024:

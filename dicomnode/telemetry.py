@@ -65,7 +65,7 @@ def _on_one_line(value: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def tell_uncaught() -> None:
+def log_uncaught() -> None:
     """Log an exception that nobody catches, without its message, which may quote a data set and which Python prints."""
     sys.excepthook = _note_uncaught
     threading.excepthook = lambda caught: _note_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)

@@ -1,4 +1,4 @@
-"""Probabilities and thresholds from out-of-fold logits, which no image's own training has touched."""
+"""Calibration and thresholds, fitted on out-of-fold logits: each is of a member that did not train on the image."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from modeling.metrics import BoolArray
 Floats = npt.NDArray[np.floating]
 
 LEAST_SLOPE = 0.01
-"""A fit at or below this says the logit carries nothing; the probability is then nearly the label's frequency."""
+"""At or below this slope the logit has no information; the probability is then nearly the label's frequency."""
 
 NEWTON_STEPS = 50
 DERIVED_ON = "NIH ChestX-ray14 training images, out of fold"

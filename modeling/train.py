@@ -159,11 +159,11 @@ def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ..
     if not epoch.number:
         start_fold(run, network, epoch.fold, epoch.order)
         return ()
-    held = read_checkpoint(run.checkpoint(epoch.fold))
-    write_state(network.head, network.optimiser, held.state)
+    checkpoint = read_checkpoint(run.checkpoint(epoch.fold))
+    write_state(network.head, network.optimiser, checkpoint.state)
     if isinstance(run.config.schedule, PlateauSchedule):
-        network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(held.records))
-    return held.records
+        network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(checkpoint.records))
+    return checkpoint.records
 
 
 def _judge(run: Run, network: Network, epoch: _Epoch) -> dict[str, float | None]:

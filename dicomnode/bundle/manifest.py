@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dicomnode.domain.coding import fault_in
 from dicomnode.domain.errors import BundleInvalid
 from dicomnode.domain.finding import Code
+from dicomnode.domain.validation import sentence
 
 MOST_POINTS, MOST_BINS = 256, 50
 AREA_TOLERANCE = 0.02
@@ -177,7 +178,8 @@ class LabelEntry(_Strict):
     """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
 
     `scores`: the probabilities that drift is measured against; `curves`: of the images that `positives` counts. Both
-    are absent from bundles made before there were any, `curves` also where there are too few positives.
+    are absent from bundles made before there were any, `curves` also where there are too few positives. `prevalence`:
+    share of the training images that have the label, where `positives` does not count all of them.
 
     `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
     """
@@ -190,6 +192,7 @@ class LabelEntry(_Strict):
     auc: float | None = Field(default=None, ge=0, le=1)
     auc_interval: tuple[float, float] | None = None
     positives: int = Field(ge=0)
+    prevalence: Share | None = None
     scores: ScoreReference | None = None
     curves: Curves | None = None
 
@@ -257,6 +260,13 @@ class Manifest(_Strict):
     provenance: Provenance
     files: dict[str, str]
 
+    def base_rate(self, label: LabelEntry) -> float | None:
+        """Return the share of the training images that have a label: its prevalence, else its positives among all."""
+        if label.prevalence is not None:
+            return label.prevalence or None
+        share = label.positives / self.provenance.images if self.provenance.images > 0 else 0.0
+        return share if 0 < share < 1 else None
+
     @property
     def has_curves(self) -> bool:
         """Whether any label has curves."""
@@ -299,5 +309,5 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
+        what = sentence(first["type"], first.get("ctx", {}))
         raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {what}") from error

@@ -1,4 +1,4 @@
-"""`cxrnode watch`: how the results fare, for whoever looks after quality."""
+"""`cxrnode monitoring`: rates and distributions of findings over time, and results as a table, for quality control."""
 
 import os
 import socket
@@ -17,28 +17,30 @@ from dicomnode.domain.audit import AuditKind, Disclosure
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.monitoring.export import Patient, write_table
-from dicomnode.monitoring.quality import WatchReport, watch_report
-from dicomnode.monitoring.views import shown_percent, shown_rate
+from dicomnode.monitoring.quality import QualityReport, quality_report
+from dicomnode.monitoring.views import format_percent, format_rate
 from dicomnode.node import utc_now
 from dicomnode.settings.node import Settings, default_bundle
 from dicomnode.store import Store
 from dicomnode.web import identity
 
-watch = typer.Typer(no_args_is_help=True, help="How the results fare: rates, distributions, rejections; as a table.")
+monitoring = typer.Typer(
+    no_args_is_help=True, help="Rates and distributions of findings, rejections by sender, results as a table."
+)
 
 
-@watch.command()
+@monitoring.command()
 def show(config: ConfigOption = None, store: StoreOption = None, bundle: BundleOption = None) -> None:
     """Compare the last four weeks with this site's first ones and with the bundle's reference."""
     settings = settings_from(config, store=store, bundle=bundle)
     served = open_bundle(settings.inference.bundle or default_bundle())
     point = choose_operating_point(served.manifest, settings.inference.operating_point)
     with open_beside_node(config, store) as opened:
-        report = watch_report(opened.watching, served.manifest, served.identity.bundle_hash, point, utc_now())
+        report = quality_report(opened.watching, served.manifest, served.identity.bundle_hash, point, utc_now())
     _print(report)
 
 
-@watch.command()
+@monitoring.command()
 def export(
     to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; must not exist.")],
     config: ConfigOption = None,
@@ -71,7 +73,7 @@ def export(
 
 def _patients(store: Store, settings: Settings) -> Callable[[str], Patient]:
     """Return who a study is of, from an object of it that is still kept; with an audit trail, not before it is told."""
-    disclosed_to, here = f"{account()} (cxrnode watch export)", socket.gethostname()
+    disclosed_to, here = f"{account()} (cxrnode monitoring export)", socket.gethostname()
 
     def patient_of(study: str) -> Patient:
         found = identity.patient_of(store.audit.blobs_of(study), store.blobs.read)
@@ -85,7 +87,7 @@ def _patients(store: Store, settings: Settings) -> Callable[[str], Patient]:
     return patient_of
 
 
-def _print(report: WatchReport) -> None:
+def _print(report: QualityReport) -> None:
     out.print(f"Operating point {escape(report.operating_point)}; the last weeks: from {report.since} on")
     if report.baseline is None:
         out.print("There are no weeks before these to compare with yet.")
@@ -94,14 +96,14 @@ def _print(report: WatchReport) -> None:
     table = Table("finding", "lately", "before", "bundle", "PSI", "scores against before", box=None, pad_edge=False)
     for entry in report.findings:
         psi = "–" if entry.shift.psi is None else f"{entry.shift.psi:.2f}"
-        rates = (shown_rate(entry.recent), shown_rate(entry.baseline), shown_percent(entry.reference.value))
+        rates = (format_rate(entry.recent), format_rate(entry.baseline), format_percent(entry.reference.value))
         table.add_row(escape(entry.label.replace("_", " ")), *rates, psi, entry.change.value)
     out.print(table)
     if report.callers:
         table = Table("sender", "images", "rejected", "before", "verdict", "reasons", box=None, pad_edge=False)
         for sender in report.callers:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sender.reasons)
-            rates = (str(sender.recent.images), shown_rate(sender.recent), shown_rate(sender.before))
+            rates = (str(sender.recent.images), format_rate(sender.recent), format_rate(sender.before))
             table.add_row(escape(sender.calling_ae), *rates, sender.against_before.change.value, reasons)
         out.print(table)
     out.print("A difference is no fault by itself: other patients, another machine and a worse model look alike here.")

@@ -22,6 +22,8 @@ Terms = tuple[str, ...]
 
 UTF_8, LATIN_1 = "ISO_IR 192", "ISO_IR 100"
 _DEFAULT_REPERTOIRE = {"", "ISO_IR 6", "ISO 2022 IR 6"}
+# Some devices name these alone, though they only ever extend another (PS3.3 C.12.1.1.2).
+_MULTI_BYTE = {"ISO 2022 IR 58", "ISO 2022 IR 87", "ISO 2022 IR 149", "ISO 2022 IR 159"}
 _UNICODE = {UTF_8, "GB18030", "GBK"}
 _NAME = "PatientName"
 _JUDGED_BY = (
@@ -41,25 +43,63 @@ _ANNOUNCED = {
 }
 
 
-def correct_character_set(ds: Dataset) -> None:
-    """Make Specific Character Set say what the texts' bytes are, where it does not; nothing of `ds` is decoded yet.
+def correct_character_set(ds: Dataset) -> bool:
+    """Make Specific Character Set say what the texts' bytes are, and tell whether it did not.
+
+    Nothing of `ds` may be decoded yet.
 
     An object whose texts can be read as declared stays as it is. Otherwise they are in the character sets that their
     escape sequences announce, else in UTF-8 if they are valid UTF-8, else in Latin-1, in which no byte is lost.
     """
     with quiet():
-        declared = _declared(ds)
+        declared = declared_terms(ds)
         texts = _raw_texts(ds)
         actual = _actual(texts, tuple(_canonical(term) for term in declared)) if texts else declared
         if actual == declared:
-            return
+            return False
         ds.SpecificCharacterSet = list(actual) if len(actual) > 1 else "".join(actual)
         encodings = pydicom.charset.convert_encodings(list(actual))
         implicit_vr, little_endian = ds.original_encoding
         ds.set_original_encoding(implicit_vr, little_endian, encodings)
+        return True
 
 
-def _declared(ds: Dataset) -> Terms:
+def writable_terms(declared: Terms, strings: Collection[tuple[str, bool]]) -> Terms:
+    """Return the character set in which strings outside ASCII are to be written; () for the default repertoire.
+
+    The source's own, where it is known and the strings survive it; UTF-8 otherwise.
+    `strings`: each with whether it is a person's name.
+    """
+    if declared[:1] and declared[0] in _MULTI_BYTE:
+        declared = ("", *declared)
+    if all(term in _KNOWN for term in declared) and survive(strings, declared):
+        return declared if any(declared) else ()
+    return (UTF_8,) if strings else ()
+
+
+def survive(strings: Collection[tuple[str, bool]], terms: Terms) -> bool:
+    """Tell whether strings can be written in, and read back from, these character sets."""
+    # pydicom takes the default repertoire for Latin-1; it is ASCII.
+    latin_1_would_be_undeclared = not terms or terms[0] in _DEFAULT_REPERTOIRE
+    if latin_1_would_be_undeclared and any("\x80" <= c <= "\xff" for value, _ in strings for c in value):
+        return False
+    with quiet():  # pydicom warns of each character it replaces; here that is the answer
+        try:
+            encodings = pydicom.charset.convert_encodings(list(terms))
+            return all(_round_trip(value, encodings, is_name=is_name) == value for value, is_name in strings)
+        except HOSTILE_DATA_RAISES:
+            return False
+
+
+def _round_trip(value: str, encodings: list[str], *, is_name: bool) -> str:
+    if is_name:
+        return str(PersonName(PersonName(value).encode(encodings), encodings))
+    encoded = pydicom.charset.encode_string(value, encodings)
+    return pydicom.charset.decode_bytes(encoded, encodings, set())
+
+
+def declared_terms(ds: Dataset) -> Terms:
+    """Return the values of Specific Character Set."""
     try:
         value = ds.get("SpecificCharacterSet")
     except HOSTILE_DATA_RAISES:

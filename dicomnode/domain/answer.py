@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dicomnode.domain.instance import InstanceRef
+from dicomnode.domain.summary import StudySummary
 
 
 class RejectionReason(StrEnum):
@@ -24,6 +25,8 @@ class RejectionReason(StrEnum):
     CORRUPT_PIXELS = "corrupt-pixels"
     NOT_CHEST_FRONTAL = "not-chest-frontal"
     ORIENTATION = "orientation"
+    PATIENT_MISMATCH = "patient-mismatch"
+    RAW_OF_PROCESSED = "raw-of-processed"
 
 
 class ResultKind(StrEnum):
@@ -120,7 +123,7 @@ class StudyAnswer:
 
     results: tuple[ResultInstance, ...]
     rejections: tuple[Rejection, ...]
-    summary: dict[str, object]
+    summary: StudySummary = field(default_factory=StudySummary)
     analysed: tuple[str, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
     subjects: frozenset[Subject] = field(default=frozenset(), compare=False, repr=False)

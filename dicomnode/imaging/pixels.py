@@ -1,5 +1,6 @@
 """From pixel data to one `Frame`, bright where the patient is dense, whatever the device made of it."""
 
+import logging
 import math
 
 import numpy as np
@@ -18,6 +19,8 @@ from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.values import Grid, Transformation, Values
 from dicomnode.settings.node import PixelSettings
 
+log = logging.getLogger(__name__)
+
 _SAMPLE = 400_000
 _MARGIN = 8
 _SPACING_MM = (0.01, 10.0)
@@ -30,12 +33,13 @@ def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings, codecs: Codec
     Padding and what a shutter hides come out black. Raises: UndecodablePixels, DecoderUnavailable.
     """
     layout = read_layout(ds, settings.maximum_pixels)
-    stored = decode(ds, layout, codecs)
+    decoded = decode(ds, layout, codecs)
     with quiet(), np.errstate(all="ignore"):
         try:
-            pixels, scale = _brightness(ds, stored, layout, settings)
+            pixels, scale = _brightness(ds, decoded.stored, decoded.layout, settings)
         except HOSTILE_DATA_RAISES as error:
-            raise UndecodablePixels(f"the grey scale cannot be computed ({type(error).__name__})") from None
+            log.warning("grey-scale-not-computed", extra={"error": type(error).__name__})
+            raise UndecodablePixels("the grey scale cannot be computed") from None
     pixels.setflags(write=False)
     return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=scale.name, window=scale.window)
 

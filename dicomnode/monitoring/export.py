@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from dicomnode.domain.job import JobState
-from dicomnode.results.summary import SaidFinding
+from dicomnode.domain.summary import FindingSummary
 from dicomnode.store.counters import ANALYSED, OUTCOMES, StudyResult
 
 Patient = tuple[str, str, str]
@@ -84,5 +84,5 @@ def _rows(
         yield [*study, "", "", *of_model, "", *who, *nothing]
 
 
-def _said(finding: SaidFinding | None) -> tuple[object, object]:
+def _said(finding: FindingSummary | None) -> tuple[object, object]:
     return ("", "") if finding is None else (finding.probability, safe_cell(finding.presence))

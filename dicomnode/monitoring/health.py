@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.bundle.reader import Bundle
-from dicomnode.certificates import Served
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.formatting import format_size
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 
@@ -18,7 +20,7 @@ class Running:
     """What a running node says of itself, each time it is asked.
 
     `threads`: whether each of its loops is alive, by name; `refused`: how often peers were turned away, by event and
-    reason; the counts are since the start. `left_alone`: whether a destination is, after failures in a row.
+    reason; the counts are since the start. `circuit_breakers_open`: whether a destination is, after failures in a row.
     `certificates`: what whoever connects is shown, by what they connect to.
     """
 
@@ -27,12 +29,12 @@ class Running:
     associations: Callable[[], int]
     accepted: Callable[[], int]
     refused: Callable[[], Mapping[tuple[str, str], int]]
-    left_alone: Callable[[], Mapping[str, bool]]
-    certificates: Callable[[], Mapping[str, Served]] = dict
+    circuit_breakers_open: Callable[[], Mapping[str, bool]]
+    certificates: Callable[[], Mapping[str, ServedCertificate]] = dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class HealthCheck:
     """One thing that was looked at; `reason` says what was found, good or bad."""
 
     name: str
@@ -44,7 +46,7 @@ class Check:
 class Verdict:
     """Everything that was looked at."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[HealthCheck, ...]
 
     @property
     def passed(self) -> bool:
@@ -63,7 +65,9 @@ def alive(running: Running) -> Verdict:
     """Tell whether every loop of the process is alive."""
     return Verdict(
         checks=tuple(
-            Check(name=name, passed=lives, reason="running" if lives else "its thread has ended: restart the node")
+            HealthCheck(
+                name=name, passed=lives, reason="running" if lives else "its thread has ended: restart the node"
+            )
             for name, lives in sorted(running.threads().items())
         )
     )
@@ -74,7 +78,7 @@ def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) ->
     dead = [check.name for check in alive(running).checks if not check.passed]
     return Verdict(
         checks=(
-            Check(
+            HealthCheck(
                 name="threads",
                 passed=not dead,
                 reason=f"ended: {', '.join(dead)}; restart the node" if dead else "all running",
@@ -82,7 +86,7 @@ def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) ->
             _listener(running, settings),
             _store(store, settings.store.path),
             disk(settings),
-            Check(
+            HealthCheck(
                 name="model",
                 passed=True,  # a node whose model cannot be verified does not start
                 reason=f"{bundle.identity.name} {bundle.identity.version}, verified at the start",
@@ -91,28 +95,43 @@ def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) ->
     )
 
 
-def disk(settings: Settings) -> Check:
+def disk(settings: Settings) -> HealthCheck:
     """Tell whether there is more free disk than is to be kept free."""
     least = settings.store.minimum_free_bytes
     try:
         free = shutil.disk_usage(settings.store.path).free
     except OSError as error:
-        return Check(name="disk", passed=False, reason=f"the store's folder cannot be read: {error.strerror}")
-    return Check(name="disk", passed=free >= least, reason=f"{free} bytes are free, {least} are to be kept free")
+        return HealthCheck(name="disk", passed=False, reason=f"the store's folder cannot be read: {error.strerror}")
+    return HealthCheck(
+        name="disk",
+        passed=free >= least,
+        reason=f"{format_size(free)} free, at least {format_size(least)} must stay free",
+    )
 
 
-def _listener(running: Running, settings: Settings) -> Check:
+def exposed_to_others(folder: Path) -> str:
+    """Return what is wrong with the access rights of a store's folder, or "".
+
+    The store holds patients' images, so other accounts must not enter it, and no group may write to it.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & (stat.S_IRWXO | stat.S_IWGRP):
+        return ""
+    return f"{folder} is open to other accounts of this machine (mode {mode:04o}): chmod 700 {folder}"
+
+
+def _listener(running: Running, settings: Settings) -> HealthCheck:
     ports = ", ".join(str(port) for port, _ in settings.scp.ports())
     if running.listening():
-        return Check(name="listener", passed=True, reason=f"listens on port {ports}")
-    return Check(name="listener", passed=False, reason=f"does not listen on port {ports}: it starts, or stops")
+        return HealthCheck(name="listener", passed=True, reason=f"listens on port {ports}")
+    return HealthCheck(name="listener", passed=False, reason=f"does not listen on port {ports}: it starts, or stops")
 
 
-def _store(store: Store, folder: Path) -> Check:
+def _store(store: Store, folder: Path) -> HealthCheck:
     if not os.access(folder, os.W_OK):
-        return Check(name="store", passed=False, reason="the store's folder may not be written")
+        return HealthCheck(name="store", passed=False, reason="the store's folder may not be written")
     try:
         store.watching.probe()
     except CxrNodeError as error:
-        return Check(name="store", passed=False, reason=str(error))
-    return Check(name="store", passed=True, reason="takes writes")
+        return HealthCheck(name="store", passed=False, reason=str(error))
+    return HealthCheck(name="store", passed=True, reason="takes writes")

@@ -20,8 +20,8 @@ from dicomnode.bundle.scores import SCORE_BOUNDS
 from dicomnode.domain.answer import Stage
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.monitoring.drift import Change
-from dicomnode.monitoring.monitored_node import Watched
-from dicomnode.monitoring.quality import WatchReport
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.quality import QualityReport
 from dicomnode.settings.node import Settings
 from dicomnode.store.counters import (
     ANALYSED,
@@ -47,9 +47,9 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 class Metrics:
     """The node's metrics, in a registry of their own."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, monitored: MonitoredNode) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(watched))
+        self._registry.register(NodeCollector(monitored))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -60,23 +60,23 @@ class Metrics:
 class NodeCollector(Collector):
     """Reads the store, and asks the process, whenever it is scraped."""
 
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
+    def __init__(self, monitored: MonitoredNode) -> None:
+        self._monitored = monitored
         self._lock = threading.Lock()
-        self._report: WatchReport | None = None
+        self._report: QualityReport | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; of a store that cannot be read, only that it cannot."""
         yield from self._process()
         readable = GaugeMetricFamily("cxrnode_store_readable", "Whether the store could be read for these metrics.")
-        watched, now = self._watched, self._watched.clock()
-        watching, model = watched.store.watching, watched.bundle.identity.bundle_hash
+        monitored, now = self._monitored, self._monitored.clock()
+        watching, model = monitored.store.watching, monitored.bundle.identity.bundle_hash
         try:
             found = [
-                *_operations(watching.operations(), watched.settings, now),
+                *_operations(watching.operations(), monitored.settings, now),
                 *_images(watching.image_totals()),
-                *_scores(watching.score_totals(model, watched.operating_point)),
-                *_drift(self._watch_report(now)),
+                *_scores(watching.score_totals(model, monitored.operating_point)),
+                *_drift(self._quality_report(now)),
             ]
         except CxrNodeError:
             found = []
@@ -84,32 +84,36 @@ class NodeCollector(Collector):
         yield readable
         yield from found
 
-    def _watch_report(self, now: datetime) -> WatchReport:
+    def _quality_report(self, now: datetime) -> QualityReport:
         """Return the comparison with what was before, which changes slowly."""
         with self._lock:
             if self._report is None or not timedelta() <= now - self._report.made_at < _REPORT_FOR:
-                self._report = self._watched.report()
+                self._report = self._monitored.report()
             return self._report
 
     def _process(self) -> Iterator[Metric]:
-        identity = self._watched.bundle.identity
+        identity = self._monitored.bundle.identity
         yield _gauge("cxrnode_build_info", "The node's version; always 1.", ("version",), {(__version__,): 1.0})
-        model = (identity.name, identity.version, identity.bundle_hash, self._watched.operating_point)
+        model = (identity.name, identity.version, identity.bundle_hash, self._monitored.operating_point)
         labels = ("name", "version", "hash", "operating_point")
         yield _gauge("cxrnode_model_info", "The model that is served; always 1.", labels, {model: 1.0})
-        checks = {(check.name,): float(check.passed) for check in self._watched.readiness().checks}
+        checks = {(check.name,): float(check.passed) for check in self._monitored.readiness().checks}
         yield _gauge("cxrnode_ready", "Whether a check of /readyz passes.", ("check",), checks)
-        alive = {(name,): float(lives) for name, lives in self._watched.running.threads().items()}
+        alive = {(name,): float(lives) for name, lives in self._monitored.running.threads().items()}
         yield _gauge("cxrnode_thread_alive", "Whether a loop of the node is alive.", ("thread",), alive)
-        circuits = {(name,): float(is_open) for name, is_open in self._watched.running.left_alone().items()}
-        text = "Whether a destination is left alone for a while, after failures in a row."
-        yield _gauge("cxrnode_destination_circuit_open", text, ("destination",), circuits)
+        breakers = self._monitored.running.circuit_breakers_open()
+        is_open = {(name,): float(value) for name, value in breakers.items()}
+        text = "Whether deliveries to a destination are paused after consecutive failures."
+        yield _gauge("cxrnode_destination_circuit_breaker_open", text, ("destination",), is_open)
+        # The name in 0.1.0; it goes with the next release.
+        text = "Former name of cxrnode_destination_circuit_breaker_open."
+        yield _gauge("cxrnode_destination_circuit_open", text, ("destination",), is_open)
         yield from self._certificates()
         yield from self._associations()
         yield from self._disk()
 
     def _certificates(self) -> Iterator[Metric]:
-        served = self._watched.running.certificates()
+        served = self._monitored.running.certificates()
         expires = {(of,): one.expires_at.timestamp() for of, one in served.items()}
         text = "Until when the certificate that is shown is valid, as Unix time."
         yield _gauge("cxrnode_certificate_expires_timestamp_seconds", text, ("of",), expires)
@@ -118,19 +122,21 @@ class NodeCollector(Collector):
         yield _gauge("cxrnode_certificate_current", text, ("of",), current)
 
     def _associations(self) -> Iterator[Metric]:
-        count = float(self._watched.running.associations())
+        count = float(self._monitored.running.associations())
         yield _gauge("cxrnode_associations_open", "Associations that stand at present.", (), {(): count})
-        accepted = float(self._watched.running.accepted())
+        accepted = float(self._monitored.running.accepted())
         yield _counter("cxrnode_associations_accepted", "Associations accepted since the start.", (), {(): accepted})
-        refused = {(event, reason): float(times) for (event, reason), times in self._watched.running.refused().items()}
+        refused = {
+            (event, reason): float(times) for (event, reason), times in self._monitored.running.refused().items()
+        }
         text = "Peers turned away since the start, by event and reason."
         yield _counter("cxrnode_refusals", text, ("event", "reason"), _bounded(refused))
 
     def _disk(self) -> Iterator[Metric]:
-        least = float(self._watched.settings.store.minimum_free_bytes)
+        least = float(self._monitored.settings.store.minimum_free_bytes)
         yield _gauge("cxrnode_disk_minimum_free_bytes", "Free disk that is never touched.", (), {(): least})
         try:
-            disk = shutil.disk_usage(self._watched.settings.store.path)
+            disk = shutil.disk_usage(self._monitored.settings.store.path)
         except OSError:
             return
         yield _gauge("cxrnode_disk_free_bytes", "Free disk where the store is.", (), {(): float(disk.free)})
@@ -148,6 +154,8 @@ def _operations(operations: Operations, settings: Settings, now: datetime) -> It
     yield _counter("cxrnode_answers", "Versions of answers, by how they ended.", ("outcome",), outcomes)
     counts = {(state.value,): float(waiting.count) for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_studies", "Studies that are not answered, by state.", ("state",), counts)
+    text = "Acknowledged images that the database does not know, as after the restore of an older one."
+    yield _gauge("cxrnode_images_without_row", text, (), {(): float(operations.images_without_row)})
     ages = {(state.value,): waiting.age_s(now) or 0.0 for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_oldest_study_seconds", "Age of the oldest study in a state.", ("state",), ages)
     yield from _destinations(operations, settings, now)
@@ -227,7 +235,7 @@ def _scores(scores: Sequence[WeeklyScores]) -> Iterator[Metric]:
     yield _counter("cxrnode_findings", text, ("finding", "reading"), read)
 
 
-def _drift(report: WatchReport) -> Iterator[Metric]:
+def _drift(report: QualityReport) -> Iterator[Metric]:
     order = list(Change)
     psi = {(one.label,): one.shift.psi for one in report.findings if one.shift.psi is not None}
     text = "Population stability index of the last four weeks' scores against this site's first ones."

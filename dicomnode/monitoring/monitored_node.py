@@ -6,13 +6,13 @@ from datetime import datetime
 
 from dicomnode.bundle.reader import Bundle
 from dicomnode.monitoring.health import Running, Verdict, ready
-from dicomnode.monitoring.quality import WatchReport, watch_report
+from dicomnode.monitoring.quality import QualityReport, quality_report
 from dicomnode.settings.node import Settings
 from dicomnode.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class MonitoredNode:
     """What metrics, probes and pages are made of."""
 
     settings: Settings
@@ -26,9 +26,9 @@ class Watched:
         """Tell whether the node can take, analyse and keep a study now."""
         return ready(self.running, self.store, self.bundle, self.settings)
 
-    def report(self) -> WatchReport:
+    def report(self) -> QualityReport:
         """Compare now. Raises: StoreUnavailable."""
         identity = self.bundle.identity
-        return watch_report(
+        return quality_report(
             self.store.watching, self.bundle.manifest, identity.bundle_hash, self.operating_point, self.clock()
         )

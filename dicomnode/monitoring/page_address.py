@@ -11,14 +11,14 @@ from dicomnode.store.layout import PAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whereabouts:
+class PageAddress:
     """The page's port, or why there is none; neither, where none is wanted."""
 
     port: int | None = None
     why_not: str = ""
 
 
-def leave(folder: Path, found: Whereabouts) -> None:
+def write_page_address(folder: Path, found: PageAddress) -> None:
     """Write down where the page is.
 
     Raises: OSError; the node can do without.
@@ -28,11 +28,11 @@ def leave(folder: Path, found: Whereabouts) -> None:
     half.replace(folder / PAGE)
 
 
-def look_up(folder: Path) -> Whereabouts | None:
+def read_page_address(folder: Path) -> PageAddress | None:
     """Return what the node wrote down; None, if there is nothing of the kind."""
     try:
         said = json.loads((folder / PAGE).read_text(encoding="utf-8"))
         port, why_not = said["port"], said["why_not"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Whereabouts(port=port if isinstance(port, int) else None, why_not=str(why_not))
+    return PageAddress(port=port if isinstance(port, int) else None, why_not=str(why_not))

@@ -33,7 +33,7 @@ class Week:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FindingWatch:
+class FindingQuality:
     """One label: its rate at or above the threshold, lately, at first here, and where its threshold was derived.
 
     `weekly`: the rate of every week shown, with its name; `disagreed`: images of late on which the members disagreed.
@@ -59,7 +59,7 @@ class FindingWatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallerWatch:
+class CallerQuality:
     """What one calling AE title sent lately: how much of it was rejected, why, and whether that is new."""
 
     calling_ae: str
@@ -70,7 +70,7 @@ class CallerWatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchReport:
+class QualityReport:
     """Everything that is watched of one bundle at one operating point.
 
     `since` is the first of the recent weeks; `baseline`: the first and the last week of the site's own reference, which
@@ -82,8 +82,8 @@ class WatchReport:
     since: str
     baseline: tuple[str, str] | None
     weeks: tuple[Week, ...]
-    findings: tuple[FindingWatch, ...]
-    callers: tuple[CallerWatch, ...]
+    findings: tuple[FindingQuality, ...]
+    callers: tuple[CallerQuality, ...]
 
     @property
     def worst(self) -> Change:
@@ -92,9 +92,9 @@ class WatchReport:
         return max((entry.change for entry in self.findings), key=order.index, default=Change.UNKNOWN)
 
 
-def watch_report(
+def quality_report(
     watching: Watching, manifest: Manifest, bundle_hash: str, operating_point: str, now: datetime
-) -> WatchReport:
+) -> QualityReport:
     """Compare the last four weeks, this one included, with what was before and with the bundle's reference.
 
     Raises: StoreUnavailable.
@@ -107,7 +107,7 @@ def watch_report(
     for entry in scores:
         by_label.setdefault(entry.label, []).append(entry)
     weeks = tuple(week_of(now - timedelta(weeks=age)) for age in reversed(range(WEEKS_SHOWN)))
-    return WatchReport(
+    return QualityReport(
         made_at=now,
         operating_point=operating_point,
         since=since,
@@ -165,7 +165,7 @@ def _finding(
     since: str,
     baseline: Sequence[str],
     weeks: Sequence[str],
-) -> FindingWatch:
+) -> FindingQuality:
     recent = [entry for entry in scores if entry.week >= since]
     first = [entry for entry in scores if entry.week in baseline]
     by_week = {entry.week: entry for entry in scores}
@@ -173,7 +173,7 @@ def _finding(
     recent_rate, first_rate = _above(recent), _above(first)
     reference = reference_rate(label, point, manifest.provenance.images)
     seen = sum(entry.images for entry in recent)
-    return FindingWatch(
+    return FindingQuality(
         label=label.name,
         threshold=label.operating_points[point].threshold,
         recent=recent_rate,
@@ -205,7 +205,7 @@ def _counts(scores: Sequence[WeeklyScores]) -> tuple[int, ...]:
     )
 
 
-def _callers(images: Sequence[WeeklyImages], since: str) -> tuple[CallerWatch, ...]:
+def _callers(images: Sequence[WeeklyImages], since: str) -> tuple[CallerQuality, ...]:
     """Return who sent something lately, the most first; the node's own results that came back are left out."""
     by_caller: dict[str, list[WeeklyImages]] = {}
     for entry in images:
@@ -215,14 +215,14 @@ def _callers(images: Sequence[WeeklyImages], since: str) -> tuple[CallerWatch, .
     return tuple(sorted((one for one in found if one.recent.images), key=lambda one: -one.recent.images))
 
 
-def _caller(name: str, entries: Sequence[WeeklyImages], since: str, callers: int) -> CallerWatch:
+def _caller(name: str, entries: Sequence[WeeklyImages], since: str, callers: int) -> CallerQuality:
     recent = [entry for entry in entries if entry.week >= since]
     reasons: dict[str, int] = {}
     for entry in recent:
         if entry.outcome != ANALYSED:
             reasons[entry.outcome] = reasons.get(entry.outcome, 0) + entry.images
     now, before = _rejected(recent), _rejected([entry for entry in entries if entry.week < since])
-    return CallerWatch(
+    return CallerQuality(
         calling_ae=name,
         recent=now,
         before=before,

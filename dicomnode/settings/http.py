@@ -77,15 +77,17 @@ def _content(file: Path | None) -> str:
 
 
 class HttpSettings(Section):
-    """The web page. `port` 0: any that is free. `host_names`: the names it is asked for by, beside addresses.
+    """The web page. `port` 0: any free port. `host_names`: names that requests may use, besides addresses.
 
-    Where neither `bind` nor `port` is set, and another program has the address, the node runs without its page; where
-    one is set, it does not start.
+    If neither `bind` nor `port` is set and another program has the default address, the node runs without its page. If
+    one of them is set and the address cannot be had, the node does not start.
 
-    Without tokens and without a proxy it is for this machine alone, and everybody on it may operate the node;
-    `local_patients`: and may see who patients are. `proxy_user_header`: a reverse proxy, which connects from
-    `proxy_networks`, names there who has signed in; `proxy_operators` and `proxy_patients` say who of them may
-    operate, and see who patients are; `*` is everybody.
+    Without tokens and without a proxy, the page is for this machine alone, and all its users may operate the node. With
+    `local_patients` they may also see who patients are. `allow_unencrypted`: tokens may cross a network without TLS,
+    for a container's port that is published on the host's loopback only, or a network that encrypts by itself.
+
+    `proxy_user_header`: the header in which a reverse proxy in `proxy_networks` names the user who has signed in.
+    `proxy_operators` and `proxy_patients` list the users who may operate and who may see patients; `*` means all.
     """
 
     enabled: bool = True
@@ -94,6 +96,7 @@ class HttpSettings(Section):
     host_names: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    allow_unencrypted: bool = False
     local_patients: bool = False
     tokens: tuple[HttpToken, ...] = ()
     proxy_user_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
@@ -148,9 +151,10 @@ class HttpSettings(Section):
                 "http.tokens or http.proxy_user_header, or bind to 127.0.0.1, or switch the page off "
                 "(http.enabled = false, --http off)"
             )
-        if self.certificate is None and not self.proxy_user_header:
+        if self.certificate is None and not self.proxy_user_header and not self.allow_unencrypted:
             raise ConfigurationError(
                 f"http.bind = {self.bind!r} lets other machines in, and tokens would cross the network unencrypted: "
                 "set http.certificate, or put a reverse proxy with TLS in front (http.proxy_user_header, "
-                "http.proxy_networks), or bind to 127.0.0.1"
+                "http.proxy_networks), or bind to 127.0.0.1; in a container whose port is published on the host's "
+                "loopback only, set http.allow_unencrypted"
             )

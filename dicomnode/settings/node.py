@@ -5,21 +5,25 @@ TOML file, then the defaults here.
 """
 
 import re
-from collections.abc import Iterator
-from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from dicomnode.domain.coding import as_text, from_text
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
 from dicomnode.settings.delivery import AeTitle, DeliverySettings, DimseDestination, Port, Section
+from dicomnode.settings.explanation import ENVIRONMENT_PREFIX, NESTED, explain, explain_json, unknown_variables
 from dicomnode.settings.http import HttpSettings
 
 _HOST, _PORT = r"(?P<host>\[[^\]]+\]|[^@:]+)", r"(?P<port>[0-9]{1,5})"
@@ -186,11 +190,16 @@ CodeText = Annotated[str, AfterValidator(_code_text)]
 """A code as `value^meaning^scheme`."""
 
 
+Word = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[ -~]+$")]
+"""A word that pictures show: ASCII, as their fonts are."""
+
+
 class ResultSettings(Section):
     """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report.
 
     Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported;
-    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence.
+    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence. `word_above`,
+    `word_below`, `word_undetermined`: what people read of a probability at its threshold; codes do not change.
     """
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
@@ -198,6 +207,9 @@ class ResultSettings(Section):
     station_name: str = Field(default="CXRNODE", max_length=16)
     device_serial_number: str = Field(default="0", min_length=1, max_length=64)
     mark: str = Field(default="Research use only - not for diagnosis", max_length=48)
+    word_above: Word = "above threshold"
+    word_below: Word = "below threshold"
+    word_undetermined: Word = "undetermined"
     series_number_sr: int = Field(default=9901, ge=1)
     series_number_sc: int = Field(default=9902, ge=1)
     series_number_sc_finding: int = Field(default=9903, ge=1)
@@ -257,8 +269,8 @@ class Settings(BaseSettings):
     """The whole configuration, one section per part of the node."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CXRNODE_",
-        env_nested_delimiter="__",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter=NESTED,
         frozen=True,
         extra="forbid",
     )
@@ -285,6 +297,22 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
     """
     if file is not None and not file.is_file():
         raise ConfigurationError(f"there is no configuration file {file}; `cxrnode init {file}` writes one")
+    if unknown := unknown_variables(Settings):
+        raise ConfigurationError("the configuration is wrong:\n  " + "\n  ".join(unknown))
+    try:
+        return _from(file)(**options)
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, Settings, file, options)) from error
+    except SettingsError as error:
+        raise ConfigurationError(explain_json(str(error))) from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}; who runs cxrnode needs to") from error
+    except ValueError as error:
+        raise ConfigurationError(f"the configuration cannot be read, for {file} is no TOML: {error}") from error
+
+
+def _from(file: Path | None) -> type[Settings]:
+    """Return settings that read this file below options and environment."""
 
     class FromFile(Settings):
         @classmethod
@@ -300,15 +328,7 @@ def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
                 return init_settings, env_settings
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
-    try:
-        return FromFile(**options)
-    except ValidationError as error:
-        raise ConfigurationError(_explain(error, file)) from error
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}; who runs cxrnode needs to") from error
-    except ValueError as error:  # malformed TOML, or JSON in an environment variable
-        where = f"file {file} or a CXRNODE_ variable of the environment" if file else "a variable of the environment"
-        raise ConfigurationError(f"the configuration cannot be read ({where}): {error}") from error
+    return FromFile
 
 
 def parse_destination(text: str, **more: Any) -> DimseDestination:
@@ -322,7 +342,7 @@ def parse_destination(text: str, **more: Any) -> DimseDestination:
     try:
         return DimseDestination(ae_title=match["ae"], host=match["host"].strip("[]"), port=int(match["port"]), **more)
     except ValidationError as error:
-        raise ConfigurationError(_explain(error, None)) from error
+        raise ConfigurationError(explain(error, DimseDestination, None, {})) from error
 
 
 def parse_http(text: str) -> dict[str, Any]:
@@ -344,29 +364,3 @@ def default_bundle() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "models" / "reference"
     return inside if inside.is_dir() else package.parent / "models" / "reference"
-
-
-def _explain(error: ValidationError, file: Path | None) -> str:
-    where = f" (file {file})" if file else ""
-    lines = [
-        f"{'.'.join(str(part) for part in entry['loc']) or 'configuration'}: {_said(entry)}"
-        for entry in error.errors(include_url=False, include_input=False)
-    ]
-    return f"the configuration is wrong{where}:\n  " + "\n  ".join(lines)
-
-
-def _said(entry: ErrorDetails) -> str:
-    """Return what is wrong; of a name that is unknown, the nearest known one, and where all of them stand."""
-    if entry["type"] != "extra_forbidden":
-        return entry["msg"]
-    near = get_close_matches(str(entry["loc"][-1]), _names(Settings), n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"there is no such setting; {meant}conf/node.toml lists them all, as does what `cxrnode init` writes"
-
-
-def _names(model: type[BaseModel]) -> Iterator[str]:
-    """Give the name of every section, and of every setting in them."""
-    for name, field in model.model_fields.items():
-        yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _names(field.annotation)

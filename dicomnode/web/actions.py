@@ -39,8 +39,8 @@ def reanalyse(request: Request, study: str) -> Reanalysis:
 
     Raises: UnknownStudy, StoreUnavailable.
     """
-    parts, visitor = site_of(request).parts, visitor_of(request).name
-    asked = parts.store.ledger.analyse_again(study, f"{visitor}, on the page,", parts.clock())
+    context, visitor = site_of(request).context, visitor_of(request).name
+    asked = context.store.ledger.analyse_again(study, f"{visitor}, on the page,", context.clock())
     if asked.version is not None:
         log.info("study-reanalysed", extra={"visitor": visitor, "study": study, "version": asked.version})
     return asked
@@ -74,12 +74,12 @@ def _acts_on(
 
 async def _retry_or_drop(request: Request, study: str, delivery: str, act: str) -> str:
     """Return what was done, in words."""
-    parts = site_of(request).parts
+    context = site_of(request).context
     is_one = delivery.isdecimal() and len(delivery) < 16
     selection = OneDelivery(delivery_id=int(delivery)) if is_one else OfStudy(study=study)
-    ledger = parts.store.ledger
+    ledger = context.store.ledger
     do, done = (ledger.drop, "given up") if act == DROP else (ledger.retry, "to be tried again")
-    changed = await run_in_threadpool(do, selection, parts.clock())
+    changed = await run_in_threadpool(do, selection, context.clock())
     counted = f"{changed.jobs} analyses and {changed.deliveries} deliveries {done}."
     return counted if changed.jobs + changed.deliveries else f"There is nothing {done}."
 

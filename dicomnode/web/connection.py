@@ -25,7 +25,7 @@ AT_ONCE = 64
 """Connections that wait to be let in, all of which are let in before any is ended."""
 
 
-class Door(socket.socket):
+class BoundedListener(socket.socket):
     """A listening socket that ends the oldest connection, of the address with the most, when there are too many.
 
     It takes part in the server's loop as any socket does, so it is one.

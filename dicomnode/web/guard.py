@@ -1,4 +1,4 @@
-"""What every request passes: the name it was asked by, who asks, and what browsers are told about the answer."""
+"""What every request passes: the host name it was sent to, the visitor, forms, and the security headers."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -11,11 +11,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicomnode.settings.http import HttpSettings, Role
-from dicomnode.web.access import Access, Session, Sessions
+from dicomnode.web.access import Access, Session, Sessions, bearer_token
 
 log = logging.getLogger(__name__)
 
 COOKIE = "cxrnode"
+SIGN_IN = ("POST", "/login")
 LONGEST_FORM_BYTES = 16_384
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
@@ -55,8 +56,24 @@ class Guard:
         address = request.client.host if request.client is not None else ""
         scope.setdefault("state", {})
         scope["state"]["session"] = session
-        scope["state"]["visitor"] = self._access.visitor(request.headers, address, session)
+        if (paused := self._paused(request, address)) is not None:
+            await paused(scope, receive, send)
+            return
+        visitor = self._access.visitor(request.headers, address, session)
+        if visitor.role is Role.NOBODY and bearer_token(request.headers) is not None:
+            note_wrong_token(self._access, address)
+        scope["state"]["visitor"] = visitor
         await self._app(scope, receive, send)
+
+    def _paused(self, request: Request, address: str) -> Response | None:
+        """Refuse to look at a token from an address that gave too many wrong ones."""
+        gives_token = bearer_token(request.headers) is not None or (request.method, request.url.path) == SIGN_IN
+        if not self._access.is_restricted or not gives_token:
+            return None
+        if not (pause_s := self._access.wrong_tokens.pause_s(address)):
+            return None
+        text = f"Too many wrong tokens came from this address. Try again in {pause_s} seconds.\n"
+        return PlainTextResponse(text, status_code=429, headers={"Retry-After": str(pause_s)})
 
     def _refusal(self, request: Request) -> Response | None:
         host = _host_of(request.headers.get("host", ""))
@@ -88,6 +105,12 @@ class Guard:
             await send(message)
 
         return sending
+
+
+def note_wrong_token(access: Access, address: str) -> None:
+    """Count and log a wrong token; the log names the address, for a firewall or an administrator to act on."""
+    access.wrong_tokens.note(address)
+    log.warning("web-login-refused", extra={"peer": address, "paused_s": access.wrong_tokens.pause_s(address)})
 
 
 def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings, *, keeps_session: bool) -> View:

@@ -4,21 +4,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydicom import Dataset
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dicomnode.dicom.attributes import text
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import RadiographHeader, read_header
 from dicomnode.domain.errors import CxrNodeError
-from dicomnode.web.context import Parts, session_of, site_of, visitor_of
+from dicomnode.web.context import PageContext, session_of, site_of, visitor_of
 from dicomnode.web.guard import form_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
+class PatientDetails:
     """What is shown of a patient and an order."""
 
     name: str
@@ -35,23 +33,23 @@ def shows_patients(request: Request) -> bool:
     return visitor_of(request).patients and session_of(request).shows_patients
 
 
-def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patient | None:
+def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> PatientDetails | None:
     """Return whom a study is of, by the first of its objects that can be read."""
     for blob in blobs:
         try:
-            return _patient(read(read_blob(blob)))
+            return _patient(read_header(read_blob(blob)))
         except CxrNodeError:
             continue
     return None
 
 
-def patients_of(parts: Parts, studies: Sequence[str]) -> dict[str, Patient]:
+def patients_of(context: PageContext, studies: Sequence[str]) -> dict[str, PatientDetails]:
     """Return whom studies are of, as far as they are kept: of each, one object is read, the smallest.
 
     Raises: StoreUnavailable.
     """
-    blobs = parts.store.studies.smallest_of(studies)
-    found = ((study, patient_of([blob], parts.store.blobs.read)) for study, blob in blobs.items())
+    blobs = context.store.studies.smallest_of(studies)
+    found = ((study, patient_of([blob], context.store.blobs.read)) for study, blob in blobs.items())
     return {study: patient for study, patient in found if patient is not None}
 
 
@@ -61,7 +59,7 @@ def disclosed(request: Request, studies: Sequence[str]) -> None:
     Raises: StoreUnavailable; then they must not be.
     """
     visitor, address = visitor_of(request).name, request.client.host if request.client is not None else ""
-    site_of(request).parts.record_shown(visitor, address, studies)
+    site_of(request).context.record_shown(visitor, address, studies)
     for study in studies:
         log.info("patient-shown", extra={"visitor": visitor, "study": study})
 
@@ -78,15 +76,16 @@ def local_path(path: str) -> str:
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
 
 
-def _patient(ds: Dataset) -> Patient:
-    return Patient(
-        name=text(ds, "PatientName").replace("^", " ").strip(),
-        patient_id=text(ds, "PatientID"),
-        birth_date=_date(text(ds, "PatientBirthDate")),
-        sex=text(ds, "PatientSex"),
-        accession_number=text(ds, "AccessionNumber"),
-        study_date=_date(text(ds, "StudyDate")),
-        description=text(ds, "StudyDescription"),
+def _patient(header: RadiographHeader) -> PatientDetails:
+    patient, study = header.patient, header.study
+    return PatientDetails(
+        name=patient.name.replace("^", " ").strip(),
+        patient_id=patient.patient_id,
+        birth_date=_date(patient.birth_date),
+        sex=patient.sex,
+        accession_number=study.accession_number,
+        study_date=_date(study.date),
+        description=study.description,
     )
 
 

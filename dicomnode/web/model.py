@@ -19,7 +19,7 @@ from starlette.responses import Response
 from dicomnode.bundle.manifest import Curves, LabelEntry, OperatingPointEntry, ReliabilityBin
 from dicomnode.bundle.reader import CARD
 from dicomnode.inference.operating import choose_operating_point
-from dicomnode.web.context import Parts, site_of
+from dicomnode.web.context import PageContext, site_of
 
 SIDE = 260
 """The sides of the plane, in the drawing's units; its origin is at the upper left, as SVG's is."""
@@ -209,21 +209,21 @@ _LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 async def model(request: Request) -> Response:
     """Show the model in use, and the curves of the output asked for."""
     site, asked = site_of(request), request.query_params.get("output", "")
-    return site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.parts, asked))
+    return await site.pages.page(request, "model.html", **await run_in_threadpool(_facts, site.context, asked))
 
 
-def _facts(parts: Parts, asked: str) -> dict[str, Any]:
-    manifest = parts.bundle.manifest
-    point = choose_operating_point(manifest, parts.settings.inference.operating_point)
+def _facts(context: PageContext, asked: str) -> dict[str, Any]:
+    manifest = context.bundle.manifest
+    point = choose_operating_point(manifest, context.settings.inference.operating_point)
     labels = manifest.labels
     return {
         "manifest": manifest,
-        "identity": parts.bundle.identity,
+        "identity": context.bundle.identity,
         "point": point,
         "side": SIDE,
         "labels": [_small(label, point) for label in labels],
         "shown": _large(next((label for label in labels if label.name == asked), labels[0]), point),
-        "card": render_card(_card(parts.bundle.path)),
+        "card": render_card(_card(context.bundle.path)),
     }
 
 

@@ -1,4 +1,4 @@
-"""What needs somebody: dead letters, to be tried again or given up, and the studies that were not analysed."""
+"""The page of problems: destinations that are down, dead letters, overdue commitments, studies not analysed."""
 
 import re
 from collections import Counter
@@ -13,9 +13,9 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
 from dicomnode.store.counters import OUTCOMES
 from dicomnode.store.operator import AllDead, OneDelivery, OneJob, Selection
-from dicomnode.store.studies import Wanted
+from dicomnode.store.studies import StudyQuery
 from dicomnode.web.actions import REANALYSE, reanalyse
-from dicomnode.web.context import Parts, session_of, site_of
+from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS
 from dicomnode.web.guard import values_of
 
@@ -23,22 +23,25 @@ _PER_PAGE = 100
 _ENTRY = re.compile(r"(?P<kind>[AD])(?P<number>[0-9]{1,15})")
 
 
-async def letters(request: Request) -> Response:
-    """Show dead letters and rejected studies."""
+async def problems(request: Request) -> Response:
+    """Show everything that needs an operator."""
     site = site_of(request)
-    ledger, studies = site.parts.store.ledger, site.parts.store.studies
+    ledger, studies = site.context.store.ledger, site.context.store.studies
     jobs = await run_in_threadpool(ledger.jobs, (JobState.DEAD,), limit=_PER_PAGE)
     deliveries = await run_in_threadpool(ledger.deliveries, (DeliveryState.DEAD,), limit=_PER_PAGE)
     overdue = await run_in_threadpool(ledger.uncommitted, limit=_PER_PAGE)
-    rejected = await run_in_threadpool(studies.page, Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE)
-    operations = await run_in_threadpool(site.parts.store.watching.operations)
+    rejected = await run_in_threadpool(studies.page, StudyQuery(states=(JobState.REJECTED,)), limit=_PER_PAGE)
+    operations = await run_in_threadpool(site.context.store.watching.operations)
+    figures = operations.destinations_with(site.context.destinations)
     reasons = Counter(reason for entry in rejected for reason in entry.reasons)
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "problems.html",
         jobs=jobs,
         deliveries=deliveries,
         overdue=overdue,
+        down=[entry for entry in figures if entry.is_up is False],
+        now=site.context.clock(),
         dead=operations.dead,
         rejected=rejected,
         rejected_in_all=operations.outcomes.get(OUTCOMES[JobState.REJECTED], 0),
@@ -47,21 +50,22 @@ async def letters(request: Request) -> Response:
     )
 
 
-async def act_on_letters(request: Request) -> Response:
-    """Try the chosen dead letters, or all of them, again, or give them up; have chosen studies analysed anew."""
+async def act_on_problems(request: Request) -> Response:
+    """Try chosen entries, or all dead letters, again; give chosen ones up; or have chosen studies analysed again."""
     site, act = site_of(request), (await values_of(request, "act"))[-1:]
     if act == [REANALYSE]:
         chosen_studies = [study for study in await values_of(request, "study") if is_valid_uid(study)]
         session_of(request).message = await run_in_threadpool(_reanalyse, request, chosen_studies)
-        return RedirectResponse("/letters", status_code=303)
+        return RedirectResponse("/problems", status_code=303)
     chosen = [_selection(entry) for entry in await values_of(request, "entry")]
     selections: list[Selection] = [AllDead()] if act == ["retry-all"] else [one for one in chosen if one is not None]
-    changed = await run_in_threadpool(_act, site.parts, selections, is_drop=act == ["drop"])
-    done = "given up" if act == ["drop"] else "to be tried again"
+    changed = await run_in_threadpool(_act, site.context, selections, is_drop=act == ["drop"])
+    done = "given up" if act == ["drop"] else "will be tried again"
+    counted = f"{changed} {'entry' if changed == 1 else 'entries'} {done}."
     session_of(request).message = (
-        f"{changed} dead letters {done}." if changed else "Nothing was chosen, or nothing of it is a dead letter now."
+        counted if changed else "Nothing was chosen, or nothing of it waits or has failed now."
     )
-    return RedirectResponse("/letters", status_code=303)
+    return RedirectResponse("/problems", status_code=303)
 
 
 def _reanalyse(request: Request, studies: Sequence[str]) -> str:
@@ -72,9 +76,9 @@ def _reanalyse(request: Request, studies: Sequence[str]) -> str:
     return f"{count} studies to be analysed again.{refused}" if asked else "Nothing was chosen."
 
 
-def _act(parts: Parts, selections: list[Selection], *, is_drop: bool) -> int:
-    act = parts.store.ledger.drop if is_drop else parts.store.ledger.retry
-    changes = [act(selection, parts.clock()) for selection in selections]
+def _act(context: PageContext, selections: list[Selection], *, is_drop: bool) -> int:
+    act = context.store.ledger.drop if is_drop else context.store.ledger.retry
+    changes = [act(selection, context.clock()) for selection in selections]
     return sum(change.jobs + change.deliveries for change in changes)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dicomnode.certificates import RenewedContext, Served, load_certificate
+from dicomnode.certificates import RenewedContext, ServedCertificate, load_certificate
 from dicomnode.domain.errors import AddressUnavailable, ConfigurationError
 from dicomnode.settings.http import HttpSettings
-from dicomnode.web.connection import AT_ONCE, MOST_ANSWERED, BoundedConnection, Door
+from dicomnode.web.connection import AT_ONCE, MOST_ANSWERED, BoundedConnection, BoundedListener
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class WebServer:
         return f"{'https' if self._settings.certificate else 'http'}://{host}:{self.port}/"
 
     @property
-    def certificate(self) -> Served | None:
+    def certificate(self) -> ServedCertificate | None:
         """The certificate that browsers are shown, if there is one."""
         return self._renewed.served() if self._renewed is not None else None
 
@@ -144,7 +144,7 @@ def _page_context(settings: HttpSettings) -> ssl.SSLContext:
 def _listening(bind: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        opened = Door(family, socket.SOCK_STREAM)
+        opened = BoundedListener(family, socket.SOCK_STREAM)
     except OSError as error:
         raise AddressUnavailable(f"http.bind = {bind!r} is no address of this machine: {error.strerror}") from error
     try:

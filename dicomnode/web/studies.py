@@ -12,11 +12,12 @@ from starlette.responses import RedirectResponse, Response
 
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.store.studies import StudyEntry, Wanted
-from dicomnode.web.context import Parts, session_of, site_of
+from dicomnode.settings.node import ResultSettings
+from dicomnode.store.studies import StudyEntry, StudyQuery
+from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
-from dicomnode.web.identity import Patient, disclosed, patients_of, shows_patients
+from dicomnode.web.identity import PatientDetails, disclosed, patients_of, shows_patients
 
 PER_PAGE = 50
 _MOST_SEARCHES = 20
@@ -37,19 +38,21 @@ async def studies(request: Request) -> Response:
     search = asked.get("search", "")
     fields = session_of(request).searches.get(search, {})
     before = int(asked["before"]) if re.fullmatch(r"[0-9]{1,15}", asked.get("before", "")) else None
-    entries = await run_in_threadpool(_page, site.parts, fields, before)
+    entries = await run_in_threadpool(_page, site.context, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
     patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "studies.html",
-        newest=[described(entry) for entry in entries[:PER_PAGE]],
+        newest=[described(entry, site.context.settings.results) for entry in entries[:PER_PAGE]],
         patients=patients,
         fields={name: fields.get(name, "") for name in _FIELDS},
         outcomes=tuple(OUTCOMES),
         search=search if fields else "",
         more=more,
         is_first=before is None,
+        is_filtered=bool(fields),
+        peer=site.context.peer,
     )
 
 
@@ -66,26 +69,26 @@ async def search_studies(request: Request) -> Response:
     return RedirectResponse(f"/studies?search={name}", status_code=303)
 
 
-def _page(parts: Parts, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
-    return parts.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
+def _page(context: PageContext, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
+    return context.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
 
 
-def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, Patient] | None:
+def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, PatientDetails] | None:
     """Return whom the studies of a page are of, where that is to be shown, and record that it is."""
     if not shows_patients(request):
         return None
-    patients = patients_of(site_of(request).parts, [entry.study for entry in entries])
+    patients = patients_of(site_of(request).context, [entry.study for entry in entries])
     if patients:
         disclosed(request, list(patients))
     return patients
 
 
-def wanted_of(fields: Mapping[str, str]) -> Wanted:
+def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
     """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
-    return Wanted(
+    return StudyQuery(
         study=number if is_uid else "",
         number="" if is_uid else number,
         states=OUTCOMES.get(fields.get("outcome", ""), ()),
@@ -101,7 +104,7 @@ def _day(value: str) -> datetime | None:
         return None
 
 
-def described(entry: StudyEntry) -> dict[str, Any]:
+def described(entry: StudyEntry, settings: ResultSettings) -> dict[str, Any]:
     """Return a study of a list as templates show it."""
     why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
-    return {"entry": entry, "headline": headline(entry.summary), "why": why}
+    return {"entry": entry, "headline": headline(entry.summary, settings), "why": why}

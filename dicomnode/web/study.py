@@ -18,13 +18,15 @@ from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.summary import ImageSummary, StudySummary
+from dicomnode.results.presentation import UNUSUAL, Note
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, sentence
-from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
-from dicomnode.web.context import Parts, site_of
-from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
-from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
+from dicomnode.web.context import PageContext, site_of
+from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
+from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
 
 _DEEPEST = 8
@@ -104,10 +106,13 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was said of it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with what was found in it. `heat` is the finding whose map is shown, `labels` those that have one."""
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
+    impression: str
+    word_above: str
+    notes: tuple[Note, ...]
     rejection: str
     look: Look | None
     is_withheld: bool
@@ -119,10 +124,10 @@ async def study(request: Request) -> Response:
     """Show a study."""
     site, uid = site_of(request), _uid_in(request, "study")
     shows = shows_patients(request)
-    facts = await run_in_threadpool(_facts, site.parts, uid, shows=shows, chosen=request.query_params)
+    facts = await run_in_threadpool(_facts, site.context, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
         await run_in_threadpool(disclosed, request, [uid])
-    return site.pages.page(request, "study.html", **facts)
+    return await site.pages.page(request, "study.html", **facts)
 
 
 async def radiograph(request: Request) -> Response:
@@ -133,35 +138,35 @@ async def radiograph(request: Request) -> Response:
 
 async def heat(request: Request) -> Response:
     """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
-    parts, look = site_of(request).parts, await _look_of(request)
-    labels, at = parts.bundle.manifest.labels, int(request.path_params["label"])
+    context, look = site_of(request).context, await _look_of(request)
+    labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
     """Answer with a Secondary Capture of the study as a picture."""
-    parts, uid, result = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "result")
+    context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
-        entries = parts.store.studies.results_of(uid)
+        entries = context.store.studies.results_of(uid)
         entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
-        return capture_png(parts.store.blobs.read(entry.blob))
+        return capture_png(context.store.blobs.read(entry.blob))
 
     return _picture(await run_in_threadpool(made))
 
 
-def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = parts.store.ledger, parts.store.studies
+def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
+    ledger, held = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
-    is_current = summary.model is not None and summary.model.bundle_hash == parts.bundle.identity.bundle_hash
-    said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
+    is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
+    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
-        _shown(parts, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
         else None
     )
@@ -177,14 +182,14 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
         "at": at,
         "model": summary.model,
         "is_current_model": is_current,
-        "heat_labels": {label.name: at for at, label in enumerate(parts.bundle.manifest.labels)},
+        "heat_labels": {label.name: at for at, label in enumerate(context.bundle.manifest.labels)},
         "opacity": _step(chosen.get("opacity", "")),
         "deliveries": deliveries,
         "results": results,
-        "reports": _reports(parts, [entry for entry in results if entry.version == newest]),
+        "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(parts, images, results) if shows else None,
+        "patient": _patient(context, images, results) if shows else None,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
@@ -197,9 +202,9 @@ def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -
 
 
 def _shown(
-    parts: Parts,
+    context: PageContext,
     image: ImageEntry,
-    said: Mapping[str, tuple[Bar, ...]],
+    summary: StudySummary,
     rejections: Sequence[Any],
     asked: str,
     *,
@@ -207,14 +212,19 @@ def _shown(
     open_: bool,
 ) -> ShownImage:
     uid = image.instance.ref.sop_instance
-    bars = said.get(uid, ())
-    look = None if image.is_purged else _look(parts, image)
+    found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
+    bars = bars_of(found, context.settings.results) if found is not None else ()
+    look = None if image.is_purged else _look(context, image)
     withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
+    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
         entry=image,
         bars=bars,
+        impression=impression_of(found, context.settings.results) if found is not None else "",
+        word_above=context.settings.results.word_above,
+        notes=_notes(found, look),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
@@ -223,25 +233,27 @@ def _shown(
     )
 
 
-def heat_is_there(look: Look, label: str) -> bool:
-    """Tell whether a finding has evidence anywhere in an image."""
-    return label in look.maps and float(look.maps[label].max()) > 0
+def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+    """Return what to know of an image that was analysed."""
+    if found is None or look is None:
+        return ()
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
 
 
-def _look(parts: Parts, image: ImageEntry) -> Look | None:
+def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
-        return parts.gallery.look(image.instance)
+        return context.gallery.look(image.instance)
     except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
         return None
 
 
 async def _look_of(request: Request) -> Look:
-    parts, uid, sop = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "image")
+    context, uid, sop = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "image")
 
     def found() -> Look | None:
-        images = parts.store.studies.images_of(uid)
+        images = context.store.studies.images_of(uid)
         image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
-        return None if image is None else _look(parts, image)
+        return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
     if look is None:
@@ -251,21 +263,23 @@ async def _look_of(request: Request) -> Look:
     return look
 
 
-def _reports(parts: Parts, results: Sequence[ResultEntry]) -> list[Item]:
+def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
     reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
     made = []
     for entry in reports[:1]:
         try:
-            made.append(read_report(parts.store.blobs.read(entry.blob)))
+            made.append(read_report(context.store.blobs.read(entry.blob)))
         except CxrNodeError:
             continue
     return made
 
 
-def _patient(parts: Parts, images: Sequence[ImageEntry], results: Sequence[ResultEntry]) -> Patient | None:
+def _patient(
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+) -> PatientDetails | None:
     blobs = [image.instance.blob for image in images if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
-    return patient_of(blobs[:3], parts.store.blobs.read)
+    return patient_of(blobs[:3], context.store.blobs.read)
 
 
 def _mark(kind: EventKind) -> str:

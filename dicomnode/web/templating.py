@@ -1,22 +1,25 @@
-"""From facts to HTML: the templates, and what every page shows around its own content."""
+"""HTML from templates, with what every page shows around its own content: navigation, visitor, alarms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from dicomnode import __version__
-from dicomnode.formatting import shown_age, shown_clock, shown_number, shown_size, shown_time
+from dicomnode.domain.errors import CxrNodeError
+from dicomnode.formatting import format_age, format_clock, format_number, format_size, format_time
 from dicomnode.settings.http import Role
 from dicomnode.web.access import Session, Sessions, Visitor
+from dicomnode.web.alarms import Alarm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NavEntry:
-    """A page that every page leads to."""
+    """An entry of the navigation."""
 
     path: str
     title: str
@@ -26,9 +29,15 @@ class Pages:
     """Renders templates of this package, and of those that add pages to it."""
 
     def __init__(
-        self, *, nav: Sequence[NavEntry], sessions: Sessions, restricted: bool, packages: Sequence[str] = ()
+        self,
+        *,
+        nav: Sequence[NavEntry],
+        sessions: Sessions,
+        alarms: Callable[[], Sequence[Alarm]],
+        restricted: bool,
+        packages: Sequence[str] = (),
     ) -> None:
-        """Find templates here and in `packages`, which hold further templates, each in a folder `templates`."""
+        """Find templates here and in the folder `templates` of `packages`; `restricted`: whether visitors sign in."""
         loaders = [jinja2.PackageLoader(package) for package in ("dicomnode.web", *packages)]
         self._templates = jinja2.Environment(
             loader=jinja2.ChoiceLoader(loaders),
@@ -39,9 +48,9 @@ class Pages:
         )
         self._templates.filters |= _FILTERS
         self._templates.globals |= {"version": __version__, "nav": tuple(nav), "restricted": restricted}
-        self._sessions = sessions
+        self._sessions, self._alarms = sessions, alarms
 
-    def page(self, request: Request, template: str, *, status: int = 200, **facts: Any) -> Response:
+    async def page(self, request: Request, template: str, *, status: int = 200, **facts: Any) -> Response:
         """Return a page of a template, which extends `base.html`; `facts` are what it shows."""
         session: Session | None = request.state.session
         visitor: Visitor = request.state.visitor
@@ -56,8 +65,18 @@ class Pages:
             "shows_patients": visitor.patients and session is not None and session.shows_patients,
             "form_token": "" if session is None else self._sessions.form_token(session),
             "message": message,
+            "alarms": await run_in_threadpool(self._alarms_for, visitor),
         }
         return HTMLResponse(self._templates.get_template(template).render(**around, **facts), status_code=status)
 
+    def _alarms_for(self, visitor: Visitor) -> Sequence[Alarm]:
+        """Return what the visitor is told in the banner; a page without its banner is better than none."""
+        if visitor.role < Role.VIEW:
+            return ()
+        try:
+            return self._alarms()
+        except (CxrNodeError, OSError):
+            return ()
 
-_FILTERS = {"time": shown_time, "clock": shown_clock, "age": shown_age, "size": shown_size, "number": shown_number}
+
+_FILTERS = {"time": format_time, "clock": format_clock, "age": format_age, "size": format_size, "number": format_number}

@@ -121,9 +121,7 @@ def test_a_destination_that_cannot_be_asked_is_left_alone_after_two_requests(
         (told,) = [record for record in caplog.records if record.message == "destination-unavailable"]
         assert (told.destination, told.service) == ("pacs", "commitment")
         archive.status = 0x0000
-        wait_until(
-            lambda: found.committer.ask_due() or not found.committer.breaker.state.is_open, WITHIN_S, "a trial"
-        )
+        wait_until(lambda: found.committer.ask_due() or not found.committer.breaker.state.is_open, WITHIN_S, "a trial")
         assert len(archive.asked[2]) == 1
         wait_until(
             lambda: found.committer.ask_due() or found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the second trial"

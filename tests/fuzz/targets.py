@@ -24,6 +24,7 @@ from pynetdicom.pdu import (
 
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.dicom.header import header_of
 from dicomnode.dicom.part10 import part10_bytes, read_file_head, read_ref
 from dicomnode.dicom.reader import read, ref_of
 from dicomnode.domain.answer import Wanted
@@ -81,7 +82,7 @@ def frame(part10: bytes) -> None:
     try:
         ds = read(part10)
         ref = ref_of(ds)
-        judge(ds, ref, EligibilitySettings(minimum_side=8))
+        judge(header_of(ds), EligibilitySettings(minimum_side=8))
         rendered = render(ds, ref, PixelSettings(maximum_pixels=1_000_000)).pixels
     except (UnreadableObject, UndecodablePixels):
         return

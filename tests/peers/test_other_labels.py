@@ -91,7 +91,7 @@ def test_the_whole_path_runs_with_the_bundle(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     files = sorted((tmp_path / "out").rglob("*.dcm"))
     (report,) = [file for file in files if dcmread(file, stop_before_pixels=True).Modality == "SR"]
-    (summary,) = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    (summary,) = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/summary.json")]
     assert [(one.label, one.code) for one in by_highdicom(report)] == list(zip(NAMES, CODES, strict=True))
     assert len(files) == 2
     assert all(name in json.dumps(summary) for name in NAMES)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 SCREENSHOTS = ROOT / "var" / "web" / "screenshots"
 STUDY = "1.2.826.0.1.7"
-PATHS = ("", "studies", f"studies/{STUDY}", "letters", "model", "model?output=Pneumothorax", "login")
+PATHS = ("", "studies", f"studies/{STUDY}", "problems", "model", "model?output=Pneumothorax", "login")
 _PATIENCE_MS = 120_000
 CONFIG = """
 [scp]

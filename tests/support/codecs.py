@@ -20,4 +20,4 @@ ABORTS = with_frame(
 
 
 def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
-    return decode(ds, read_layout(ds, 10_000_000), codecs)
+    return decode(ds, read_layout(ds, 10_000_000), codecs).stored

@@ -2,16 +2,16 @@
 
 from pydicom import Dataset
 
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import RejectionReason
 from dicomnode.imaging.eligibility import Eligible, Ineligible, judge
 from dicomnode.settings.node import EligibilitySettings
-from tests.support.make import ref_of
 
 SETTINGS = EligibilitySettings()
 
 
 def verdict(ds: Dataset, settings: EligibilitySettings = SETTINGS, **options: int) -> Eligible | Ineligible:
-    return judge(ds, ref_of(ds), settings, **options)
+    return judge(header_of(ds), settings, **options)
 
 
 def reason(ds: Dataset, settings: EligibilitySettings = SETTINGS, **options: int) -> RejectionReason | None:

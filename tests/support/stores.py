@@ -14,8 +14,8 @@ from dicomnode.domain.routing import Recipient, Route
 from dicomnode.settings.node import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.events import EventKind
 from dicomnode.store.reception import Receipt
-from dicomnode.store.row_mapping import EventKind
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -101,7 +101,7 @@ def result(job: Job, kind: ResultKind, derived_from: tuple[str, ...] | None = No
 def answer(job: Job) -> StudyAnswer:
     """Answer every image of a job with one SR and one SC."""
     results = (result(job, ResultKind.STRUCTURED_REPORT), result(job, ResultKind.SECONDARY_CAPTURE))
-    return StudyAnswer(results=results, rejections=(), summary={"images": len(job.instances)})
+    return StudyAnswer(results=results, rejections=())
 
 
 def to(*names: str, **profile: Any) -> Route:
@@ -114,7 +114,7 @@ def rejection_of_all(job: Job) -> StudyAnswer:
         Rejection(source=instance.ref, reason=RejectionReason.LATERAL_VIEW, detail="a lateral view")
         for instance in job.instances
     )
-    return StudyAnswer(results=(), rejections=rejections, summary={})
+    return StudyAnswer(results=(), rejections=rejections)
 
 
 def finished(store: Store, seconds: float, *destinations: str) -> StudyAnswer:

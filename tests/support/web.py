@@ -23,7 +23,7 @@ from dicomnode.settings.http import HttpSettings
 from dicomnode.settings.node import Settings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.web.app import create_app
-from dicomnode.web.context import Parts, Site
+from dicomnode.web.context import PageContext, Site
 from dicomnode.web.imagery import Gallery
 from tests.support.bundles import make_bundle
 from tests.support.make import build, encode, ref_of
@@ -79,8 +79,10 @@ class Web:
             results=settings.results,
         )
         gallery = Gallery(self.pipeline, self.store.blobs.read_instance)
-        self.parts = Parts(settings=settings, store=self.store, bundle=bundle, gallery=gallery, clock=self.clock)
-        app = create_app(self.parts)
+        self.context = PageContext(
+            settings=settings, store=self.store, bundle=bundle, gallery=gallery, clock=self.clock
+        )
+        app = create_app(self.context)
         self.site: Site = app.state.site
         base = "https://127.0.0.1" if self.http.certificate else "http://127.0.0.1"
         self.client = TestClient(app, base_url=base, client=(self.address, 50_000))

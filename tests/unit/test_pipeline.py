@@ -148,9 +148,9 @@ def test_a_refusal_is_the_same_with_and_without_a_heatmap_that_came_back(tmp_pat
 
 def test_the_summary_says_what_the_report_says(tmp_path: Path) -> None:
     given = answer(pipeline(tmp_path), [image()])
-    (assessed,) = given.summary["images"]
-    assert len(assessed["findings"]) == 14
-    assert all(np.isfinite(finding["probability"]) for finding in assessed["findings"])
+    (assessed,) = given.summary.images
+    assert len(assessed.findings) == 14
+    assert all(np.isfinite(finding.probability) for finding in assessed.findings)
 
 
 def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_a_blank_image_is_a_uniform_frame():
         ({"BitsStored": 17}, "Bits Stored"),
         ({"PhotometricInterpretation": "ARGB"}, "Photometric"),
         ({"PixelData": None}, "no Pixel Data"),
-        ({"Rows": ROWS + 1}, "cannot be decoded"),
+        ({"Rows": ROWS + 1}, "Pixel Data holds 48000 samples, and Rows and Columns ask for 48200"),
     ],
 )
 def test_what_the_tags_cannot_mean_is_refused_before_decoding(tags, words):
@@ -293,7 +293,7 @@ def test_what_the_tags_cannot_mean_is_refused_before_decoding(tags, words):
         frame(ds)
 
 
-@pytest.mark.parametrize("syntax", [uids.ExplicitVRBigEndian, uids.MPEG2MPML, "1.2.3"])
+@pytest.mark.parametrize("syntax", [uids.MPEG2MPML, "1.2.3"])
 def test_other_transfer_syntaxes_are_refused(syntax):
     ds = made()
     ds.file_meta.TransferSyntaxUID = syntax

@@ -7,9 +7,9 @@ from dicomnode.domain.instance import StudySender
 from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
 from dicomnode.store.operator import OneJob
-from dicomnode.store.row_mapping import EventKind
 from tests.support.stores import QUIET_S, accept, answer, at, claim, result, to
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
@@ -73,7 +73,7 @@ def test_each_destination_gets_what_it_wants_and_nothing_else(store: Store) -> N
         Recipient(name="report", outputs=frozenset({SR})),
         Recipient(name="prefix", series_description_prefix="AI "),
     )
-    said = StudyAnswer(results=(sr, sc, prefixed), rejections=(), summary={})
+    said = StudyAnswer(results=(sr, sc, prefixed), rejections=())
     store.inbox.finish(job, said, Route(recipients=recipients), at(3))
     assert sorted(queued(store)) == [("all", "sc"), ("all", "sr"), ("prefix", "sr"), ("report", "sr")]
     assert [entry.sop_instance for entry in store.ledger.deliveries_of("1.1") if entry.destination == "prefix"] == [
@@ -89,7 +89,7 @@ def test_an_analysed_image_of_which_nothing_was_wanted_is_answered(store: Store)
     accept(store)
     job = claim(store, QUIET_S)
     uid = job.instances[0].ref.sop_instance
-    said = StudyAnswer(results=(), rejections=(), summary={}, analysed=(uid,))
+    said = StudyAnswer(results=(), rejections=(), analysed=(uid,))
     store.inbox.finish(job, said, to("PACS"), at(3))
     assert store.ledger.balance() == Balance(answered=1)
     assert [entry.state for entry in store.ledger.jobs_of("1.1")] == [JobState.DONE]

@@ -16,17 +16,18 @@ import signal
 import struct
 import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 import gdcm
 import numpy as np
+from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import convert_color_space
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGTransferSyntaxes
 
-_GDCM = "gdcm"
+_GDCM, _PILLOW = "gdcm", "pillow"
 _OPEN_FILES = 32
 """Some ten are open: pipes, the shared memory and what holds it mapped, a library being loaded."""
 _RAISED = (
@@ -48,18 +49,20 @@ _RAISED = (
 
 
 class Encoded(TypedDict):
-    """What a codec must know besides the frame; `precision` is the frame's own, None where its header states none."""
+    """What a codec must know besides the frame.
+
+    `precision` and `signed` are the frame's own; without a header (RLE) bits allocated and False, and where a header
+    does not state the sign, False. `rgb`: whether the frame itself says that its colours are RGB.
+    """
 
     transfer_syntax: str
     decoders: list[str]
     rows: int
     columns: int
     samples: int
-    bits_allocated: int
-    bits_stored: int
+    precision: int
     signed: bool
-    photometric: str
-    precision: int | None
+    rgb: bool
 
 
 class Request(Encoded):
@@ -156,8 +159,11 @@ def _serve(channel: _Channel, request: Request, frame: bytes) -> None:
 
 
 def _decode(name: str, request: Request, frame: bytes) -> np.ndarray[Any, Any]:
-    if name == _GDCM and request["precision"] is not None:
-        return _decode_by_gdcm(request, frame, request["precision"])
+    """Return the samples as they are encoded: colours are not converted, and no sign is made up."""
+    if name == _PILLOW:
+        return _decode_by_pillow(request, frame)
+    if name == _GDCM and request["transfer_syntax"] in JPEGTransferSyntaxes:
+        return _decode_by_gdcm(request, frame)
     decoder = get_decoder(UID(request["transfer_syntax"]))
     options: Any = {
         "pixel_keyword": "PixelData",
@@ -165,39 +171,55 @@ def _decode(name: str, request: Request, frame: bytes) -> np.ndarray[Any, Any]:
         "rows": request["rows"],
         "columns": request["columns"],
         "samples_per_pixel": request["samples"],
-        "bits_allocated": request["bits_allocated"],
-        "bits_stored": request["bits_stored"],
+        "bits_allocated": _container(request),
+        "bits_stored": request["precision"],
         "pixel_representation": int(request["signed"]),
         # A compressed frame says itself how its colours lie; what the tag says is often left over from before.
         "planar_configuration": 0,
-        "photometric_interpretation": request["photometric"],
+        "photometric_interpretation": "MONOCHROME2" if request["samples"] == 1 else "RGB",
     }
-    samples, _ = decoder.as_array(encapsulate([frame]), index=0, decoding_plugin=name, **options)
+    samples, _ = decoder.as_array(encapsulate([frame]), index=0, decoding_plugin=name, raw=True, **options)
     return samples
 
 
-def _decode_by_gdcm(request: Request, frame: bytes, precision: int) -> np.ndarray[Any, Any]:
-    """Return the samples in RGB if they are colours, by the frame's own precision, which pydicom's plugin ignores."""
+def _container(request: Request) -> int:
+    return 8 if request["precision"] <= 8 else 16
+
+
+def _decode_by_pillow(request: Request, frame: bytes) -> np.ndarray[Any, Any]:
+    """Return the samples of a JPEG frame of eight bits.
+
+    Colours stay as they are encoded, unless the frame itself says that they are RGB.
+    """
+    if request["precision"] != 8:
+        raise ValueError
+    image = Image.open(BytesIO(frame), formats=("JPEG",))
+    if request["samples"] == 3 and not request["rgb"]:
+        image.draft("YCbCr", image.size)
+    return np.asarray(image)
+
+
+def _decode_by_gdcm(request: Request, frame: bytes) -> np.ndarray[Any, Any]:
+    """Return the samples of a JPEG frame by the frame's own precision, which pydicom's plugin ignores."""
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
     fragment.SetByteStringValue(frame)
     fragments.AddFragment(fragment)
     compressed, decoded = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.DataElement()
     compressed.SetValue(fragments.__ref__())
-    container, signed = 8 if precision <= 8 else 16, request["signed"]
+    container, precision = _container(request), request["precision"]
     codec = gdcm.JPEGCodec()
     codec.SetNumberOfDimensions(2)
     codec.SetDimensions((request["columns"], request["rows"], 1))
-    interpretation = gdcm.PhotometricInterpretation.GetPIType(request["photometric"])
+    colours = gdcm.PhotometricInterpretation.RGB
+    interpretation = gdcm.PhotometricInterpretation.MONOCHROME2 if request["samples"] == 1 else colours
     codec.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(interpretation))
     # The last, since it sets up the codec of that precision with all the rest.
     codec.SetPixelFormat(gdcm.PixelFormat(request["samples"], container, precision, precision - 1))
     if not codec.Decode(compressed, decoded):
         raise ValueError
-    samples = _samples_of(decoded, f"<{'i' if signed else 'u'}{container // 8}", request)
-    if request["samples"] == 1:
-        return samples.reshape(request["rows"], request["columns"])
-    colours = samples.reshape(request["rows"], request["columns"], request["samples"])
-    return colours if request["photometric"] == "RGB" else convert_color_space(colours, "YBR_FULL", "RGB")
+    samples = _samples_of(decoded, f"<u{container // 8}", request)
+    shape = (request["rows"], request["columns"])
+    return samples.reshape(shape if request["samples"] == 1 else (*shape, request["samples"]))
 
 
 def _samples_of(decoded: gdcm.DataElement, dtype: str, request: Request) -> np.ndarray[Any, Any]:

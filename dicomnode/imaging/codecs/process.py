@@ -180,7 +180,8 @@ class CodecProcess:
             raise self._bury(process, request, expired=expired.is_set())
         self._served += 1
         if isinstance(answer, str):
-            raise UndecodablePixels(f"no decoder could read the frame ({answer})")
+            log.warning("frame-refused", extra={"tried": answer, "transfer_syntax": request["transfer_syntax"]})
+            raise UndecodablePixels("no decoder could read the compressed frame")
         return answer
 
     def _await_ready(self, process: subprocess.Popen[bytes], answers: IO[bytes]) -> None:

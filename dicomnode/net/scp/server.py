@@ -19,7 +19,7 @@ from pynetdicom import evt
 from pynetdicom.service_class import StorageServiceClass, VerificationServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 
-from dicomnode.certificates import RenewedContext, Served
+from dicomnode.certificates import RenewedContext, ServedCertificate
 from dicomnode.dicom.part10 import part10_bytes, read_ref
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError, UidMismatch, UnreadableObject
 from dicomnode.domain.identifiers import is_valid_uid
@@ -124,7 +124,7 @@ class StorageScp:
         return bool(self._servers)
 
     @property
-    def certificate(self) -> Served | None:
+    def certificate(self) -> ServedCertificate | None:
         """The certificate that peers are shown, where they come over TLS."""
         return next((server.tls.served() for server in self._servers if server.tls is not None), None)
 
