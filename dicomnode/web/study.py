@@ -1,6 +1,6 @@
-"""A Structured Report as a tree of words, for a template.
+"""The page of one study: patient, images with findings and heatmaps, results, deliveries, and the history.
 
-One study: whom it is of, what was said of it, the pictures, the results, and everything that happened.
+The Structured Report is shown as a tree of its content items, which `read_report` makes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One content item: what it is, what it says, and what belongs to it."""
+    """One content item: its concept name, its value, and the items below it."""
 
     name: str
     value: str
@@ -51,7 +51,7 @@ def _item(ds: Dataset, depth: int) -> Item:
 
 def _items(ds: Dataset, depth: int) -> Iterator[Item]:
     for entry in items(ds, "ContentSequence"):
-        # Outlines of the whole image are for viewers that need a place to draw at.
+        # The report has outlines of whole images for viewers that need coordinates; here they would tell nothing.
         if text(entry, "ValueType") not in ("SCOORD", ""):
             yield _item(entry, depth)
 
@@ -104,7 +104,7 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was said of it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map."""
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
@@ -126,20 +126,20 @@ async def study(request: Request) -> Response:
 
 
 async def radiograph(request: Request) -> Response:
-    """Answer with an image as a picture."""
+    """Answer with an image as PNG."""
     look = await _look_of(request)
     return _picture(look.png or None)
 
 
 async def heat(request: Request) -> Response:
-    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
+    """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
     context, look = site_of(request).context, await _look_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
-    """Answer with a Secondary Capture of the study as a picture."""
+    """Answer with a Secondary Capture of the study as PNG."""
     context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
@@ -190,7 +190,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
 
 
 def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
-    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+    """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
     analysed = [uid for uid in uids if uid in said]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
@@ -224,14 +224,14 @@ def _shown(
 
 
 def heat_is_there(look: Look, label: str) -> bool:
-    """Tell whether a finding has evidence anywhere in an image."""
+    """Tell whether the map of a finding has a positive value anywhere."""
     return label in look.maps and float(look.maps[label].max()) > 0
 
 
 def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
         return context.gallery.look(image.instance)
-    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+    except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
@@ -275,7 +275,7 @@ def _mark(kind: EventKind) -> str:
 
 
 def _step(value: str) -> int:
-    """Return an opacity in tenths."""
+    """Return an opacity in tenths, from its percentage in the address."""
     return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 
