@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self
 
 from dicomnode.analysis.loading import load_pipeline
-from dicomnode.analysis.look_ahead import WorkAhead
+from dicomnode.analysis.look_ahead import LookAhead
 from dicomnode.analysis.pipeline import Pipeline
-from dicomnode.analysis.worker import Worker
+from dicomnode.analysis.worker import POLL_S, Worker
 from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
@@ -46,7 +46,7 @@ def utc_now() -> datetime:
 
 
 class Node:
-    """A running node: one SCP, one worker, loops of their own for each destination, one store between them."""
+    """A running node: one SCP, one worker, one or two loops for each destination, and one store between them."""
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class Node:
         bundle: Bundle,
         store: Store,
         scp: StorageScp,
-        worker: Worker,
+        look_ahead: LookAhead,
+        worker: Loop,
         deliveries: Deliveries,
         retention: Loop,
         audit: AuditTrail | None,
@@ -64,7 +65,8 @@ class Node:
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
-        self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
+        self._scp, self._look_ahead, self._worker = scp, look_ahead, worker
+        self._deliveries, self._clock = deliveries, clock
         self._retention, self._audit, self._web = retention, audit, web
 
     @classmethod
@@ -89,7 +91,8 @@ class Node:
         )
         to_destinations = _deliveries(settings, store, clock, randomness)
         audit = _audit_trail(settings, store, clock, randomness)
-        worker = _worker(settings, store, pipeline, to_destinations.wake, clock)
+        look_ahead = LookAhead(pipeline, store.blobs)
+        worker = _worker(settings, store, look_ahead, to_destinations.wake, clock)
         scp = _scp(settings, store, worker, to_destinations, audit, clock)
         retention = _retention(store, clock)
         running = _running(scp, worker, to_destinations, retention, audit, lambda: web)
@@ -99,6 +102,7 @@ class Node:
             bundle=bundle,
             store=store,
             scp=scp,
+            look_ahead=look_ahead,
             worker=worker,
             deliveries=to_destinations,
             retention=retention,
@@ -108,7 +112,7 @@ class Node:
         )
 
     def start(self) -> None:
-        """Recover what a former run left open, then start from the end of the path to its beginning."""
+        """Recover what a former run left open, then start the parts from the end of a study's path to its beginning."""
         self._open_page()
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         CODECS.start()
@@ -153,11 +157,12 @@ class Node:
             log.warning("page-not-noted", extra={"cause": error.strerror})
 
     def stop(self) -> None:
-        """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""
+        """Stop the parts from the beginning of a study's path to its end; each finishes what it is doing."""
         if self._web is not None:
             self._web.stop()
         self._scp.stop()
-        self._worker.stop()
+        self._worker.stop(drain_s=None)  # until the current study is answered
+        self._look_ahead.close()
         CODECS.stop()
         self._deliveries.stop()
         self._retention.stop()
@@ -204,26 +209,29 @@ def _deliveries(
 
 
 def _worker(
-    settings: Settings, store: Store, pipeline: Pipeline, answered: Callable[[], None], clock: Callable[[], datetime]
-) -> Worker:
-    ahead = WorkAhead(pipeline, store.blobs)
-    return Worker(
-        inbox=store.inbox,
+    settings: Settings,
+    store: Store,
+    look_ahead: LookAhead,
+    answered: Callable[[], None],
+    clock: Callable[[], datetime],
+) -> Loop:
+    worker = Worker(
+        jobs=store.inbox,
         read=store.blobs.read_instance,
-        answer=ahead.answer,
-        prepare=ahead.prepare,
+        analysis=look_ahead,
         routing=settings.delivery.routing(),
         settings=settings.work,
-        # Results carry the hospital's wall clock, unless the source states a zone of its own.
+        # Results state the hospital's local time, unless the source states a zone of its own.
         clock=lambda: clock().astimezone(),
         answered=answered,
     )
+    return Loop("worker", worker.step, worker.next_due, clock=clock, about={"of": "worker"}, poll_s=POLL_S)
 
 
 def _scp(
     settings: Settings,
     store: Store,
-    worker: Worker,
+    worker: Loop,
     to_destinations: Deliveries,
     audit: AuditTrail | None,
     clock: Callable[[], datetime],
@@ -252,18 +260,18 @@ def _retention(store: Store, clock: Callable[[], datetime]) -> Loop:
 
 def _running(
     scp: StorageScp,
-    worker: Worker,
+    worker: Loop,
     to_destinations: Deliveries,
     retention: Loop,
     audit: AuditTrail | None,
     page: Callable[[], WebServer | None],
 ) -> Running:
     """Return what the node says of itself while it runs; `page` gives its page, which is made later."""
-    loops = (*to_destinations.loops, retention)
+    loops = (worker, *to_destinations.loops, retention)
 
     def threads() -> dict[str, bool]:
-        told = {"audit": audit.running} if audit is not None else {}
-        return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
+        audit_trail = {"audit": audit.running} if audit is not None else {}
+        return {loop.name: loop.running for loop in loops} | audit_trail
 
     def certificates() -> dict[str, ServedCertificate]:
         web = page()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 
 Code = tuple[str, str, str]
 """Value, coding scheme, meaning."""
@@ -62,7 +62,7 @@ class Reporter:
 def write_message(record: AuditRecord, reporter: Reporter, patient: Patient) -> bytes:
     """Return the message for a record as UTF-8 without a declaration; `patient` is used where one is told of."""
     about = record.about
-    if isinstance(about, Transfer):
+    if isinstance(about, InstanceTransfer):
         message = _transferred(record, about, reporter, patient)
     elif isinstance(about, Disclosure):
         message = _shown(record, about, reporter, patient)
@@ -82,7 +82,7 @@ def _activity(record: AuditRecord, reporter: Reporter) -> Element:
     return message
 
 
-def _transferred(record: AuditRecord, about: Transfer, reporter: Reporter, patient: Patient) -> Element:
+def _transferred(record: AuditRecord, about: InstanceTransfer, reporter: Reporter, patient: Patient) -> Element:
     """Source: PS3.15 A.5.3.7."""
     outcome = _SERIOUS_FAILURE if about.failure else _SUCCESS
     message = _message(record.at, _INSTANCES_TRANSFERRED, about.action, outcome, description=about.failure)

@@ -9,9 +9,8 @@ from typing import Protocol
 
 from dicomnode.audit.message import Patient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
-from dicomnode.dicom.attributes import text
-from dicomnode.dicom.reader import read
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
+from dicomnode.dicom.header import read_header
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.errors import CxrNodeError, Permanent
 from dicomnode.loop import Loop
@@ -151,7 +150,9 @@ class AuditTrail:
         return len(records)
 
     def _line(self, record: AuditRecord) -> bytes:
-        patient = self._patient_of(record.about.study) if isinstance(record.about, Transfer | Disclosure) else _NOBODY
+        patient = (
+            self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOBODY
+        )
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
 
@@ -159,9 +160,9 @@ class AuditTrail:
         """Return who a study is of, from an object of it that is still there and can be read."""
         for blob in self._outbox.blobs_of(study):
             try:
-                ds = read(self._read_blob(blob))
+                patient = read_header(self._read_blob(blob)).patient
             except Permanent:
                 continue
-            if patient_id := text(ds, "PatientID"):
-                return Patient(patient_id=patient_id, name=text(ds, "PatientName"))
+            if patient.patient_id:
+                return Patient(patient_id=patient.patient_id, name=patient.name)
         return _NOBODY

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dicomnode.analysis.loading import load_pipeline
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out, settings_from
-from dicomnode.dicom.reader import read, ref_of
+from dicomnode.dicom.header import read_header
 from dicomnode.domain.answer import ResultKind, StudyAnswer
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.finding import Presence
@@ -165,10 +165,10 @@ def _sort(files: Sequence[Path], maximum_bytes: int, now: datetime) -> _Sorted:
 
 def _instance(file: Path, maximum_bytes: int, now: datetime) -> StoredInstance:
     part10 = read_regular_file(file, maximum_bytes)
-    dataset = read(part10)
+    header = read_header(part10)
     return StoredInstance(
-        ref=ref_of(dataset),
-        transfer_syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")),
+        ref=header.ref,
+        transfer_syntax=header.transfer_syntax,
         blob=str(file),
         sha256=hashlib.sha256(part10).hexdigest(),
         size_bytes=len(part10),

@@ -21,7 +21,7 @@ from dicomnode.store import Store
 from dicomnode.store.counters import UNANSWERED
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
 from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
-from dicomnode.store.studies import Wanted
+from dicomnode.store.studies import StudyQuery
 
 queue = typer.Typer(
     no_args_is_help=True, help="List what waits or failed, with the reason; try it again, give it up, analyse again."
@@ -156,7 +156,7 @@ def _rejected(opened: Store) -> list[str]:
     """Return every study whose newest answer is a rejection and whose images are kept, the oldest first."""
     found: list[str] = []
     before: int | None = None
-    while page := opened.studies.page(Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE, before=before):
+    while page := opened.studies.page(StudyQuery(states=(JobState.REJECTED,)), limit=_PER_PAGE, before=before):
         found += [entry.study for entry in page if entry.is_kept]
         before = page[-1].number
     return found[::-1]

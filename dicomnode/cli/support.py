@@ -26,7 +26,8 @@ from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, setti
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.node import utc_now
 from dicomnode.settings.node import Settings, default_bundle
-from dicomnode.store.counters import Figures, sqlite_version
+from dicomnode.store.counters import Figures
+from dicomnode.store.engine import engine_version
 
 _LIBRARIES = (
     "pydicom", "pynetdicom", "highdicom", "numpy", "onnxruntime", "opencv-python", "pylibjpeg", "pylibjpeg-openjpeg",
@@ -117,7 +118,7 @@ def _versions() -> dict[str, Any]:
         "cxrnode": __version__,
         "made_at": utc_now().isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "sqlite": sqlite_version(),
+        "database": engine_version(),
         "libraries": {name: _version_of(name) for name in _LIBRARIES},
     }
 

@@ -18,7 +18,8 @@ from dicomnode.net.scu.files import SentFile, send_files
 from dicomnode.node import Node
 from dicomnode.settings.node import Settings, parse_destination, read_settings
 from dicomnode.store import Store
-from dicomnode.store.ledger import JobEntry, LedgerEvent, RejectionEntry
+from dicomnode.store.events import LedgerEvent
+from dicomnode.store.ledger import JobEntry, RejectionEntry
 
 SENDER = "MODALITY"
 _LOOPBACK = "127.0.0.1"

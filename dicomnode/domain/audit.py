@@ -17,7 +17,7 @@ class AuditKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
+class InstanceTransfer:
     """Instances of one study that passed between the node and one peer.
 
     `peer`: its AE title, or the name of a destination; `instances`: SOP Instance UIDs by SOP Class UID; `action`: C, R
@@ -58,4 +58,4 @@ class AuditRecord:
     number: int
     at: datetime
     kind: AuditKind
-    about: Transfer | Alert | Disclosure | None
+    about: InstanceTransfer | Alert | Disclosure | None

@@ -46,6 +46,11 @@ class Route:
         """Whether there are destinations, but none for this study."""
         return bool(self.unrouted) and not self.recipients
 
+    @property
+    def calling_aes(self) -> tuple[str, ...]:
+        """The AE titles of the senders that no rule speaks of, each once."""
+        return tuple(dict.fromkeys(sender.calling_ae for sender in self.unrouted))
+
     def wanted(self) -> tuple[Wanted, ...]:
         """Return the sets of results that the recipients want in union, one for each prefix.
 

@@ -155,6 +155,8 @@ def _operations(operations: Operations, settings: Settings, now: datetime) -> It
     yield _counter("cxrnode_answers", "Versions of answers, by how they ended.", ("outcome",), outcomes)
     counts = {(state.value,): float(waiting.count) for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_studies", "Studies that are not answered, by state.", ("state",), counts)
+    text = "Acknowledged images that the database does not know, as after the restore of an older one."
+    yield _gauge("cxrnode_images_without_row", text, (), {(): float(operations.images_without_row)})
     ages = {(state.value,): waiting.age_s(now) or 0.0 for state, waiting in operations.jobs.items()}
     yield _gauge("cxrnode_oldest_study_seconds", "Age of the oldest study in a state.", ("state",), ages)
     yield from _destinations(operations, settings, now)

@@ -196,11 +196,16 @@ CodeText = Annotated[str, AfterValidator(_code_text)]
 """A code as `value^meaning^scheme`."""
 
 
+Word = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[ -~]+$")]
+"""A word that pictures show: ASCII, as their fonts are."""
+
+
 class ResultSettings(Section):
     """Attributes of the results. `report_rejected`: send a report "not analysed" for a rejected study.
 
     Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported.
-    `equipment_purpose`: the model's purpose in the Contributing Equipment Sequence.
+    `equipment_purpose`: the model's purpose in the Contributing Equipment Sequence. `word_above`, `word_below`,
+    `word_undetermined`: the words that people read for a probability at its threshold; codes do not change.
     """
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
@@ -208,6 +213,9 @@ class ResultSettings(Section):
     station_name: str = Field(default="CXRNODE", max_length=16)
     device_serial_number: str = Field(default="0", min_length=1, max_length=64)
     mark: str = Field(default="Research use only - not for diagnosis", max_length=48)
+    word_above: Word = "above threshold"
+    word_below: Word = "below threshold"
+    word_undetermined: Word = "undetermined"
     series_number_sr: int = Field(default=9901, ge=1)
     series_number_sc: int = Field(default=9902, ge=1)
     series_number_sc_finding: int = Field(default=9903, ge=1)

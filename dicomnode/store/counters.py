@@ -1,18 +1,16 @@
-"""Counting as it happens, in the transaction of what is counted, so that the counts and the books never differ.
+"""Counts: made as things happen, and read by metrics, quality watch and support.
 
-An image enters once, when it is first answered or rejected, however many versions speak of it. What is counted names no
-patient, no study and no image, and stays when they are purged.
+1. Counting, in the transaction of what is counted, so that counts and rows never differ. An image is counted once, when
+   it is first answered or rejected, however many versions include it.
+2. `Watching` reads the counts by week, the latencies, what waits, and the figures of each destination.
+3. `Statistics` reads figures of the whole store for a support bundle.
 
-What operations and quality watch: counts by week, latencies, what waits, and how each destination fares.
-
-Everything here is small, however many studies the store holds; nothing names a patient or a study.
-
-Figures about a store that name nothing in it: how much of what, in which state, since when.
+No count names a patient, a study or an image, and counts stay when those are purged. Except for (3), reading takes the
+same time however many studies the store holds.
 """
 
 import json
 import math
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,13 +24,14 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job, JobState
 from dicomnode.domain.summary import FindingSummary, StudySummary
-from dicomnode.store.engine.sqlite import Database
+from dicomnode.store.blobs.local import Blobs
+from dicomnode.store.engine import Connection, Database, Row
 from dicomnode.store.row_mapping import to_optional_time, to_summary, to_text, to_time
 
 ANALYSED = "analysed"
 OTHER_CALLERS = "(others)"
 MOST_CALLERS = 64
-"""AE titles that are told apart within a week: whoever may connect chooses them."""
+"""So many AE titles are counted separately within a week; peers choose them, so there may be any number."""
 
 LATENCY_BOUNDS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
@@ -42,8 +41,8 @@ LATENCY_BOUNDS_S = (
 OUTCOMES = {JobState.DONE: "answered", JobState.REJECTED: "rejected", JobState.DEAD: "dead"}
 
 MARK = """
-UPDATE instance SET tallied = 1
-WHERE sop_instance = :sop_instance AND blob = :blob AND received_at = :received_at AND tallied = 0
+UPDATE instance SET counted = 1
+WHERE sop_instance = :sop_instance AND blob = :blob AND received_at = :received_at AND counted = 0
 """
 
 KNOWN_CALLER = "SELECT 1 FROM weekly_image WHERE week = :week AND calling_ae = :calling_ae LIMIT 1"
@@ -74,12 +73,12 @@ ON CONFLICT DO UPDATE SET count = count + 1, seconds = seconds + excluded.second
 TIMES = "SELECT first_instance_at, last_instance_at, changed_at FROM job WHERE job_id = ? AND state = 'working'"
 
 ADD_DELIVERED = """
-INSERT INTO destination_tally (destination, delivered, last_delivered_at) VALUES (:destination, 1, :now)
+INSERT INTO destination_counter (destination, delivered, last_delivered_at) VALUES (:destination, 1, :now)
 ON CONFLICT DO UPDATE SET delivered = delivered + 1, failures_in_row = 0, last_delivered_at = :now
 """
 
 ADD_FAILED = """
-INSERT INTO destination_tally (destination, failed, failures_in_row, last_failed_at) VALUES (:destination, 1, 1, :now)
+INSERT INTO destination_counter (destination, failed, failures_in_row, last_failed_at) VALUES (:destination, 1, 1, :now)
 ON CONFLICT DO UPDATE SET failed = failed + 1, failures_in_row = failures_in_row + 1, last_failed_at = :now
 """
 
@@ -99,7 +98,7 @@ def week_of(moment: datetime) -> str:
     return (day - timedelta(days=day.weekday())).isoformat()
 
 
-def times_of_attempt(connection: sqlite3.Connection, job_id: int) -> AttemptTimes | None:
+def times_of_attempt(connection: Connection, job_id: int) -> AttemptTimes | None:
     """Return the times of a job in work, before it is closed; None when it is not in work."""
     row = connection.execute(TIMES, (job_id,)).fetchone()
     if row is None:
@@ -111,56 +110,54 @@ def times_of_attempt(connection: sqlite3.Connection, job_id: int) -> AttemptTime
     )
 
 
-def tally_answer(
-    connection: sqlite3.Connection, job: Job, answer: StudyAnswer, times: AttemptTimes, now: datetime
-) -> None:
-    """Count the images of an answer that were not counted yet, their scores, and what took how long."""
+def count_answer(connection: Connection, job: Job, answer: StudyAnswer, times: AttemptTimes, now: datetime) -> None:
+    """Count the images of an answer that were not counted yet, their scores, and how long each stage took."""
     week = week_of(now)
     ends = {entry.source.sop_instance: entry.reason.value for entry in answer.rejections}
-    spoken_of = {uid for result in answer.results for uid in result.derived_from} | set(answer.analysed)
-    ends = dict.fromkeys(spoken_of, ANALYSED) | ends
+    mentioned = {uid for result in answer.results for uid in result.derived_from} | set(answer.analysed)
+    ends = dict.fromkeys(mentioned, ANALYSED) | ends
     counted = {
         instance.ref.sop_instance
         for instance in job.instances
-        if (end := ends.get(instance.ref.sop_instance)) is not None and _count(connection, week, instance, end)
+        if (end := ends.get(instance.ref.sop_instance)) is not None and _count_image(connection, week, instance, end)
     }
-    for facts in _scores_of_answer(answer, counted):
-        connection.execute(ADD_SCORE, facts | {"week": week})
+    for score in _scores_of_answer(answer, counted):
+        connection.execute(ADD_SCORE, score | {"week": week})
     seconds = dict(answer.seconds) | {
         Stage.RECEIVE: _elapsed_s(times.first_instance_at, times.last_instance_at),
         Stage.WAIT: _elapsed_s(times.last_instance_at, times.claimed_at),
         Stage.ANSWER: _elapsed_s(times.last_instance_at, now),
     }
-    tally_latencies(connection, seconds)
+    count_latencies(connection, seconds)
 
 
-def tally_end(connection: sqlite3.Connection, state: JobState, now: datetime) -> None:
+def count_end(connection: Connection, state: JobState, now: datetime) -> None:
     """Count how a version of an answer ended."""
     connection.execute(ADD_STUDY, {"week": week_of(now), "outcome": OUTCOMES[state]})
 
 
-def tally_attempt(
-    connection: sqlite3.Connection, delivery: Delivery, outcome: StoreOutcome, begun_at: datetime, now: datetime
+def count_attempt(
+    connection: Connection, delivery: Delivery, outcome: StoreOutcome, begun_at: datetime, now: datetime
 ) -> None:
     """Count an attempt to deliver, which began at `begun_at`."""
     accepted = isinstance(outcome, Accepted)
-    facts = {"destination": delivery.destination, "now": to_text(now)}
-    connection.execute(ADD_DELIVERED if accepted else ADD_FAILED, facts)
+    parameters = {"destination": delivery.destination, "now": to_text(now)}
+    connection.execute(ADD_DELIVERED if accepted else ADD_FAILED, parameters)
     seconds = {Stage.SEND: _elapsed_s(begun_at, now)}
     if accepted:
         seconds[Stage.DELIVER] = _elapsed_s(delivery.created_at, now)
-    tally_latencies(connection, seconds)
+    count_latencies(connection, seconds)
 
 
-def tally_latencies(connection: sqlite3.Connection, seconds: Mapping[Stage, float]) -> None:
+def count_latencies(connection: Connection, seconds: Mapping[Stage, float]) -> None:
     """Count how long stages took."""
     for stage, taken_s in seconds.items():
         bound = next(bound for bound in LATENCY_BOUNDS_S if taken_s <= bound)
         connection.execute(ADD_LATENCY, {"stage": stage.value, "bound": bound, "seconds": taken_s})
 
 
-def _count(connection: sqlite3.Connection, week: str, instance: StoredInstance, outcome: str) -> bool:
-    """Count an image unless it was; tell whether it is counted now."""
+def _count_image(connection: Connection, week: str, instance: StoredInstance, outcome: str) -> bool:
+    """Count an image unless it was counted before; tell whether it was counted now."""
     image = {
         "sop_instance": instance.ref.sop_instance,
         "blob": instance.blob,
@@ -168,16 +165,16 @@ def _count(connection: sqlite3.Connection, week: str, instance: StoredInstance, 
     }
     if not connection.execute(MARK, image).rowcount:
         return False
-    facts = {"week": week, "calling_ae": instance.calling_ae, "outcome": outcome}
-    if connection.execute(KNOWN_CALLER, facts).fetchone() is None:
-        callers = connection.execute(CALLERS, facts).fetchone()[0]
-        facts["calling_ae"] = instance.calling_ae if callers < MOST_CALLERS else OTHER_CALLERS
-    connection.execute(ADD_IMAGE, facts)
+    parameters = {"week": week, "calling_ae": instance.calling_ae, "outcome": outcome}
+    if connection.execute(KNOWN_CALLER, parameters).fetchone() is None:
+        callers = connection.execute(CALLERS, parameters).fetchone()[0]
+        parameters["calling_ae"] = instance.calling_ae if callers < MOST_CALLERS else OTHER_CALLERS
+    connection.execute(ADD_IMAGE, parameters)
     return True
 
 
 def _scores_of_answer(answer: StudyAnswer, counted: set[str]) -> Iterator[dict[str, object]]:
-    """Yield what is to be counted of the scores of these images."""
+    """Yield the scores of these images as rows to be counted."""
     summary = answer.summary
     if summary.model is None:
         return
@@ -227,7 +224,7 @@ ORDER BY changed_at DESC LIMIT 1
 
 OVERDUE = "SELECT destination, COUNT(*) AS count FROM commitment WHERE state = 'overdue' GROUP BY destination"
 
-TALLIES = "SELECT * FROM destination_tally"
+_DESTINATION_COUNTERS = "SELECT * FROM destination_counter"
 
 LATENCIES = "SELECT stage, bound, count, seconds FROM latency"
 
@@ -257,7 +254,7 @@ FROM job WHERE state IN ('done', 'rejected', 'dead') AND changed_at >= :since AN
     AND job_id > :after ORDER BY job_id LIMIT 500
 """
 
-PROBE = "UPDATE instance SET tallied = tallied WHERE instance_id = -1"
+PROBE = "UPDATE instance SET counted = counted WHERE instance_id = -1"
 
 UNANSWERED = (JobState.COLLECTING, JobState.WAITING, JobState.WORKING, JobState.DEAD)
 
@@ -354,12 +351,17 @@ class StudyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
-    """The state of work at one moment. `jobs`: all of `UNANSWERED`; `outcomes`: how versions of answers ended, ever."""
+    """The state of work at one moment.
+
+    `jobs`: all states of `UNANSWERED`; `outcomes`: how versions of answers ended, since the store was made.
+    `images_without_row`: acknowledged images that the database does not know, as after the restore of an older one.
+    """
 
     jobs: Mapping[JobState, Waiting]
     destinations: Mapping[str, DestinationFigures]
     outcomes: Mapping[str, int]
     latencies: Mapping[Stage, Latency]
+    images_without_row: int = 0
 
     @property
     def dead_deliveries(self) -> int:
@@ -386,16 +388,17 @@ class Operations:
 
 
 class Watching:
-    """Reads what is watched."""
+    """Reads what metrics, status and quality watch show."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self._database, self._blobs = database, blobs
 
     def operations(self) -> Operations:
         """Return the state of work.
 
         Raises: StoreUnavailable.
         """
+        images_without_row = len(self._blobs.acknowledged_without_row())
         with self._database.reading() as connection:
             jobs = {row["state"]: _waiting(row) for row in connection.execute(WAITING_JOBS).fetchall()}
             return Operations(
@@ -403,6 +406,7 @@ class Watching:
                 destinations=_destinations(connection),
                 outcomes={row["outcome"]: row["count"] for row in connection.execute(_OUTCOME_COUNTS).fetchall()},
                 latencies=_latencies(connection),
+                images_without_row=images_without_row,
             )
 
     def images(self) -> tuple[WeeklyImages, ...]:
@@ -442,14 +446,14 @@ class Watching:
 
         Raises: StoreUnavailable.
         """
-        asked: dict[str, Any] = {"since": to_text(since), "until": to_text(until), "after": 0}
+        parameters: dict[str, Any] = {"since": to_text(since), "until": to_text(until), "after": 0}
         while True:
             with self._database.reading() as connection:
-                rows = connection.execute(RESULTS, asked).fetchall()
+                rows = connection.execute(RESULTS, parameters).fetchall()
             yield from map(_result, rows)
             if not rows:
                 return
-            asked["after"] = rows[-1]["job_id"]
+            parameters["after"] = rows[-1]["job_id"]
 
     def probe(self) -> None:
         """Take the write lock and give it back, having changed nothing.
@@ -460,14 +464,14 @@ class Watching:
             connection.execute(PROBE)
 
 
-def _waiting(row: sqlite3.Row) -> Waiting:
+def _waiting(row: Row) -> Waiting:
     return Waiting(count=row["count"], since=to_time(row["since"]))
 
 
-def _destinations(connection: sqlite3.Connection) -> dict[str, DestinationFigures]:
-    """Return the figures of every destination that ever was tried, or that something waits for."""
+def _destinations(connection: Connection) -> dict[str, DestinationFigures]:
+    """Return the figures of every destination that was ever tried, or that a delivery waits for."""
     found: dict[str, dict[str, Any]] = {}
-    for row in connection.execute(TALLIES).fetchall():
+    for row in connection.execute(_DESTINATION_COUNTERS).fetchall():
         found[row["destination"]] = {
             "delivered": row["delivered"],
             "failed": row["failed"],
@@ -477,17 +481,17 @@ def _destinations(connection: sqlite3.Connection) -> dict[str, DestinationFigure
         }
     for row in connection.execute(OPEN_DELIVERIES).fetchall():
         waiting = Waiting(count=row["waiting"], since=to_optional_time(row["since"]))
-        facts = {"waiting": waiting, "sending": row["sending"], "dead": row["dead"]}
-        found.setdefault(row["destination"], {}).update(facts)
+        open_ones = {"waiting": waiting, "sending": row["sending"], "dead": row["dead"]}
+        found.setdefault(row["destination"], {}).update(open_ones)
     for row in connection.execute(OVERDUE).fetchall():
         found.setdefault(row["destination"], {})["overdue_commitments"] = row["count"]
-    for name, facts in found.items():
-        if facts.get("failures_in_row"):
-            facts.update(_failure(connection, name))
-    return {name: DestinationFigures(name=name, **facts) for name, facts in sorted(found.items())}
+    for name, figures in found.items():
+        if figures.get("failures_in_row"):
+            figures.update(_failure(connection, name))
+    return {name: DestinationFigures(name=name, **figures) for name, figures in sorted(found.items())}
 
 
-def _failure(connection: sqlite3.Connection, destination: str) -> dict[str, Any]:
+def _failure(connection: Connection, destination: str) -> dict[str, Any]:
     """Return why the last attempt at a destination failed, and when the next one is due."""
     failed = connection.execute(LAST_FAILURE, (destination,)).fetchone()
     due = connection.execute(NEXT_TRY, (destination,)).fetchone()
@@ -498,7 +502,7 @@ def _failure(connection: sqlite3.Connection, destination: str) -> dict[str, Any]
     }
 
 
-def _latencies(connection: sqlite3.Connection) -> dict[Stage, Latency]:
+def _latencies(connection: Connection) -> dict[Stage, Latency]:
     counts: dict[Stage, dict[float, int]] = {}
     seconds: dict[Stage, float] = {}
     for row in connection.execute(LATENCIES).fetchall():
@@ -511,19 +515,19 @@ def _latencies(connection: sqlite3.Connection) -> dict[Stage, Latency]:
     }
 
 
-def _images(rows: list[sqlite3.Row]) -> tuple[WeeklyImages, ...]:
+def _images(rows: list[Row]) -> tuple[WeeklyImages, ...]:
     names = ("week", "calling_ae", "outcome", "images")
     return tuple(WeeklyImages(**{name: row[name] for name in names}) for row in rows)
 
 
-def _by_label(rows: list[sqlite3.Row]) -> tuple[WeeklyScores, ...]:
-    found: dict[tuple[str, str], list[sqlite3.Row]] = {}
+def _by_label(rows: list[Row]) -> tuple[WeeklyScores, ...]:
+    found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["week"], row["label"]), []).append(row)
     return tuple(_scores(week, label, bins) for (week, label), bins in found.items())
 
 
-def _scores(week: str, label: str, rows: list[sqlite3.Row]) -> WeeklyScores:
+def _scores(week: str, label: str, rows: list[Row]) -> WeeklyScores:
     counts = {row["bound"]: row["images"] for row in rows}
     return WeeklyScores(
         week=week,
@@ -535,7 +539,7 @@ def _scores(week: str, label: str, rows: list[sqlite3.Row]) -> WeeklyScores:
     )
 
 
-def _result(row: sqlite3.Row) -> StudyResult:
+def _result(row: Row) -> StudyResult:
     return StudyResult(
         study=row["study"],
         version=row["version"],
@@ -577,7 +581,7 @@ LAST_EVENTS = "SELECT at, study, version, kind FROM event ORDER BY event_id DESC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Something that happened to a study, without what and to whom."""
+    """An event of a study without its facts."""
 
     at: datetime
     study: str
@@ -610,7 +614,7 @@ class Statistics:
         """
         with self._database.reading() as connection:
             return Figures(
-                schema_version=int(connection.execute("PRAGMA user_version").fetchone()[0]),
+                schema_version=self._database.schema_version(),
                 sound=self._is_sound(),
                 counts={name: _counted(connection, statement) for name, statement in COUNTS.items()},
                 sizes={name: int(connection.execute(statement).fetchone()[0]) for name, statement in SIZES.items()}
@@ -635,14 +639,9 @@ class Statistics:
         return found
 
 
-def _counted(connection: sqlite3.Connection, statement: str) -> dict[str, int]:
+def _counted(connection: Connection, statement: str) -> dict[str, int]:
     return {str(row[0]): int(row[1]) for row in connection.execute(statement).fetchall()}
 
 
-def _to_step(row: sqlite3.Row) -> Step:
+def _to_step(row: Row) -> Step:
     return Step(at=to_time(row["at"]), study=row["study"], version=row["version"], kind=row["kind"])
-
-
-def sqlite_version() -> str:
-    """Return the version of SQLite."""
-    return sqlite3.sqlite_version

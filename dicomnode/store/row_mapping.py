@@ -1,52 +1,16 @@
-"""Between rows and the domain's types: times as text, and an event for everything that happens."""
+"""Between rows and the domain's types: times as text, and rows as frozen values."""
 
 import json
-import sqlite3
 from datetime import UTC, datetime
-from enum import StrEnum
 
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.delivery import Delivery
-from dicomnode.domain.instance import AssociationInfo, InstanceRef, StoredInstance
+from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.summary import StudySummary
 from dicomnode.results.summary import read_summary
+from dicomnode.store.engine import Row
 
-_LONGEST_DETAIL = 500
-
-
-class EventKind(StrEnum):
-    """What can happen to a study. The values are stable: they stand in the ledger."""
-
-    RECEIVED = "received"
-    DUPLICATE = "duplicate"
-    OWN_RESULT_RETURNED = "own-result-returned"
-    REPLACED = "replaced"
-    REFUSED = "refused"
-    VERSION_OPENED = "version-opened"
-    CLAIMED = "claimed"
-    INTERRUPTED = "interrupted"
-    SUPERSEDED = "superseded"
-    DEFERRED = "deferred"
-    DEAD = "dead"
-    IMAGE_REJECTED = "image-rejected"
-    IMAGE_UNMENTIONED = "image-unmentioned"
-    ANSWERED = "answered"
-    REJECTED = "rejected"
-    KEPT = "kept"
-    QUEUED = "queued"
-    DELIVERED = "delivered"
-    DELIVERY_DEFERRED = "delivery-deferred"
-    DELIVERY_INTERRUPTED = "delivery-interrupted"
-    DELIVERY_DEAD = "delivery-dead"
-    UNROUTED = "unrouted"
-    COMMITMENT_REQUESTED = "commitment-requested"
-    COMMITMENT_DEFERRED = "commitment-deferred"
-    COMMITMENT_OVERDUE = "commitment-overdue"
-    COMMITMENT_FAILED = "commitment-failed"
-    COMMITTED = "committed"
-    RETRIED = "retried"
-    DROPPED = "dropped"
-    PURGED = "purged"
+_LONGEST_CAUSE = 500
 
 
 def to_text(moment: datetime) -> str:
@@ -62,38 +26,23 @@ def to_time(text: str) -> datetime:
 
 
 def to_optional_time(text: str | None) -> datetime | None:
-    """Return the time that `to_text` wrote, if there is one."""
+    """Return the time that `to_text` wrote, or None for an absent one."""
     return None if text is None else to_time(text)
 
 
 def shortened(cause: str) -> str:
-    """Return a cause that fits a ledger column."""
-    return cause if len(cause) <= _LONGEST_DETAIL else cause[: _LONGEST_DETAIL - 1] + "…"
+    """Return a cause with at most 500 characters."""
+    return cause if len(cause) <= _LONGEST_CAUSE else cause[: _LONGEST_CAUSE - 1] + "…"
 
 
-def whence(association: AssociationInfo) -> str:
-    """Return from whom something came, at the end of an event's detail, where the audit trail looks for it."""
-    return f"from {association.calling_ae} at {association.peer_address}"
-
-
-RECORD = "INSERT INTO event (at, study, version, kind, detail) VALUES (?, ?, ?, ?, ?)"
-
-
-def record(
-    connection: sqlite3.Connection, now: datetime, study: str, version: int | None, kind: EventKind, detail: str
-) -> None:
-    """Add an event to the ledger, in the caller's transaction."""
-    connection.execute(RECORD, (to_text(now), study, version, kind, shortened(detail)))
-
-
-def to_ref(row: sqlite3.Row) -> InstanceRef:
+def to_ref(row: Row) -> InstanceRef:
     """Return the UIDs in a row."""
     return InstanceRef(
         study=row["study"], series=row["series"], sop_class=row["sop_class"], sop_instance=row["sop_instance"]
     )
 
 
-def to_stored_instance(row: sqlite3.Row) -> StoredInstance:
+def to_stored_instance(row: Row) -> StoredInstance:
     """Return the received instance in a row of `instance` joined with `association`."""
     return StoredInstance(
         ref=to_ref(row),
@@ -106,12 +55,12 @@ def to_stored_instance(row: sqlite3.Row) -> StoredInstance:
     )
 
 
-def to_summary(row: sqlite3.Row) -> StudySummary:
-    """Return what the version of an answer in a row of `job` said; nothing, if it was not answered."""
+def to_summary(row: Row) -> StudySummary:
+    """Return the summary in a row of `job`; an empty one, if that version is not answered."""
     return read_summary(json.loads(row["summary"] or "{}"))
 
 
-def to_delivery(row: sqlite3.Row) -> Delivery:
+def to_delivery(row: Row) -> Delivery:
     """Return the delivery in a row of `delivery` joined with `result`."""
     return Delivery(
         delivery_id=row["delivery_id"],

@@ -16,6 +16,7 @@ class AlarmKind(StrEnum):
     DESTINATION_DOWN = "destination-down"
     COMMITMENTS_OVERDUE = "commitments-overdue"
     DISK_LOW = "disk-low"
+    IMAGES_WITHOUT_ROW = "images-without-row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,13 @@ def alarms(
         found.append(Alarm(kind=AlarmKind.DEAD_LETTERS, text=_dead_letters(operations)))
     for entry in operations.destinations_with(configured):
         found += _of_destination(entry, now)
+    if operations.images_without_row:
+        count = _counted(operations.images_without_row, "received image is", "received images are")
+        text = (
+            f"{count} unknown to the database, as after the restore of an older one. "
+            "Stop the node and run `cxrnode store check --repair`, which takes them in."
+        )
+        found.append(Alarm(kind=AlarmKind.IMAGES_WITHOUT_ROW, text=text))
     if free_bytes < 2 * minimum_free_bytes:
         least = format_size(minimum_free_bytes)
         text = f"{format_size(free_bytes)} of disk are free. New images are refused below {least}."

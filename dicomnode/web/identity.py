@@ -4,12 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydicom import Dataset
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dicomnode.dicom.attributes import text
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import RadiographHeader, read_header
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.web.context import PageContext, session_of, site_of, visitor_of
 from dicomnode.web.guard import form_of
@@ -39,7 +37,7 @@ def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patie
     """Return the patient of a study, from the first of its objects that can be read."""
     for blob in blobs:
         try:
-            return _patient(read(read_blob(blob)))
+            return _patient(read_header(read_blob(blob)))
         except CxrNodeError:
             continue
     return None
@@ -78,15 +76,16 @@ def local_path(path: str) -> str:
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
 
 
-def _patient(ds: Dataset) -> PatientDetails:
+def _patient(header: RadiographHeader) -> PatientDetails:
+    patient, study = header.patient, header.study
     return PatientDetails(
-        name=text(ds, "PatientName").replace("^", " ").strip(),
-        patient_id=text(ds, "PatientID"),
-        birth_date=_date(text(ds, "PatientBirthDate")),
-        sex=text(ds, "PatientSex"),
-        accession_number=text(ds, "AccessionNumber"),
-        study_date=_date(text(ds, "StudyDate")),
-        description=text(ds, "StudyDescription"),
+        name=patient.name.replace("^", " ").strip(),
+        patient_id=patient.patient_id,
+        birth_date=_date(patient.birth_date),
+        sex=patient.sex,
+        accession_number=study.accession_number,
+        study_date=_date(study.date),
+        description=study.description,
     )
 
 

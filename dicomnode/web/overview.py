@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from dicomnode.domain.job import JobState
 from dicomnode.store.counters import Operations
-from dicomnode.store.row_mapping import EventKind
-from dicomnode.store.studies import Recent, Wanted
+from dicomnode.store.events import EventKind
+from dicomnode.store.studies import Recent, StudyQuery
 from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.studies import described
 
@@ -61,7 +61,9 @@ def _facts(context: PageContext) -> dict[str, Any]:
         "destinations": operations.destinations_with(context.destinations),
         "configured": context.destinations,
         "patients": None,
-        "newest": [described(entry) for entry in store.studies.page(Wanted(), limit=_NEWEST)],
+        "newest": [
+            described(entry, context.settings.results) for entry in store.studies.page(StudyQuery(), limit=_NEWEST)
+        ],
         "ae_title": context.settings.scp.ae_title,
         "port": context.settings.scp.port,
         "peer": context.peer,

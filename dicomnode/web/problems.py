@@ -13,7 +13,7 @@ from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
 from dicomnode.store.counters import OUTCOMES
 from dicomnode.store.operator import AllDead, OneDelivery, OneJob, Selection
-from dicomnode.store.studies import Wanted
+from dicomnode.store.studies import StudyQuery
 from dicomnode.web.actions import REANALYSE, reanalyse
 from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS
@@ -30,7 +30,7 @@ async def problems(request: Request) -> Response:
     jobs = await run_in_threadpool(ledger.jobs, (JobState.DEAD,), limit=_PER_PAGE)
     deliveries = await run_in_threadpool(ledger.deliveries, (DeliveryState.DEAD,), limit=_PER_PAGE)
     overdue = await run_in_threadpool(ledger.uncommitted, limit=_PER_PAGE)
-    rejected = await run_in_threadpool(studies.page, Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE)
+    rejected = await run_in_threadpool(studies.page, StudyQuery(states=(JobState.REJECTED,)), limit=_PER_PAGE)
     operations = await run_in_threadpool(site.context.store.watching.operations)
     figures = operations.destinations_with(site.context.destinations)
     reasons = Counter(reason for entry in rejected for reason in entry.reasons)

@@ -12,7 +12,8 @@ from starlette.responses import RedirectResponse, Response
 
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.settings.node import ResultSettings
+from dicomnode.store.studies import StudyEntry, StudyQuery
 from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
@@ -43,7 +44,7 @@ async def studies(request: Request) -> Response:
     return await site.pages.page(
         request,
         "studies.html",
-        newest=[described(entry) for entry in entries[:PER_PAGE]],
+        newest=[described(entry, site.context.settings.results) for entry in entries[:PER_PAGE]],
         patients=patients,
         fields={name: fields.get(name, "") for name in _FIELDS},
         outcomes=tuple(OUTCOMES),
@@ -82,12 +83,12 @@ def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str
     return patients
 
 
-def wanted_of(fields: Mapping[str, str]) -> Wanted:
+def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
     """Return the conditions of a search; dates are days of the node's time zone, and the last day is included."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
-    return Wanted(
+    return StudyQuery(
         study=number if is_uid else "",
         number="" if is_uid else number,
         states=OUTCOMES.get(fields.get("outcome", ""), ()),
@@ -103,7 +104,7 @@ def _day(value: str) -> datetime | None:
         return None
 
 
-def described(entry: StudyEntry) -> dict[str, Any]:
+def described(entry: StudyEntry, settings: ResultSettings) -> dict[str, Any]:
     """Return a study as the template of the list shows it."""
     why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
-    return {"entry": entry, "headline": headline(entry.summary), "why": why}
+    return {"entry": entry, "headline": headline(entry.summary, settings), "why": why}

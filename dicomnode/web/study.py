@@ -18,12 +18,14 @@ from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.summary import ImageSummary, StudySummary
+from dicomnode.results.presentation import UNUSUAL, Note
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, sentence
-from dicomnode.store.row_mapping import EventKind
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
-from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
+from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
 from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
 
@@ -108,6 +110,9 @@ class ShownImage:
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
+    impression: str
+    word_above: str
+    notes: tuple[Note, ...]
     rejection: str
     look: Look | None
     is_withheld: bool
@@ -158,10 +163,10 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
+    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
-        _shown(context, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
         else None
     )
@@ -199,7 +204,7 @@ def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -
 def _shown(
     context: PageContext,
     image: ImageEntry,
-    said: Mapping[str, tuple[Bar, ...]],
+    summary: StudySummary,
     rejections: Sequence[Any],
     asked: str,
     *,
@@ -207,14 +212,19 @@ def _shown(
     open_: bool,
 ) -> ShownImage:
     uid = image.instance.ref.sop_instance
-    bars = said.get(uid, ())
+    found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
+    bars = bars_of(found, context.settings.results) if found is not None else ()
     look = None if image.is_purged else _look(context, image)
     withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
+    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
         entry=image,
         bars=bars,
+        impression=impression_of(found, context.settings.results) if found is not None else "",
+        word_above=context.settings.results.word_above,
+        notes=_notes(found, look),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
@@ -223,9 +233,11 @@ def _shown(
     )
 
 
-def heat_is_there(look: Look, label: str) -> bool:
-    """Tell whether the map of a finding has a positive value anywhere."""
-    return label in look.maps and float(look.maps[label].max()) > 0
+def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+    """Return what to know of an image that was analysed."""
+    if found is None or look is None:
+        return ()
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
 
 
 def _look(context: PageContext, image: ImageEntry) -> Look | None:

@@ -85,7 +85,7 @@ def test_a_sender_whose_destination_is_left_alone_does_not_look_for_work_all_the
     looks: list[datetime] = []
     with slamming_door() as (dead, _), running(outbox, dead, PATIENT) as sender:
         wait_until(lambda: sender.breaker.state.is_open, WITHIN_S, "the opening")
-        outbox.urged = lambda destination, since: bool(looks.append(since))  # type: ignore[method-assign]
+        outbox.retry_requested = lambda destination, since: bool(looks.append(since))  # type: ignore[method-assign]
         time.sleep(2.5)  # what is to be shown is that little happens
     assert len(looks) <= 6
 

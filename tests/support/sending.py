@@ -60,7 +60,7 @@ class MemoryOutbox:
         waiting = [due for number, due in self._due.items() if due and self.states[number] is DeliveryState.WAITING]
         return min(waiting, default=None)
 
-    def urged(self, destination: str, since: datetime) -> bool:
+    def retry_requested(self, destination: str, since: datetime) -> bool:
         return self.urged_at is not None and self.urged_at > since
 
     def read(self, delivery: Delivery) -> bytes:

@@ -14,8 +14,8 @@ from dicomnode.domain.routing import Recipient, Route
 from dicomnode.settings.node import AssemblySettings, StoreSettings
 from dicomnode.store import Store
 from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.events import EventKind
 from dicomnode.store.reception import Receipt
-from dicomnode.store.row_mapping import EventKind
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"

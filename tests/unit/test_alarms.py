@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_dead_letters_are_counted_by_what_failed() -> None:
     assert "result" not in one
     both = told(operations(DestinationFigures(name="p", dead=2), dead=3))[AlarmKind.DEAD_LETTERS]
     assert "3 studies were not analysed and 2 results were not delivered." in both
+
+
+def test_acknowledged_images_that_the_database_does_not_know_are_an_alarm() -> None:
+    found = replace(operations(), images_without_row=2)
+    text = told(found)[AlarmKind.IMAGES_WITHOUT_ROW]
+    assert "2 received images are unknown to the database" in text
+    assert "cxrnode store check --repair" in text
 
 
 def test_a_destination_that_is_down_is_told_with_since_when_why_and_the_next_try() -> None:

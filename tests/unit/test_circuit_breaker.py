@@ -53,7 +53,7 @@ def test_a_clock_that_is_set_back_does_not_lengthen_the_pause() -> None:
 def test_an_answer_closes_and_failures_count_anew(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     breaker = CircuitBreaker(
-        "pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
+        "pacs", "store", POLICY, retry_requested=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
     )
     breaker.failed("refused")
     breaker.answered()
@@ -73,11 +73,13 @@ def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
     asked: list[datetime] = []
     urges = [False]
 
-    def urged(since: datetime) -> bool:
+    def retry_requested(since: datetime) -> bool:
         asked.append(since)
         return urges[0]
 
-    breaker = CircuitBreaker("pacs", "store", POLICY, urged=urged, clock=lambda: at(now[0]), randomness=lambda: 0.5)
+    breaker = CircuitBreaker(
+        "pacs", "store", POLICY, retry_requested=retry_requested, clock=lambda: at(now[0]), randomness=lambda: 0.5
+    )
     breaker.failed("refused")
     now[0] = 7.0
     breaker.failed("refused")
@@ -89,7 +91,7 @@ def test_an_operators_wish_is_asked_for_since_the_last_failure_only() -> None:
 
 def test_what_is_due_waits_for_the_end_of_the_pause() -> None:
     breaker = CircuitBreaker(
-        "pacs", "store", POLICY, urged=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
+        "pacs", "store", POLICY, retry_requested=lambda since: False, clock=lambda: at(0), randomness=lambda: 0.5
     )
     breaker.failed("refused")
     assert breaker.not_before(at(5)) == at(5)

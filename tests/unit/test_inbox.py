@@ -6,8 +6,8 @@ from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, Stud
 from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
-from dicomnode.store.ledger import Balance
-from dicomnode.store.row_mapping import EventKind
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import Balance, describe
 from tests.support.stores import (
     QUIET_S,
     accept,
@@ -127,7 +127,7 @@ def test_a_study_without_another_try_is_a_dead_letter_with_its_cause(store: Stor
     store.inbox.fail(claim(store, QUIET_S), "BlobDamaged", None, at(3))
     assert states(store) == [JobState.DEAD]
     assert store.inbox.claim(at(10_000)) is None
-    assert store.ledger.explain("1.1")[-1].detail == "BlobDamaged"
+    assert describe(store.ledger.explain("1.1")[-1]) == "BlobDamaged"
     assert store.ledger.balance() == Balance(dead=1)
 
 
@@ -152,7 +152,7 @@ def test_finishing_a_job_that_was_given_up_changes_nothing(store: Store) -> None
 def test_a_long_cause_is_cut_to_fit_the_ledger(store: Store) -> None:
     accept(store)
     store.inbox.fail(claim(store, QUIET_S), "x" * 5000, None, at(3))
-    assert len(store.ledger.explain("1.1")[-1].detail) == 500
+    assert len(describe(store.ledger.explain("1.1")[-1])) == 500
 
 
 # Recovery

@@ -10,7 +10,7 @@ from pydicom import Dataset
 from dicomnode.domain.answer import ResultKind
 from dicomnode.results.part10 import decode
 from tests.support.assessments import assessment
-from tests.support.make import build, ref_of
+from tests.support.make import build, chest, ref_of
 from tests.support.products import image_results
 
 
@@ -38,7 +38,19 @@ def test_each_positive_finding_has_the_numbers_of_its_map_in_a_series_of_its_own
         assert ds.StudyInstanceUID == source.StudyInstanceUID
         assert (ds.SeriesNumber, ds.InstanceNumber, ds.NumberOfFrames) == (9905, 2, 1)
     assert len({ds.SeriesInstanceUID for ds in made} | {source.SeriesInstanceUID}) == 3
-    assert maps(source, {"Nodule": 0.29}) == []
+    assert maps(source, {"Nodule": 0.29}, abnormality=0.29) == []
+    (abnormality,) = maps(source, {"Nodule": 0.29})
+    assert abnormality.SeriesDescription.startswith("AI map: Abnormality")
+
+
+def test_cells_outside_the_body_are_0() -> None:
+    pixels = np.zeros((640, 560), dtype=np.float32)
+    pixels[:, 280:] = chest(640, 280)
+    (ds,) = maps(build("cr"), pixels=pixels)
+    expected = grad_cam(build("cr"), "Mass")
+    assert expected[:, :3].max() > 0
+    assert values_of(ds)[:, :3].max() == 0
+    assert np.array_equal(values_of(ds)[3:6, 4:6], expected[3:6, 4:6])
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

@@ -9,9 +9,9 @@ from dicomnode.domain.errors import UidMismatch
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import Receipt, ReceiptKind
-from dicomnode.store.row_mapping import EventKind
 from tests.support.stores import (
     EXPLICIT_LE,
     QUIET_S,

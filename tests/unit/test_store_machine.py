@@ -14,9 +14,9 @@ from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused
 from dicomnode.domain.job import Job, JobState
 from dicomnode.store import Store
 from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.events import EventKind
 from dicomnode.store.operator import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.reception import ReceiptKind
-from dicomnode.store.row_mapping import EventKind
 from tests.support.stores import accept, answer, at, image, open_store, part10, result, to
 
 STUDIES = st.sampled_from(["1.1", "1.2"])
@@ -203,10 +203,10 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def what_has_its_fate_is_counted_once(self) -> None:
         with self.opened.watching._database.reading() as connection:
-            tallied, missed = connection.execute(
-                "SELECT SUM(tallied), SUM(fate IN ('answered', 'rejected') AND NOT tallied) FROM instance"
+            counted, missed = connection.execute(
+                "SELECT SUM(counted), SUM(fate IN ('answered', 'rejected') AND NOT counted) FROM instance"
             ).fetchone()
-        assert sum(entry.images for entry in self.opened.watching.images()) == (tallied or 0)
+        assert sum(entry.images for entry in self.opened.watching.images()) == (counted or 0)
         assert not missed
 
     @invariant()

@@ -7,9 +7,9 @@ from dicomnode.domain.instance import StudySender
 from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
 from dicomnode.store.operator import OneJob
-from dicomnode.store.row_mapping import EventKind
 from tests.support.stores import QUIET_S, accept, answer, at, claim, result, to
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE

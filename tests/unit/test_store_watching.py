@@ -32,7 +32,7 @@ from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store,
 MODEL = ModelIdentity(name="m", version="1", bundle_hash="b" * 64)
 WEEK = "2025-01-27"
 """The Monday before the tests' first day."""
-COUNTS = ("weekly_image", "weekly_study", "weekly_score", "latency", "destination_tally")
+COUNTS = ("weekly_image", "weekly_study", "weekly_score", "latency", "destination_counter")
 
 
 def finding(
@@ -296,7 +296,15 @@ def _back_to_before(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         for name in COUNTS:
             connection.execute(f"DROP TABLE {name}")
-        connection.execute("ALTER TABLE instance DROP COLUMN tallied")
+        connection.execute("DROP INDEX result_lost")
+        for table, column in (
+            ("instance", "counted"),
+            ("delivery", "retry_requested_at"),
+            ("commitment", "retry_requested_at"),
+            ("result", "lost_at"),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("ALTER TABLE event RENAME COLUMN former_text TO detail")
         connection.execute(f"PRAGMA user_version = {number}")
         connection.commit()
     assert not Database(file).is_current(migrations())

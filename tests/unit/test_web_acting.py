@@ -10,6 +10,7 @@ from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.job import JobState
 from dicomnode.settings.http import HttpSettings, HttpToken
+from dicomnode.store.ledger import describe
 from tests.support.make import build
 from tests.support.web import HAND, OTHER, STUDY, Web, dead_delivery, image
 
@@ -66,7 +67,7 @@ def test_a_finished_study_is_analysed_again_and_who_asked_is_recorded(
     (told,) = [record for record in caplog.records if record.message == "study-reanalysed"]
     assert told.__dict__["study"] == STUDY
     own.answer()
-    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in event.detail]
+    (told_of,) = [event for event in own.store.ledger.explain(STUDY) if "made before" in describe(event)]
     assert told_of.version == 2
 
 

@@ -61,16 +61,16 @@ class CircuitBreaker:
         service: str,
         policy: RetryPolicy,
         *,
-        urged: Callable[[datetime], bool],
+        retry_requested: Callable[[datetime], bool],
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
     ) -> None:
         """`service` is what is asked of the destination, for the log.
 
-        `urged` tells whether an operator has asked for a trial since a time.
+        `retry_requested` tells whether an operator has asked for a trial since a time.
         """
         self._about = {"destination": destination, "service": service}
-        self._policy, self._urged, self._clock, self._randomness = policy, urged, clock, randomness
+        self._policy, self._retry_requested, self._clock, self._randomness = policy, retry_requested, clock, randomness
         self._lock = threading.Lock()
         self._state = CircuitState()
 
@@ -84,7 +84,7 @@ class CircuitBreaker:
         """Return how many things may be tried now: one at least where an operator asked for it since the failure."""
         circuit = self.state
         allowed = circuit.allows(self._clock(), wanted)
-        if not allowed and circuit.failed_at is not None and self._urged(circuit.failed_at):
+        if not allowed and circuit.failed_at is not None and self._retry_requested(circuit.failed_at):
             return min(wanted, 1)
         return allowed
 

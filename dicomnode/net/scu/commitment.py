@@ -67,7 +67,7 @@ class CommitmentLedger(Protocol):
     def next_due(self, destination: str) -> datetime | None:
         """Return when there is something to ask, or something becomes overdue."""
 
-    def urged(self, destination: str, since: datetime) -> bool:
+    def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then."""
 
 
@@ -154,7 +154,7 @@ class Committer:
             name,
             "commitment",
             self._policy,
-            urged=lambda since: commitments.urged(name, since),
+            retry_requested=lambda since: commitments.retry_requested(name, since),
             clock=clock,
             randomness=randomness,
         )
@@ -216,7 +216,7 @@ class Committer:
         ) as association:
             (context, *_) = association.contexts
             information = write_request(transaction, items, context.transfer_syntax)
-            status = association.request_commitment(information, context)
+            status = association.request_commitment(information, context).status
             if not is_success(status):
                 raise PeerUnavailable(f"the destination refused to commit itself: {describe(status)}")
             association.linger(self._destination.commitment_linger_s, reported)

@@ -37,7 +37,7 @@ class DeliveryQueue(Protocol):
     def next_due(self, destination: str) -> datetime | None:
         """Return when the next delivery is due. Raises: StoreUnavailable."""
 
-    def urged(self, destination: str, since: datetime) -> bool:
+    def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then. Raises: StoreUnavailable."""
 
     def record(
@@ -84,7 +84,7 @@ class Sender:
             name,
             "store",
             self._policy,
-            urged=lambda since: outbox.urged(name, since),
+            retry_requested=lambda since: outbox.retry_requested(name, since),
             clock=clock,
             randomness=randomness,
         )

@@ -1,7 +1,7 @@
-"""A large object while it arrives: written and hashed beside its reception, so that little is left when it is whole.
+"""A large object while it arrives: its pieces are written and hashed on a thread of their own.
 
-It has no name before its last byte. Until `Blobs.write` gives it one it is a half-written file, which the next start
-removes; what was received in this way is as durable as any other blob once it is adopted, and no sooner.
+So little is left to do after the last byte. Until `Blobs.write` names it, the object is a half-written file, which the
+next start removes. Once it is named it is as durable as any other blob, and no sooner.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from dicomnode.domain.errors import CxrNodeError, StoreUnavailable
 
 _EARLY_BYTES = 2_097_152
-"""So much is sent to the disk at a time while more arrives: the sync at the end then took 0.2 ms instead of 6."""
+"""The disk begins to write after so many bytes, while more arrive: the sync at the end took 0.2 ms instead of 6 ms."""
 
 
 class Arriving:
-    """One object: written by one thread in pieces, then sealed by it or another, or abandoned by any."""
+    """One object that arrives in pieces. One thread writes them; any thread may seal it, or abandon it before that."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Arriving:
         require_space: Callable[[int], None],
         translated: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
-        """Begin; what goes wrong from here on is raised by `seal`."""
+        """Begin. Errors of the disk are raised by `seal`, not by `write`."""
         self.path, self._size_bytes = path, 0
         self._write, self._fsync, self._require_space, self._translated = write, fsync, require_space, translated
         self._pieces: queue.SimpleQueue[bytes | memoryview | None] = queue.SimpleQueue()
@@ -46,11 +46,11 @@ class Arriving:
         return self._size_bytes
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Take the next piece, which is not to be changed afterwards."""
+        """Take the next piece; the caller must not change it afterwards."""
         self._pieces.put(piece)
 
     def seal(self) -> str:
-        """Wait until everything is synced, and return the SHA-256 of it in hexadecimal.
+        """Wait until every piece is synced; return the SHA-256 of all of them in hexadecimal.
 
         Raises: DiskFull, StoreUnavailable.
         """
@@ -65,7 +65,7 @@ class Arriving:
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Give up an object that will not become whole; one that is sealed is left to whoever seals it."""
+        """Give up an object that will not be complete; one that is being sealed stays."""
         with self._lock:
             if self._whole or self._abandoned:
                 return
@@ -73,7 +73,7 @@ class Arriving:
         self._pieces.put(None)
 
     def discard(self) -> None:
-        """Remove the file, if it was not adopted; to be called by whoever sealed it, or tried to."""
+        """Remove the file, unless it was named; whoever sealed the object, or tried to, calls this."""
         self.abandon()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ class Arriving:
                 self._receive()
         except CxrNodeError as error:
             self._failure = error
-        # What could not be written: nothing of it is to fill the memory.
+        # After a failure the remaining pieces are taken and dropped, so that they do not fill the memory.
         while not (self._whole or self._abandoned):
             if self._pieces.get() is None:
                 break
@@ -103,7 +103,7 @@ class Arriving:
                 if self._size_bytes - begun >= _EARLY_BYTES:
                     self._require_space(0)
                     with contextlib.suppress(OSError):
-                        # The one call of Python's that starts writing without waiting for it.
+                        # The only call in Python that starts writing to disk without waiting for the end of it.
                         os.posix_fadvise(descriptor, begun, self._size_bytes - begun, os.POSIX_FADV_DONTNEED)
                     begun = self._size_bytes
             if not self._abandoned:

@@ -1,7 +1,8 @@
-"""One transaction for all who wait to commit at the same time, since a commit costs its sync and not its rows.
+"""Group commit: callers that wait to commit at the same time share one transaction.
 
-Whoever comes while nobody commits does so at once and alone; who comes meanwhile waits, and the first of those commits
-for all. So nobody is held back for company, and under load a commit serves as many as there are associations.
+The cost of a commit is its sync to the disk, not its rows. A caller that finds no commit in progress commits at once,
+alone. Callers that come during a commit wait, and the first of them then commits for all. So no caller waits in order
+that a group may form, and under load one commit serves as many callers as there are associations.
 """
 
 import sqlite3
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.store.engine.connection import Connection
 from dicomnode.store.engine.sqlite import Database
 
 T = TypeVar("T")
@@ -18,9 +20,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Member(Generic[T]):
-    """What one caller wants written; `answers` holds what that gave, once it is durable."""
+    """What one caller wants to write; `answers` holds the return value once it is durable."""
 
-    work: Callable[[sqlite3.Connection], T]
+    work: Callable[[Connection], T]
     answers: tuple[T] | None = None
 
 
@@ -33,10 +35,10 @@ class GroupCommit:
         self._leading = threading.Lock()
         self._waiting: list[_Member[object]] = []
 
-    def commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something within a transaction and return what it gave, once it is durable.
+    def commit(self, work: Callable[[Connection], T]) -> T:
+        """Call `work` within a transaction and return its value once the transaction is durable.
 
-        `work` may be done twice, the first time undone: it only writes rows. It may be called on another thread.
+        `work` may be called twice, the first call undone, and on another thread: it must write rows only.
         Raises: what `work` raises, StoreUnavailable, DiskFull.
         """
         member: _Member[T] = _Member(work)
@@ -56,7 +58,7 @@ class GroupCommit:
         return group
 
     def _commit_together(self, group: Sequence[_Member[object]]) -> None:
-        """Commit for all of a group, or for none: what fails in company is tried alone, by whom it belongs to."""
+        """Commit for a whole group or for none of it; if one member fails, each member then commits alone."""
         try:
             with self._database.transaction() as connection:
                 answers = [member.work(connection) for member in group]

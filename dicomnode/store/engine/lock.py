@@ -1,4 +1,4 @@
-"""One node per store: a lock that the operating system releases however its holder ends."""
+"""The lock of a store: one node per store. The operating system releases it however the node ends."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ class StoreLock:
 
     @classmethod
     def acquire(cls, path: Path) -> Self:
-        """Take the lock or say who holds it.
+        """Take the lock; if another process holds it, the error names that process.
 
         Raises: ConfigurationError.
         """
@@ -39,21 +39,21 @@ class StoreLock:
         return cls(descriptor)
 
     def release(self) -> None:
-        """Give the lock back. The file stays, since removing it would let two nodes lock two files."""
+        """Release the lock. The file stays: if it were removed, two nodes could lock two different files."""
         os.close(self._descriptor)
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether somebody holds a store's lock, as far as possible without touching it.
+    """Tell whether a process holds a store's lock, without trying the lock where /proc/locks can be read.
 
-    To try the lock would take it for a moment, and a node that starts at that moment would not.
+    Trying the lock takes it for a moment, and a node that starts in that moment would be refused.
     """
     try:
         inode = path.stat().st_ino
-        held = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return path.exists() and _is_refused(path)
-    return any(" FLOCK " in line and f":{inode} " in line for line in held)
+    return any(" FLOCK " in line and f":{inode} " in line for line in locks)
 
 
 def _is_refused(path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""The SQLite file: opening, migrating, transactions, and what its errors mean to a caller.
+"""The SQLite engine: opening, migrating, transactions, checks, and what SQLite's errors mean to a caller.
 
-Commits are durable when `transaction` ends: write-ahead log, `synchronous=FULL`. Writers of this process queue for one
-connection, since SQLite admits one writer anyway and a lock is fairer than its busy handler; readers take connections
-of their own from a pool. The end of `transaction` is the only commit in the store.
+A commit is durable when `transaction` ends: write-ahead log, `synchronous=FULL`. The writers of this process wait for
+one connection, because SQLite admits one writer at a time and a lock is fairer than its busy handler. Readers take
+connections of their own from a pool. Nothing else in the store commits.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreDamaged, StoreUnavailable
+from dicomnode.store.engine.connection import Connection, Row
 
 APPLICATION_ID = 0x4358524E
 """'CXRN', written into the file by the first migration."""
@@ -36,6 +37,11 @@ _REFUSED = frozenset(
 )
 
 
+def engine_version() -> str:
+    """Return the engine's name and version."""
+    return f"SQLite {sqlite3.sqlite_version}"
+
+
 def migrations() -> tuple[str, ...]:
     """Return the schema's scripts in order; the place of a script is the version it leads to."""
     folder = files("dicomnode.store.engine") / "schema" / "sqlite"
@@ -45,7 +51,7 @@ def migrations() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Raise what SQLite reports of the world as an error of the node's own tree; a broken rule is a bug and stays."""
+    """Raise SQLite's errors as the node's own; a violated constraint is a fault of the program and stays."""
     try:
         yield
     except sqlite3.Error as error:
@@ -82,8 +88,8 @@ class Database:
         self._writer = self._connect()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give the write connection; what was done is durable after the block, or undone if it raised.
+    def transaction(self) -> Iterator[Connection]:
+        """Yield the write connection; what was written is durable after the block, and undone if the block raised.
 
         Raises: StoreUnavailable, DiskFull, ConfigurationError (a damaged file).
         """
@@ -100,8 +106,8 @@ class Database:
                 raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection whose reads see one state of the store.
+    def reading(self) -> Iterator[Connection]:
+        """Yield a connection whose reads all see the same state of the store.
 
         Raises: StoreUnavailable, ConfigurationError (a damaged file).
         """
@@ -114,6 +120,15 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 self._give_back(connection)
+
+    @contextlib.contextmanager
+    def without_writers(self) -> Iterator[Connection]:
+        """Yield a connection to read with, while no thread of this process writes.
+
+        Unlike `transaction` it does not wait for other processes. Raises: StoreUnavailable, ConfigurationError.
+        """
+        with self._writing, self.reading() as connection:
+            yield connection
 
     def migrate(self, scripts: Sequence[str]) -> None:
         """Bring the schema to the newest version, each script in a transaction of its own.
@@ -148,8 +163,26 @@ class Database:
         if verdict != "ok":
             raise StoreDamaged(f"the database {self._path} is damaged: {_REMEDY}")
 
+    def examine(self) -> tuple[int, int]:
+        """Examine every page, index and reference; return the number of pages and of rows that refer to nothing.
+
+        Raises: StoreDamaged; StoreUnavailable.
+        """
+        with self.reading() as connection:
+            pages = int(connection.execute("PRAGMA page_count").fetchone()[0])
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check(100)").fetchall()]
+            dangling = connection.execute("PRAGMA foreign_key_check").fetchall()
+        if found != ["ok"]:
+            raise StoreDamaged(f"the database {self._path} is damaged: {_REMEDY}")
+        return pages, len(dangling)
+
+    def schema_version(self) -> int:
+        """Return how many migrations the database has gone through. Raises: StoreUnavailable."""
+        with self.reading() as connection:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
     def close(self) -> None:
-        """Close every connection; the last one folds the log into the file. A straggler gets StoreUnavailable."""
+        """Close every connection, which writes the log into the file; later calls raise StoreUnavailable."""
         with self._writing, self._pool_lock:
             self._closed = True
             self._writer.close()
@@ -199,3 +232,14 @@ class Database:
                 connection.close()
             else:
                 self._idle.append(connection)
+
+
+def read_what_is_readable(path: Path, statement: str) -> Iterator[Row]:
+    """Yield the rows of a query of a damaged database, up to the first that cannot be read."""
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    except sqlite3.Error:
+        return
+    with contextlib.closing(connection), contextlib.suppress(sqlite3.Error):
+        connection.row_factory = sqlite3.Row
+        yield from connection.execute(statement)

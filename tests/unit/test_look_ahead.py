@@ -4,17 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 
-from dicomnode.analysis.look_ahead import WorkAhead
+from dicomnode.analysis.look_ahead import LookAhead
 from dicomnode.analysis.pipeline import Examination, Pipeline
 from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import Job
+from dicomnode.store.blobs.local import StagedBlob
 from tests.support.make import build, encode
 from tests.support.pipelines import make_pipeline, stored_instance
 
@@ -47,15 +49,15 @@ class Staged(dict[str, bytes]):
 
     is_full = False
 
-    def stage(self, data: bytes) -> str:
+    def stage(self, data: bytes) -> StagedBlob:
         if self.is_full:
             raise DiskFull("no")
         name = hashlib.sha256(data).hexdigest()
         self[name] = data
-        return name
+        return StagedBlob(name=name, path=Path(name))
 
-    def unstage(self, name: str) -> None:
-        self.pop(name, None)
+    def discard(self, staged: StagedBlob) -> None:
+        self.pop(staged.name, None)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,11 @@ def image(seed: int, **options: object) -> Dataset:
     return build("dx", seed=seed, study_uid=STUDY, **options)
 
 
-def step(ahead: WorkAhead, held: Held, expected: Sequence[Expected], wanted: Sequence[Wanted] = (Wanted(),)) -> bool:
+def step(ahead: LookAhead, held: Held, expected: Sequence[Expected], wanted: Sequence[Wanted] = (Wanted(),)) -> bool:
     return ahead.prepare(expected, held.read, NOW, lambda job: wanted)
 
 
-def prepare_all(ahead: WorkAhead, held: Held, *, is_quiet: bool = False) -> int:
+def prepare_all(ahead: LookAhead, held: Held, *, is_quiet: bool = False) -> int:
     steps = 0
     while step(ahead, held, held.expected(is_quiet=is_quiet)):
         steps += 1
@@ -87,18 +89,18 @@ def test_an_answer_is_the_same_to_the_byte_however_much_was_prepared(pipeline: P
     lateral = image(3)
     lateral.ViewPosition = "LL"
     held = Held(image(1), lateral, image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     for _ in range(prepared):
         assert step(ahead, held, held.expected())
     at_once = pipeline.answer(held.job(), held.read, LATER, EVERYTHING)
-    assert everything_in(ahead.answer(held.job(), held.read, LATER, EVERYTHING)) == everything_in(at_once)
+    assert everything_in(ahead.answer(held.job(), held.read, LATER, EVERYTHING).answer) == everything_in(at_once)
     assert len(at_once.analysed) == 2
     assert len(at_once.rejections) == 1
 
 
 def test_what_was_prepared_is_not_read_again(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 2
     ahead.answer(held.job(), held.read, NOW, (Wanted(),))
     assert held.reads == list(held.part10)
@@ -106,45 +108,45 @@ def test_what_was_prepared_is_not_read_again(pipeline: Pipeline) -> None:
 
 def test_nothing_is_kept_once_the_study_is_answered(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     prepare_all(ahead, held)
-    assert ahead.held_bytes > 0
+    assert ahead.memory_bytes > 0
     ahead.answer(held.job(), held.read, NOW, (Wanted(),))
-    assert ahead.held_bytes == 0
+    assert ahead.memory_bytes == 0
 
 
 def test_what_is_no_longer_expected_is_forgotten(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     prepare_all(ahead, held)
     assert not step(ahead, held, ())
-    assert ahead.held_bytes == 0
+    assert ahead.memory_bytes == 0
     assert prepare_all(ahead, held) == 1
 
 
 def test_no_image_is_begun_when_enough_is_held(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2), image(3))
-    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) + 1)
+    ahead = LookAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) + 1)
     assert prepare_all(ahead, held) == 2
-    assert ahead.held_bytes == 2 * frame_bytes(pipeline, held)
+    assert ahead.memory_bytes == 2 * frame_bytes(pipeline, held)
 
 
 def test_an_image_that_is_too_much_alone_is_not_kept_nor_tried_twice(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) - 1)
+    ahead = LookAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, held) - 1)
     assert prepare_all(ahead, held) == 1
-    assert ahead.held_bytes == 0
+    assert ahead.memory_bytes == 0
 
 
 def frame_bytes(pipeline: Pipeline, held: Held) -> int:
-    one = WorkAhead(pipeline, Staged())
+    one = LookAhead(pipeline, Staged())
     one.prepare(held.expected(1), held.part10.__getitem__, NOW, lambda job: ())
-    return one.held_bytes
+    return one.memory_bytes
 
 
 def test_an_image_that_cannot_be_read_is_left_to_its_study(pipeline: Pipeline) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
 
     def broken(instance: StoredInstance) -> bytes:
         raise BlobDamaged("stored bytes changed")
@@ -177,17 +179,17 @@ def test_the_answer_to_a_study_that_went_quiet_is_written_before_it_is_claimed(
     pipeline: Pipeline, written: list[datetime]
 ) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     assert prepare_all(ahead, held, is_quiet=True) == 3
-    answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer
     assert written == [NOW]
     assert everything_in(answer) == everything_in(pipeline.answer(held.job(), held.read, NOW, (Wanted(),)))
-    assert ahead.held_bytes == 0
+    assert ahead.memory_bytes == 0
 
 
 def test_nothing_is_written_while_a_sender_is_connected(pipeline: Pipeline, written: list[datetime]) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 1
     assert written == []
 
@@ -195,7 +197,7 @@ def test_nothing_is_written_while_a_sender_is_connected(pipeline: Pipeline, writ
 @pytest.mark.parametrize("what", ["another image", "other results", "another attempt"])
 def test_a_study_that_is_claimed_otherwise_than_foreseen_is_answered_anew(pipeline: Pipeline, what: str) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     while step(ahead, held, held.expected(1, is_quiet=True)):
         pass
     job = held.job() if what == "another image" else held.job(1)
@@ -203,17 +205,17 @@ def test_a_study_that_is_claimed_otherwise_than_foreseen_is_answered_anew(pipeli
         former = InstanceRef(study=STUDY, series="1.2", sop_class="1.2.3", sop_instance="1.2.4")
         job = replace(job, attempts=2, predecessors=(former,))
     wanted = EVERYTHING if what == "other results" else (Wanted(),)
-    answer = ahead.answer(job, held.read, LATER, wanted)
+    answer = ahead.answer(job, held.read, LATER, wanted).answer
     assert everything_in(answer) == everything_in(pipeline.answer(job, held.read, LATER, wanted))
 
 
 def test_an_image_that_comes_after_the_writing_has_it_done_again(pipeline: Pipeline, written: list[datetime]) -> None:
     held = Held(image(1), image(2))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     while step(ahead, held, held.expected(1, is_quiet=True)):
         pass
     assert prepare_all(ahead, held, is_quiet=True) == 2
-    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).analysed) == 2
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer.analysed) == 2
     assert written == [NOW, NOW]
     assert held.reads == list(held.part10)
 
@@ -223,40 +225,54 @@ def test_an_answer_that_cannot_be_written_is_tried_once(pipeline: Pipeline, monk
         raise ValueError("no")
 
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     assert prepare_all(ahead, held) == 1
     with monkeypatch.context() as patched:
         patched.setattr(Pipeline, "conclude", broken)
         with pytest.raises(ValueError, match="no"):
             step(ahead, held, held.expected(is_quiet=True))
         assert not step(ahead, held, held.expected(is_quiet=True))
-    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).results) == 2
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer.results) == 2
 
 
 def test_what_was_written_counts_as_held_until_it_is_no_longer_expected(pipeline: Pipeline) -> None:
     held = Held(image(1))
-    ahead = WorkAhead(pipeline, Staged())
+    ahead = LookAhead(pipeline, Staged())
     prepare_all(ahead, held)
-    frames = ahead.held_bytes
+    frames = ahead.memory_bytes
     prepare_all(ahead, held, is_quiet=True)
     at_once = pipeline.answer(held.job(), held.read, NOW, (Wanted(),))
-    assert ahead.held_bytes == frames + sum(len(result.part10) for result in at_once.results)
+    assert ahead.memory_bytes == frames + sum(len(result.part10) for result in at_once.results)
     step(ahead, held, ())
-    assert ahead.held_bytes == 0
+    assert ahead.memory_bytes == 0
 
 
 def test_what_was_written_is_staged_for_the_claim(pipeline: Pipeline) -> None:
     held, staged = Held(image(1)), Staged()
-    ahead = WorkAhead(pipeline, staged)
+    ahead = LookAhead(pipeline, staged)
     prepare_all(ahead, held, is_quiet=True)
-    answer = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
-    assert sorted(staged.values()) == sorted(result.part10 for result in answer.results)
+    prepared = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    assert [staged[blob.name] for blob in prepared.staged] == [result.part10 for result in prepared.answer.results]
+
+
+def test_what_is_left_of_staged_results_is_removed_once_they_are_named_or_the_worker_ends(pipeline: Pipeline) -> None:
+    held, staged = Held(image(1)), Staged()
+    ahead = LookAhead(pipeline, staged)
+    prepare_all(ahead, held, is_quiet=True)
+    prepared = ahead.answer(held.job(), held.read, LATER, (Wanted(),))
+    ahead.discard(prepared)
+    assert not staged
+    step(ahead, held, ())  # a later version of the study is expected anew
+    prepare_all(ahead, held, is_quiet=True)
+    assert staged
+    ahead.close()
+    assert not staged
 
 
 @pytest.mark.parametrize("what", ["claimed otherwise", "written again", "not expected"])
 def test_what_was_staged_in_vain_is_removed(pipeline: Pipeline, what: str) -> None:
     held, staged = Held(image(1), image(2)), Staged()
-    ahead = WorkAhead(pipeline, staged)
+    ahead = LookAhead(pipeline, staged)
     while step(ahead, held, held.expected(1, is_quiet=True)):
         pass
     in_vain = set(staged)
@@ -276,19 +292,19 @@ def test_a_study_whose_results_cannot_be_staged_is_answered_at_its_claim(
 ) -> None:
     held, staged = Held(image(1)), Staged()
     staged.is_full = True
-    ahead = WorkAhead(pipeline, staged)
+    ahead = LookAhead(pipeline, staged)
     prepare_all(ahead, held)
     with pytest.raises(DiskFull):
         step(ahead, held, held.expected(is_quiet=True))
     assert not step(ahead, held, held.expected(is_quiet=True))
-    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).results) == 2
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer.results) == 2
     assert written == [NOW, LATER]
 
 
 def test_what_is_too_much_to_be_kept_is_not_examined_again_after_another_study_was_answered(pipeline: Pipeline) -> None:
     small, large = Held(image(1, rows=96, columns=96)), Held(image(2))
     other = Expected(job=replace(large.job(), job_id=2), is_quiet=False)
-    ahead = WorkAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, large) - 1)
+    ahead = LookAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, large) - 1)
     read = {**small.part10, **large.part10}
 
     def prepare(*expected: Expected) -> bool:
