@@ -17,6 +17,7 @@ from starlette.responses import Response
 from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.summary import ImageSummary, StudySummary
 from dicomnode.results.presentation import UNUSUAL, Note
@@ -106,7 +107,10 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map.
+
+    `evidence`: which attribute of the image said what, such as view and body part.
+    """
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
@@ -118,6 +122,7 @@ class ShownImage:
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
+    evidence: tuple[Evidence, ...]
 
 
 async def study(request: Request) -> Response:
@@ -190,6 +195,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
         "patient": _patient(context, images, results) if shows else None,
+        "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
@@ -228,6 +234,7 @@ def _shown(
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
+        evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
         heat=asked if asked in labels else first_to_show(bars, labels),
     )
