@@ -151,7 +151,9 @@ class AuditTrail:
 
     def _line(self, record: AuditRecord) -> bytes:
         patient = (
-            self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOT_STATED
+            self._patient_of(record.about.study)
+            if isinstance(record.about, InstanceTransfer | Disclosure)
+            else _NOT_STATED
         )
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
