@@ -22,7 +22,7 @@ from dicomnode.cli.status import status
 from dicomnode.cli.store import store
 from dicomnode.cli.support import support_bundle
 from dicomnode.cli.terminal import out, stop_with
-from dicomnode.cli.train import export, train
+from dicomnode.cli.train import card, export, train
 from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
@@ -37,7 +37,7 @@ _COMMANDS = {
     "Run": (demo, init, check, serve, analyze),
     "Look": (status, why, conformance),
     "Repair": (echo, send),
-    "Model": (train, export, evaluate, compare, explain),
+    "Model": (train, export, card, evaluate, compare, explain),
 }
 for panel, commands in _COMMANDS.items():
     for command in commands:

@@ -169,6 +169,22 @@ def test_a_repair_of_the_character_set_is_told() -> None:
     assert read_radiograph(encode(build("cr", rows=8, columns=8))).header.repairs == ()
 
 
+@pytest.mark.parametrize(
+    ("keyword", "raw", "what"),
+    [
+        ("StudyDate", b"2024.02.29", "brought into the form of the standard"),
+        ("PatientSex", b"m", "brought into the form of the standard"),
+        ("PatientBirthDate", b"unknown", "left out, since it is not of the form of the standard"),
+        ("PatientOrientation", b"L", "left out, since it is not of the form of the standard"),
+        ("WindowCenter", rb"1\2", "left out, since it is not of the form of the standard"),
+    ],
+)
+def test_what_is_mended_or_left_out_is_told(keyword: str, raw: bytes, what: str) -> None:
+    assert [(repair.attribute, repair.what) for repair in header_of(sent(**{keyword: raw})).repairs] == [
+        (keyword, what)
+    ]
+
+
 def test_pixel_data_comes_as_it_was_sent() -> None:
     ds = build("cr", rows=8, columns=8)
     assert read_radiograph(encode(ds)).pixel_data == ds.PixelData

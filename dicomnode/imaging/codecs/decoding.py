@@ -22,7 +22,7 @@ from dicomnode.imaging.codecs.codestream import RGB, YBR, FrameHeader, read_code
 from dicomnode.imaging.codecs.encapsulation import single_frame
 from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
 from dicomnode.imaging.colour import is_grey, luminance
-from dicomnode.imaging.representation import Encoding, Reading, is_smooth, settle
+from dicomnode.imaging.representation import BitField, SampleEncoding, is_smooth, settle
 
 if TYPE_CHECKING:
     from dicomnode.imaging.codecs.child import Encoded
@@ -113,7 +113,7 @@ class _Samples:
     """Samples as they were encoded, (rows, columns[, 3]); `colours`: "RGB" or "YBR", as the frame or the tags say."""
 
     values: StoredArray
-    encoding: Encoding
+    encoding: SampleEncoding
     colours: str
 
 
@@ -171,7 +171,7 @@ def decode(radiograph: Radiograph, layout: PixelLayout, codecs: CodecProcess) ->
 
 
 def _one_component(tags: GreyscaleTags, samples: _Samples, layout: PixelLayout) -> Decoded:
-    tagged = Reading(low=layout.high_bit + 1 - layout.bits_stored, bits=layout.bits_stored, signed=layout.signed)
+    tagged = BitField(low=layout.high_bit + 1 - layout.bits_stored, bits=layout.bits_stored, signed=layout.signed)
     if layout.photometric == _PALETTE:
         # Numbers of colours are next to each other as the palette has them, and no grey scale.
         return Decoded(stored=_palette_luminance(tags, tagged.of(samples.values), layout), layout=layout)
@@ -192,7 +192,7 @@ def _native(tags: PixelTags, data: bytes, layout: PixelLayout) -> _Samples:
     if found.size < wanted:
         raise UndecodablePixels(f"Pixel Data holds {found.size} samples, and Rows and Columns ask for {wanted}")
     samples = np.asarray(found[:wanted], dtype=dtype.newbyteorder("<"))
-    encoding = Encoding(precision=layout.bits_allocated, signed=None, lossless=True)
+    encoding = SampleEncoding(precision=layout.bits_allocated, signed=None, lossless=True)
     return _Samples(values=_arranged(tags, samples, layout), encoding=encoding, colours=_tagged_colours(layout))
 
 
@@ -232,7 +232,7 @@ def _compressed(data: bytes, layout: PixelLayout, codecs: CodecProcess) -> _Samp
     }
     return _Samples(
         values=codecs.decode(encoded, codestream.frame),
-        encoding=Encoding(
+        encoding=SampleEncoding(
             precision=precision,
             signed=None if header is None else header.signed,
             lossless=layout.transfer_syntax in _LOSSLESS,
