@@ -56,8 +56,12 @@ def train(
     check_folds(run.labels, run.folds, run.outputs)
     spread = spread_over_devices()
     run.claim_folder(spread)
-    if not any(run.records(fold) for fold in range(config.train.folds)) and spread.is_first:
-        _check_export(run, backend)
+    if not any(run.records(fold) for fold in range(config.train.folds)):
+        if spread.process_count > 1:
+            # The other hosts would wait for the first one, and give up.
+            log.info("to try beforehand what export needs: cxrnode export %s --check", out)
+        else:
+            _check_export(run, backend)
     network = build_network(run, spread)
     with report_run(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
