@@ -115,7 +115,14 @@ def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
     Raises: ConfigurationError when an evaluation is of another model; BundleInvalid.
     """
     from dicomnode.bundle.reader import CARD, MANIFEST, MODEL, file_sha256, open_bundle
-    from modeling.card_evaluations import evaluation_sections, read_evaluation, require_same_model, with_sections
+    from modeling.card_evaluations import (
+        MAPS_UNMEASURED,
+        evaluation_sections,
+        measure_maps,
+        read_evaluation,
+        require_same_model,
+        with_sections,
+    )
     from modeling.export import manifest_text
     from modeling.files import write_durably
 
@@ -123,6 +130,8 @@ def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
     stored = [read_evaluation(folder) for folder in evaluations]
     require_same_model(stored, manifest.files[MODEL])
     card = with_sections((bundle / CARD).read_text(encoding="utf-8"), evaluation_sections(stored))
+    if measure_maps(stored):
+        card = card.replace(MAPS_UNMEASURED, "")
     write_durably(bundle / CARD, card.encode())
     changed = manifest.model_copy(update={"files": manifest.files | {CARD: file_sha256(bundle / CARD)}})
     write_durably(bundle / MANIFEST, manifest_text(changed).encode())
