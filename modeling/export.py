@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dicomnode.bundle.manifest import CodeEntry, GateSpec, LabelEntry, Manifest, Provenance, ScoreReference
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
@@ -29,7 +30,6 @@ from modeling.gate_check import measure_gate
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
 from modeling.out_of_fold import OutOfFoldReport, build_report, history_of, overfitting_of, store_out_of_fold
-from modeling.phantom import chest_phantom
 from modeling.recipe_comparison import HeldOut, compared
 from modeling.run import Run
 from modeling.training_images import TRAINING_IMAGES, write_training_images
@@ -179,7 +179,9 @@ def _parity_images(run: Run) -> FloatArray:
 def _write_golden(run: Run, folder: Path) -> None:
     """Store drawn chests with the graph's outputs; a bundle that gives others is damaged or wrongly computed."""
     random, spec = np.random.default_rng(run.config.train.seed), run.config.input
-    drawn = [preprocess(chest_phantom(2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)]
+    drawn = [
+        preprocess(draw_chest(2 * spec.source_side, 2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)
+    ]
     images = np.stack(drawn)[..., np.newaxis]
     with (folder / GOLDEN).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, image=images, **run_graph(folder / MODEL, images))

@@ -106,7 +106,7 @@ def _complain(report: Sequence[SentFile]) -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(caption="* present, ? undetermined at its operating point", caption_justify="left")
+    table = Table(caption="* above its threshold, ? undetermined", caption_justify="left")
     table.add_column("study", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("abnormal", no_wrap=True)

@@ -74,11 +74,13 @@ def explain(
     finding: Annotated[
         list[str] | None,
         typer.Option(
-            "--finding", metavar="NAME|all", help="Draw these findings instead of those present. May be repeated."
+            "--finding",
+            metavar="NAME|all",
+            help="Draw these findings instead of those above threshold. May be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Write one Grad-CAM overlay per finding and image as PNG: of those present, or else of the strongest."""
+    """Write one Grad-CAM overlay per finding and image as PNG: of those above threshold, else of the strongest."""
     settings = settings_from(config, bundle=bundle)
     opened = open_bundle(settings.inference.bundle or default_bundle())
     asked = _asked(finding or (), opened)

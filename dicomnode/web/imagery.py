@@ -24,9 +24,10 @@ from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.imaging.pixels import render
+from dicomnode.inference.operating import findings_of
 from dicomnode.results.body import BoolArray, body_mask, onto
 from dicomnode.results.overlay import heat_colours
-from dicomnode.results.presentation import heat_of
+from dicomnode.results.presentation import Note, heat_of, notes_on, orientation_of, with_heat
 
 _LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600
 _KEPT = 12
@@ -40,7 +41,9 @@ Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 class Look:
     """One image as it is shown.
 
-    `png` is empty where it cannot be decoded; `maps` by label, if the model read it; `body`: where heat may be.
+    `png` is empty where it cannot be decoded. `maps` by label: of what has heat by the rules of
+    `dicomnode.results.presentation`, none where the model did not read the image. `body`: where heat may be. `notes`:
+    what to know of the image.
     """
 
     png: bytes
@@ -48,6 +51,7 @@ class Look:
     columns: int
     maps: Mapping[str, FloatArray]
     body: BoolArray
+    notes: tuple[Note, ...]
     may_name_patient: bool
 
 
@@ -83,21 +87,37 @@ class Gallery:
             annotated = header.burned_in_annotation
             named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
             if isinstance(examined, AnalysedImage):
-                pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
+                pixels = examined.frame.pixels
             else:
-                pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
+                pixels = render(dataset, instance.ref, self._pipeline.pixels).pixels
         except (UnreadableObject, UndecodablePixels):
-            return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, may_name_patient=False)
+            return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
+        body = body_mask(pixels) if isinstance(examined, AnalysedImage) else _NOWHERE
         shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
         rows, columns = shown.shape
         return Look(
             png=_png(shown),
             rows=rows,
             columns=columns,
-            maps=maps,
-            body=body_mask(pixels) if maps else _NOWHERE,
+            maps=self._maps(examined, body) if isinstance(examined, AnalysedImage) else {},
+            body=body,
+            notes=_notes(examined) if isinstance(examined, AnalysedImage) else (),
             may_name_patient=named,
         )
+
+    def _maps(self, examined: AnalysedImage, body: BoolArray) -> dict[str, FloatArray]:
+        """Return the maps of what has heat on the body."""
+        scores, point = examined.reading.scores, self._pipeline.operating_point
+        abnormality, *findings = findings_of(scores, self._pipeline.manifest, point)
+        labels = {finding.label for finding in with_heat(abnormality, findings)}
+        maps = {one.label: one.values for one in examined.reading.saliency if one.label in labels}
+        return {label: values for label, values in maps.items() if heat_of(values, body.shape, body) is not None}
+
+
+def _notes(examined: AnalysedImage) -> tuple[Note, ...]:
+    """Return what to know of an image; the answer's summary says whether it is unusual."""
+    orientation = orientation_of(examined.frame, examined.context)
+    return notes_on(examined.frame, orientation, is_unusual=False)
 
 
 def heat_png(look: Look, label: str) -> bytes | None:

@@ -119,22 +119,22 @@ def test_a_statement_holds_probability_meaning_threshold_and_likelihood() -> Non
 def test_what_is_known_of_left_and_right_is_said(
     orientation: tuple[str, str] | None, text: str, is_warning: bool
 ) -> None:
-    (note,) = notes_on(FRAME, assessment(REF), orientation)
+    (note,) = notes_on(FRAME, orientation, is_unusual=False)
     assert (note.text, note.is_warning) == (text, is_warning)
 
 
 def test_sides_that_are_not_verified_are_a_warning_whatever_the_image_states() -> None:
-    (note,) = notes_on(replace(FRAME, left_right_verified=False), assessment(REF), ("L", "F"))
+    (note,) = notes_on(replace(FRAME, left_right_verified=False), ("L", "F"), is_unusual=False)
     assert note.text.startswith("Left and right are not verified")
     assert note.is_warning
 
 
 def test_an_unusual_or_repaired_image_is_a_warning_and_warnings_come_first() -> None:
     turned = frame(REF, FRAME.pixels, turns=1, inverted=True)
-    notes = notes_on(turned, replace(assessment(REF), is_unusual=True), None)
+    notes = notes_on(turned, None, is_unusual=True)
     assert [note.is_warning for note in notes] == [True, True, True, False]
     assert notes[0].text == UNUSUAL
-    assert notes_on(FRAME, assessment(REF), None, is_stated=False) == ()
+    assert notes_on(FRAME, None, is_unusual=False, is_stated=False) == ()
 
 
 def test_heat_is_stretched_on_the_body_and_is_0_elsewhere() -> None:
