@@ -20,6 +20,7 @@ _FLAT, _BLANK_FLAT = 0.05, 0.02
 _BLANK = 0.97
 _WHOLE_EDGE = 0.8
 _STRIP = 15
+_SMOOTH = 1.5
 _ALLOWED_HOLE = 0.01
 _LEAST_BODY = 0.1
 
@@ -51,7 +52,8 @@ def body_mask(pixels: FloatArray) -> BoolArray:
 
 def onto(mask: BoolArray, shape: tuple[int, ...]) -> FloatArray:
     """Return a mask on a grid of another shape: 1 well inside, falling to 0 at its border and 0 outside."""
-    larger = cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    smooth = mask.astype(np.float32) if mask.all() else cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _SMOOTH)
+    larger = cv2.resize(smooth, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
     return np.asarray(np.clip(2 * larger - 1, 0.0, 1.0), dtype=np.float32)
 
 
