@@ -1,6 +1,6 @@
-"""A Structured Report as a tree of words, for a template.
+"""The page of one study: patient, images with findings and heatmaps, results, deliveries, and the history.
 
-One study: whom it is of, what was said of it, the pictures, the results, and everything that happened.
+The Structured Report is shown as a tree of its content items, which `read_report` makes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.summary import ImageSummary, StudySummary
 from dicomnode.results.presentation import UNUSUAL, Note
@@ -34,7 +35,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One content item: what it is, what it says, and what belongs to it."""
+    """One content item: its concept name, its value, and the items below it."""
 
     name: str
     value: str
@@ -53,7 +54,7 @@ def _item(ds: Dataset, depth: int) -> Item:
 
 def _items(ds: Dataset, depth: int) -> Iterator[Item]:
     for entry in items(ds, "ContentSequence"):
-        # Outlines of the whole image are for viewers that need a place to draw at.
+        # The report has outlines of whole images for viewers that need coordinates; here they would tell nothing.
         if text(entry, "ValueType") not in ("SCOORD", ""):
             yield _item(entry, depth)
 
@@ -106,7 +107,10 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was found in it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map.
+
+    `evidence`: which attribute of the image said what, such as view and body part.
+    """
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
@@ -118,6 +122,7 @@ class ShownImage:
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
+    evidence: tuple[Evidence, ...]
 
 
 async def study(request: Request) -> Response:
@@ -131,20 +136,20 @@ async def study(request: Request) -> Response:
 
 
 async def radiograph(request: Request) -> Response:
-    """Answer with an image as a picture."""
+    """Answer with an image as PNG."""
     look = await _look_of(request)
     return _picture(look.png or None)
 
 
 async def heat(request: Request) -> Response:
-    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
+    """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
     context, look = site_of(request).context, await _look_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
-    """Answer with a Secondary Capture of the study as a picture."""
+    """Answer with a Secondary Capture of the study as PNG."""
     context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
@@ -190,12 +195,13 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
         "patient": _patient(context, images, results) if shows else None,
+        "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
 def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
-    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+    """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
     analysed = [uid for uid in uids if uid in said]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
@@ -228,6 +234,7 @@ def _shown(
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
+        evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
         heat=asked if asked in labels else first_to_show(bars, labels),
     )
@@ -243,7 +250,7 @@ def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
 def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
         return context.gallery.look(image.instance)
-    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+    except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
@@ -287,7 +294,7 @@ def _mark(kind: EventKind) -> str:
 
 
 def _step(value: str) -> int:
-    """Return an opacity in tenths."""
+    """Return an opacity in tenths, from its percentage in the address."""
     return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 

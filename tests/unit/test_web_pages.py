@@ -34,6 +34,13 @@ def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None
     is_whole(Page(answer.text))
 
 
+def test_a_study_says_which_attribute_decided_on_view_and_body_part(web: Web) -> None:
+    analysed = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r"<dt>view</dt><dd>\w+ <span class=\"quiet\">View Position</span></dd>", analysed)
+    rejected = web.client.get(f"/studies/{HAND}").text
+    assert re.search(r"<dt>body part</dt><dd>[^<]+ <span class=\"quiet\">Body Part Examined</span></dd>", rejected)
+
+
 def test_a_former_address_leads_to_the_present_one(web: Web) -> None:
     answer = web.client.get("/letters?x=1", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (308, "/problems?x=1")
