@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from lxml import etree
 
-from dicomnode.audit.message import Endpoint, AuditPatient, Reporter, write_message
+from dicomnode.audit.message import AuditPatient, Endpoint, Reporter, write_message
 from dicomnode.audit.syslog import syslog_line
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 
