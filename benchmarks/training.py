@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.bench import Bench, apart, seconds
 from benchmarks.table import Goal, Row
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.domain.frame import FloatArray
-from modeling.phantom import chest_phantom
 from modeling.pixel_store import EncodedImages, stored_pixels
 from modeling.preparation.dataset import tf_dataset
 from modeling.preparation.records import FINDINGS, Record, encode_record, read_records
@@ -120,16 +120,16 @@ def _idle(config: "TrainingConfig") -> "keras.Model":
 def drawn_run(recipe: str, batch_size: int, images: int) -> "Run":
     """Return a run of a recipe, which stays as it is but for the batch and the precision, on drawn images."""
     from benchmarks.recipes import changed
+    from dicomnode.bundle.phantom import draw_chest
     from modeling.config import Sources, read_config
     from modeling.nih import LABELS, Radiographs
-    from modeling.phantom import chest_phantom
     from modeling.run import Run
 
     written = read_config(RECIPES / f"{recipe}.toml")
     model = {"weights": "random", "trainable_fraction": 1.0} if hasattr(written.model, "weights") else {}
     config = changed(written, model=model, train={"batch_size": batch_size, "precision": "float32"})
     random, side = np.random.default_rng(0), config.input.source_side
-    chests = np.stack([(255 * chest_phantom(side, random)).astype(np.uint8) for _ in range(_DRAWN)])
+    chests = np.stack([(255 * draw_chest(side, side, random)).astype(np.uint8) for _ in range(_DRAWN)])
     radiographs = Radiographs(
         names=tuple(map(str, range(images))),
         pixels=chests[np.arange(images) % _DRAWN],
@@ -264,7 +264,7 @@ def _written(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]:
 
     folder.mkdir()
     random = np.random.default_rng(0)
-    chests = [(255 * chest_phantom(SIDE, random)).astype(np.uint8) for _ in range(_DRAWN)]
+    chests = [(255 * draw_chest(SIDE, SIDE, random)).astype(np.uint8) for _ in range(_DRAWN)]
     encoded = [cv2.imencode(suffix, chest)[1].tobytes() for chest in chests]
     records, plain = [], []
     for first in range(0, RECORDED_IMAGES, IMAGES_PER_FILE):

@@ -175,6 +175,9 @@ class Node:
         """Log what an operator may not have meant."""
         if exposure := exposed_to_others(self._settings.store.path):
             log.warning("store-exposed", extra={"cause": exposure})
+        http = self._settings.http
+        if self._web is not None and not http.is_local and http.certificate is None and not http.proxy_user_header:
+            log.warning("page-unencrypted", extra={"page": self._web.url})
         destinations = self._settings.delivery.destinations
         if not destinations:
             log.warning("no-destination", extra={"results_stay_in": str(Path(self._settings.store.path).resolve())})

@@ -5,10 +5,10 @@ nothing is accepted and ignored.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -313,13 +313,13 @@ class TrainingConfig(_Section):
     tracking: TrackingSection = TrackingSection()
 
 
-def read_config(path: Path) -> TrainingConfig:
-    """Read a training configuration.
+def read_config(path: Path, changes: Sequence[str] = ()) -> TrainingConfig:
+    """Read a training configuration, with settings changed by `section.key=value`; values are TOML or plain words.
 
     Raises: ConfigurationError, naming the key that is wrong.
     """
     try:
-        return TrainingConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TrainingConfig.model_validate(_changed(tomllib.loads(path.read_text(encoding="utf-8")), changes))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -327,6 +327,27 @@ def read_config(path: Path) -> TrainingConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigurationError(f"{path}: {'.'.join(_keys(first['loc']))}: {first['msg']}") from error
+
+
+def _changed(sections: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Return the sections with every change; whether a key exists is judged with the rest of the configuration."""
+    for change in changes:
+        name, equals, text = change.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not section or not key or "." in key:
+            raise ConfigurationError(f"--set wants section.key=value, not {change!r}")
+        if not isinstance(sections.setdefault(section, {}), dict):
+            raise ConfigurationError(f"--set {change}: {section} is no section")
+        sections[section] = {**sections[section], key: _value(text.strip())}
+    return sections
+
+
+def _value(text: str) -> Any:
+    """Return a TOML value (number, true, string, list), or the text itself where it is none, such as a word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _keys(location: tuple[int | str, ...]) -> Iterator[str]:

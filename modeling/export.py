@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dicomnode.bundle.manifest import CodeEntry, GateSpec, LabelEntry, Manifest, Provenance, ScoreReference
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
@@ -18,6 +19,7 @@ from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
 from modeling.calibration import DERIVED_ON, fit_calibration, operating_points, probabilities, with_frequency
 from modeling.card import CardFacts, Parity, write_card
+from modeling.card_evaluations import StoredEvaluation
 from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
 from modeling.evaluation.assess import measurable
@@ -27,10 +29,10 @@ from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
-from modeling.out_of_fold import OutOfFoldReport, build_report, store_out_of_fold
-from modeling.phantom import chest_phantom
+from modeling.out_of_fold import OutOfFoldReport, build_report, history_of, overfitting_of, store_out_of_fold
 from modeling.recipe_comparison import HeldOut, compared
 from modeling.run import Run
+from modeling.training_images import TRAINING_IMAGES, write_training_images
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,18 @@ PARITY_IMAGES = 32
 CURVE_ROUNDS = 1000
 
 
-def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence[HeldOut] = ()) -> Manifest:
+def export_bundle(
+    run: Run,
+    folder: Path,
+    *,
+    created: datetime,
+    beside: Sequence[HeldOut] = (),
+    evaluations: Sequence[StoredEvaluation] = (),
+) -> Manifest:
     """Write the bundle of a finished run: graph, golden vectors, model card, and last the manifest that names them.
 
-    `beside`: what other recipes reached on the same images, for the card.
+    `beside`: what other recipes reached on the same images, for the card. `evaluations`: of this run's model, likewise;
+    those of another model are left out with a warning.
 
     Raises: CxrNodeError when the written graph does not compute what Keras does.
     """
@@ -68,6 +78,7 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
     write_graph(ensemble, folder / MODEL)
     parity = Parity(onnx=measure_parity(ensemble, folder / MODEL, _parity_images(run)), rounding=rounding)
     _write_golden(run, folder)
+    write_training_images(folder / TRAINING_IMAGES, run.radiographs.names, run.radiographs.pixels)
     known = run.sources.gate_images
     foreign = measure_gate(folder / MODEL, run.config.input, gate.spec, known) if known else ()
     facts = CardFacts(
@@ -81,11 +92,25 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
         parity=parity,
         refitted=refitted,
         comparison=compared(run, judged, beside),
+        history=history_of(run, logits, entries[0], report.confounded),
+        overfitting=overfitting_of(run, network, logits),
+        evaluations=_of_this_model(evaluations, folder / MODEL),
         licences=_licences(run),
         intended_use=INTENDED_USE,
     )
     (folder / CARD).write_text(write_card(facts), encoding="utf-8")
     return _write_manifest(run, entries, gate.spec, folder, created)
+
+
+def _of_this_model(evaluations: Sequence[StoredEvaluation], model: Path) -> tuple[StoredEvaluation, ...]:
+    sha256 = file_sha256(model)
+    for stored in evaluations:
+        if stored.model_sha256 != sha256:
+            log.warning(
+                "%s evaluated another model and is left out of the card; evaluate the bundle, then run `cxrnode card`",
+                stored.folder,
+            )
+    return tuple(stored for stored in evaluations if stored.model_sha256 == sha256)
 
 
 def _licences(run: Run) -> tuple[str, ...]:
@@ -154,7 +179,9 @@ def _parity_images(run: Run) -> FloatArray:
 def _write_golden(run: Run, folder: Path) -> None:
     """Store drawn chests with the graph's outputs; a bundle that gives others is damaged or wrongly computed."""
     random, spec = np.random.default_rng(run.config.train.seed), run.config.input
-    drawn = [preprocess(chest_phantom(2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)]
+    drawn = [
+        preprocess(draw_chest(2 * spec.source_side, 2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)
+    ]
     images = np.stack(drawn)[..., np.newaxis]
     with (folder / GOLDEN).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, image=images, **run_graph(folder / MODEL, images))
@@ -185,7 +212,7 @@ def _write_manifest(
             recipe=config.model_dump_json(exclude={"bundle", "input", "tracking"}),
             licences=LICENCES,
         ),
-        files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD)},
+        files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD, TRAINING_IMAGES)},
     )
     (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return manifest

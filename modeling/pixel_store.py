@@ -75,6 +75,12 @@ def stored_pixels(images: EncodedImages, spec: InputSpec, cache: Path | None) ->
         raise ConfigurationError(f"{error.filename or cache}: {error.strerror or error}") from error
 
 
+def standardised(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Return (source_side, source_side) pixels of a grey image, as training stores them."""
+    stored = spec.model_copy(update={"side": spec.source_side})
+    return np.asarray(np.rint(preprocess(image.astype(np.float32) / 255.0, stored) * 255.0), dtype=np.uint8)
+
+
 def _kept(cache: Path, shape: tuple[int, int, int], identity: str) -> tuple[PixelStore, Sides] | None:
     """Return the pixels that an earlier call wrote of the same images, if the file is complete."""
     try:
@@ -110,14 +116,13 @@ def _written(
 
 def _fill(pixels: PixelStore, images: EncodedImages, spec: InputSpec) -> Sides:
     """Decode and standardise every image into its row, in threads: the decoders release the interpreter's lock."""
-    stored = spec.model_copy(update={"side": spec.source_side})
 
     def fill(row: int, encoded: bytes | str) -> tuple[int, int] | str:
         image = encoded if isinstance(encoded, str) else decoded(encoded)
         if isinstance(image, str):
             return image
         if min(image.shape) >= images.least_side:
-            pixels[row] = np.rint(preprocess(image.astype(np.float32) / 255.0, stored) * 255.0)
+            pixels[row] = standardised(image, spec)
         return image.shape[0], image.shape[1]
 
     found: list[tuple[int, int] | str] = []

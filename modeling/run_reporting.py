@@ -9,9 +9,11 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from dicomnode.bundle.reader import CARD, open_bundle
+from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.config import TrackingSection
+from modeling.evaluation import predictions
+from modeling.evaluation.plots import save_roc
 from modeling.files import write_durably
 from modeling.network import Network
 from modeling.run import Run
@@ -43,8 +45,11 @@ class RunReporter:
     def finish(self, bundle: Path | None) -> None:
         """Report the end of the run, and the results of its bundle if it was exported."""
         metrics, files = {}, [self._folder / name for name in (HISTORY_CSV, HISTORY_JSON, CURVES, SUMMARY)]
+        if (self._folder / predictions.FILE).is_file():
+            held_out = predictions.read_predictions(self._folder)
+            files += [self._folder / predictions.FILE, save_roc(self._folder / ROC, held_out)]
         if bundle is not None:
-            files.append(bundle / CARD)
+            files.append(bundle)
             labels = open_bundle(bundle).manifest.labels
             metrics = {f"auc/{label.name}": label.auc for label in labels if label.auc is not None}
         self._tracker.finish(metrics, files)
@@ -85,6 +90,7 @@ def report_run(run: Run, network: Network, *, folds: Sequence[int] | None = None
         tracker.stop()
 
 
+ROC = "roc.png"
 INSTALL = "pip install 'cxrnode[mlflow]'"
 
 

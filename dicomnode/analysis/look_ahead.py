@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dicomnode.analysis.pipeline import Examination, Examined, Pipeline
+from dicomnode.analysis.examination import AnalysedImage, Examination
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.answer import StudyAnswer, Wanted
 from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import StoredInstance
@@ -162,4 +163,4 @@ class LookAhead:
 
 
 def _frame_bytes(examination: Examination) -> int:
-    return examination.frame.pixels.nbytes if isinstance(examination, Examined) else 0
+    return examination.frame.pixels.nbytes if isinstance(examination, AnalysedImage) else 0

@@ -1,22 +1,33 @@
 """The answer to a study: instances in, result instances and rejections out. Pure: no network, no store, no clock."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dicomnode import __version__
+from dicomnode.analysis.examination import (
+    AnalysedImage,
+    Examination,
+    FailedImage,
+    ReadImage,
+    RejectedImage,
+    SettledImage,
+    reject,
+    settle,
+)
 from dicomnode.bundle.manifest import Manifest
 from dicomnode.dicom.header import header_of
 from dicomnode.dicom.reader import read_and_repair
-from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, Stage, StudyAnswer, Wanted
-from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
+from dicomnode.domain.answer import RejectionReason, ResultInstance, ResultKind, Stage, StudyAnswer, Wanted
+from dicomnode.domain.errors import Transient, UndecodablePixels, UnreadableObject
 from dicomnode.domain.finding import Assessment, ModelIdentity
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import digest_of
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
-from dicomnode.imaging.eligibility import Ineligible, judge
+from dicomnode.imaging.eligibility import Ineligible, evidence_of, judge
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import findings_of
@@ -28,43 +39,20 @@ from dicomnode.results.sr import write_not_analysed, write_report
 from dicomnode.results.summary import summarise
 from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
-    """An image the model has read: where it came from, the frame that was read, and what the model gave.
-
-    It says nothing of its study and of the time, so it may be made before the study is complete. `seconds`: how long
-    that took.
-    """
-
-    instance: StoredInstance
-    context: SourceContext
-    frame: Frame
-    reading: Reading
-    seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
+_SAYS_NOTHING_AGAINST_AN_IMAGE = (Transient, OSError, MemoryError)
+_NEVER_REPORTED = frozenset({RejectionReason.OWN_RESULT, RejectionReason.PATIENT_MISMATCH})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assessed:
+class AssessedImage:
     """An image the model has read, with what that means at the operating point."""
 
     instance: StoredInstance
     context: SourceContext
     frame: Frame
     assessment: Assessment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotAssessed:
-    """An image that was not analysed; its context is None when it could not even be read."""
-
-    instance: StoredInstance
-    context: SourceContext | None
-    rejection: Rejection
-    seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
-
-
-Examination = Examined | NotAssessed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,60 +81,87 @@ class Pipeline:
 
         What is wrong with an object is a rejection, not an error. Raises: whatever `bytes_of` raises.
         """
-        examined = [self.examine(instance, bytes_of(instance)) for instance in job.instances]
-        return self.conclude(job, examined, now, wanted)
+        examinations = [self.examine(instance, bytes_of(instance)) for instance in job.instances]
+        return self.conclude(job, examinations, now, wanted)
 
     def conclude(
         self, job: Job, examinations: Sequence[Examination], now: datetime, wanted: Sequence[Wanted]
     ) -> StudyAnswer:
-        """Answer one version of a study from the examinations of its instances, in their order."""
-        assessed = [self._assess(one, now) for one in examinations if isinstance(one, Examined)]
-        rejected = [one for one in examinations if isinstance(one, NotAssessed)]
+        """Answer one version of a study from the examinations of its instances, in their order.
+
+        Raises: the error of the first image, when the examination of every image ended in one.
+        """
         begun = self.timer()
-        results = tuple(
-            replace(result, prefix=want.series_description_prefix)
-            for want in wanted
-            for result in self._write(job, assessed, rejected, now, want)
-        )
+        images, results = self._write_what_can_be(job, settle(examinations), now, wanted)
+        assessments = [self._assess(one, now).assessment for one in images if isinstance(one, AnalysedImage)]
+        rejections = tuple(one.rejection for one in images if isinstance(one, RejectedImage))
+        evidence = {one.instance.ref.sop_instance: one.evidence for one in images}
         return StudyAnswer(
             results=results,
-            rejections=tuple(outcome.rejection for outcome in rejected),
-            summary=summarise(job.study, [one.assessment for one in assessed], [one.rejection for one in rejected]),
-            analysed=tuple(one.instance.ref.sop_instance for one in assessed),
-            subjects=frozenset(one.context.subject for one in examinations if one.context is not None),
+            rejections=rejections,
+            summary=summarise(job.study, assessments, rejections, evidence),
+            analysed=tuple(assessment.source.sop_instance for assessment in assessments),
+            subjects=frozenset(one.context.subject for one in images if one.context is not None),
             seconds=_together(examinations) | {Stage.ENCODE: self.timer() - begun},
         )
 
     def examine(self, instance: StoredInstance, part10: bytes) -> Examination:
-        """Take one instance through both gates: tags, then pixels."""
-        begun = self.timer()
-        looked = self._read(instance, part10)
-        decoded = self.timer()
-        if isinstance(looked, NotAssessed):
-            return replace(looked, seconds={Stage.DECODE: decoded - begun})
-        context, frame = looked
-        frame, reading, seen = self._look(frame)
-        seconds = {Stage.DECODE: decoded - begun, Stage.INFER: self.timer() - decoded}
-        if not isinstance(seen, Typical):
-            return replace(_rejected(instance, context, *_why_not(seen)), seconds=seconds)
-        return Examined(instance=instance, context=context, frame=frame, reading=reading, seconds=seconds)
+        """Take one instance through both gates: its header, then its pixels.
 
-    def _read(self, instance: StoredInstance, part10: bytes) -> tuple[SourceContext, Frame] | NotAssessed:
-        """Judge an instance by its tags and return its frame."""
-        context = None
+        An error that nobody foresaw is part of the examination, so that the other images of the study are answered.
+        Raises: Transient, OSError, MemoryError, which say nothing against the image.
+        """
+        begun = self.timer()
+        try:
+            return self._examine(instance, part10)
+        except _SAYS_NOTHING_AGAINST_AN_IMAGE:
+            raise
+        except Exception as error:  # noqa: BLE001 whatever an image is, it must not spoil its study
+            return FailedImage(instance=instance, error=error, seconds={Stage.DECODE: self.timer() - begun})
+
+    def _examine(self, instance: StoredInstance, part10: bytes) -> Examination:
+        begun = self.timer()
+        read = self._read(instance, part10)
+        decoded = self.timer()
+        if isinstance(read, RejectedImage):
+            return replace(read, seconds={Stage.DECODE: decoded - begun})
+        image, frame = read
+        frame, reading, verdict = self._look(frame)
+        analysed = AnalysedImage(
+            instance=instance,
+            header=image.header,
+            context=image.context,
+            frame=frame,
+            reading=reading,
+            evidence=image.evidence,
+            seconds={Stage.DECODE: decoded - begun, Stage.INFER: self.timer() - decoded},
+        )
+        return analysed if isinstance(verdict, Typical) else reject(analysed, *_why_not(verdict))
+
+    def _read(self, instance: StoredInstance, part10: bytes) -> tuple[ReadImage, Frame] | RejectedImage:
+        """Judge an instance by its header and return its frame."""
+        known: StoredInstance | ReadImage = instance
         try:
             dataset, repairs = read_and_repair(part10)
             header = header_of(dataset, repairs)
-            context = SourceContext.of(header)
+            if header.ref != instance.ref:
+                # Two readers of the same bytes would file it differently: results could go to another study.
+                detail = "the identifiers in the object are not those under which it was received"
+                return reject(instance, RejectionReason.UNREADABLE, detail)
+            known = ReadImage(
+                instance=instance,
+                header=header,
+                context=SourceContext.of(header),
+                evidence=evidence_of(header),
+            )
             verdict = judge(header, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
             if isinstance(verdict, Ineligible):
-                return _rejected(instance, context, verdict.reason, verdict.detail)
-            frame = render(dataset, instance.ref, self.pixels)
+                return reject(known, verdict.reason, verdict.detail)
+            return known, render(dataset, instance.ref, self.pixels)
         except UnreadableObject as error:
-            return _rejected(instance, context, RejectionReason.UNREADABLE, str(error))
+            return reject(known, RejectionReason.UNREADABLE, str(error))
         except UndecodablePixels as error:
-            return _rejected(instance, context, RejectionReason.CORRUPT_PIXELS, str(error))
-        return context, frame
+            return reject(known, RejectionReason.CORRUPT_PIXELS, str(error))
 
     def _look(self, frame: Frame) -> tuple[Frame, Reading, GateVerdict]:
         """Run the model and the pixel gate; an image that is certainly turned or inverted is righted once."""
@@ -158,7 +173,7 @@ class Pipeline:
             verdict = judge_pixels(reading, self.manifest.gate)
         return frame, reading, verdict
 
-    def _assess(self, one: Examined, now: datetime) -> Assessed:
+    def _assess(self, one: AnalysedImage, now: datetime) -> AssessedImage:
         abnormality, *findings = findings_of(one.reading.scores, self.manifest, self.operating_point)
         assessment = Assessment(
             source=one.instance.ref,
@@ -168,10 +183,59 @@ class Pipeline:
             saliency=one.reading.saliency,
             assessed_at=now,
         )
-        return Assessed(instance=one.instance, context=one.context, frame=one.frame, assessment=assessment)
+        return AssessedImage(instance=one.instance, context=one.context, frame=one.frame, assessment=assessment)
+
+    def _write_what_can_be(
+        self, job: Job, images: Sequence[SettledImage], now: datetime, wanted: Sequence[Wanted]
+    ) -> tuple[Sequence[SettledImage], tuple[ResultInstance, ...]]:
+        """Write the results; where that fails, reject the images at fault and write those of the others.
+
+        Raises: the error, when it is no fault of some of the images.
+        """
+        try:
+            return images, self._write_all(job, images, now, wanted)
+        except _SAYS_NOTHING_AGAINST_AN_IMAGE:
+            raise
+        except Exception:
+            settled = [self._reject_unless_writable(job, one, now, wanted) for one in images]
+            analysed = [isinstance(one, AnalysedImage) for one in settled]
+            if not any(analysed) or analysed == [isinstance(one, AnalysedImage) for one in images]:
+                raise
+        return settled, self._write_all(job, settled, now, wanted)
+
+    def _reject_unless_writable(
+        self, job: Job, one: SettledImage, now: datetime, wanted: Sequence[Wanted]
+    ) -> SettledImage:
+        if not isinstance(one, AnalysedImage):
+            return one
+        try:
+            self._write_all(job, [one], now, wanted)
+        except Exception as error:
+            # Whatever an image is, it must not spoil its study.
+            log.exception("image-failed", extra={"sop_instance": one.instance.ref.sop_instance})
+            detail = f"results cannot be written for the image ({type(error).__name__})"
+            return reject(one, RejectionReason.UNREADABLE, detail)
+        return one
+
+    def _write_all(
+        self, job: Job, images: Sequence[SettledImage], now: datetime, wanted: Sequence[Wanted]
+    ) -> tuple[ResultInstance, ...]:
+        """Write every set of results that is wanted."""
+        assessed = [self._assess(one, now) for one in images if isinstance(one, AnalysedImage)]
+        rejections = [one for one in images if isinstance(one, RejectedImage)]
+        return tuple(
+            replace(result, prefix=want.series_description_prefix)
+            for want in wanted
+            for result in self._write(job, assessed, rejections, now, want)
+        )
 
     def _write(
-        self, job: Job, assessed: Sequence[Assessed], rejected: Sequence[NotAssessed], now: datetime, want: Wanted
+        self,
+        job: Job,
+        assessed: Sequence[AssessedImage],
+        rejected: Sequence[RejectedImage],
+        now: datetime,
+        want: Wanted,
     ) -> tuple[ResultInstance, ...]:
         """Write one set of results."""
         if not assessed:
@@ -209,13 +273,14 @@ class Pipeline:
         return (write_report(inputs), *images)
 
     def _write_refusal(
-        self, job: Job, rejected: Sequence[NotAssessed], now: datetime, want: Wanted
+        self, job: Job, rejected: Sequence[RejectedImage], now: datetime, want: Wanted
     ) -> tuple[ResultInstance, ...]:
         """Write the "not analysed" report, if it is asked for.
 
-        The node's own results that came back are no reason for one, or each would bring forth the next.
+        The node's own results that came back are no reason for one, or each would bring forth the next. Nor are images
+        of different patients: a report on them would be filed under one of the patients.
         """
-        foreign = [one for one in rejected if one.rejection.reason is not RejectionReason.OWN_RESULT]
+        foreign = [one for one in rejected if one.rejection.reason not in _NEVER_REPORTED]
         sources = {one.instance.ref.sop_instance: one.context for one in foreign if one.context is not None}
         if not (self.results.report_rejected and sources and ResultKind.STRUCTURED_REPORT in want.outputs):
             return ()
@@ -254,16 +319,6 @@ def _together(examinations: Sequence[Examination]) -> dict[Stage, float]:
         for stage, taken_s in examination.seconds.items():
             spent[stage] = spent.get(stage, 0.0) + taken_s
     return spent
-
-
-def _rejected(
-    instance: StoredInstance, context: SourceContext | None, reason: RejectionReason, detail: str
-) -> NotAssessed:
-    return NotAssessed(
-        instance=instance,
-        context=context,
-        rejection=Rejection(source=instance.ref, reason=reason, detail=detail),
-    )
 
 
 def _why_not(verdict: GateVerdict) -> tuple[RejectionReason, str]:

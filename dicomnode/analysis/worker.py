@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from dicomnode.analysis.look_ahead import PreparedAnswer
-from dicomnode.domain.answer import StudyAnswer, Wanted
+from dicomnode.domain.answer import RejectionReason, StudyAnswer, Wanted
 from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
@@ -170,6 +170,8 @@ class Worker:
                 "destinations": [recipient.name for recipient in route.recipients],
             },
         )
+        if any(rejection.reason is RejectionReason.PATIENT_MISMATCH for rejection in answer.rejections):
+            log.error("patient-mismatch", extra={"study": job.study, "version": job.version})
         if route.unrouted and answer.results:
             log.error(
                 "study-unrouted",

@@ -60,7 +60,7 @@ class Reporter:
 
 
 def write_message(record: AuditRecord, reporter: Reporter, patient: AuditPatient) -> bytes:
-    """Return the message for a record as UTF-8 without an XML declaration; `patient`: of the study it is about, if any."""
+    """Return the message for a record as UTF-8 without an XML declaration; `patient` is that of its study, if any."""
     about = record.about
     if isinstance(about, InstanceTransfer):
         message = _transferred(record, about, reporter, patient)

@@ -9,8 +9,7 @@ from typing import Protocol
 
 from dicomnode.audit.message import AuditPatient, Reporter, write_message
 from dicomnode.audit.syslog import Sink, syslog_line
-from dicomnode.dicom.attributes import text
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import read_header
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.errors import CxrNodeError, Permanent
@@ -152,7 +151,9 @@ class AuditTrail:
 
     def _line(self, record: AuditRecord) -> bytes:
         patient = (
-            self._patient_of(record.about.study) if isinstance(record.about, InstanceTransfer | Disclosure) else _NOT_STATED
+            self._patient_of(record.about.study)
+            if isinstance(record.about, InstanceTransfer | Disclosure)
+            else _NOT_STATED
         )
         xml = write_message(record, self._reporter, patient)
         return syslog_line(xml, number=record.number, at=record.at, host=self._host)
@@ -161,9 +162,9 @@ class AuditTrail:
         """Return the patient of a study, read from an object of it that is still stored."""
         for blob in self._records.blobs_of(study):
             try:
-                ds = read(self._read_blob(blob))
+                patient = read_header(self._read_blob(blob)).patient
             except Permanent:
                 continue
-            if patient_id := text(ds, "PatientID"):
-                return AuditPatient(patient_id=patient_id, name=text(ds, "PatientName"))
+            if patient.patient_id:
+                return AuditPatient(patient_id=patient.patient_id, name=patient.name)
         return _NOT_STATED

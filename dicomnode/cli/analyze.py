@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dicomnode.analysis.loading import load_pipeline
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out, settings_from
-from dicomnode.dicom.reader import read, ref_of
+from dicomnode.dicom.header import read_header
 from dicomnode.domain.answer import ResultKind, StudyAnswer
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.finding import Presence
@@ -84,8 +84,10 @@ def analyze(
 ) -> None:
     """Analyse DICOM files; write reports, heatmaps and summaries to a folder of each study.
 
-    DIR gets summary.csv (a row for each file), summary.json (all studies), and a folder for each study, named after its
-    first file. Exit code 0: at least one image was analysed. 1: none was.
+    DIR gets summary.csv with a row for each file, summary.json with all studies,
+    and a folder for each study, named after its first file.
+
+    Exit code 0: at least one image was analysed. 1: none was.
 
     Example: cxrnode analyze chest.dcm more-studies/ --out results --png
     """
@@ -163,10 +165,10 @@ def _sort(files: Sequence[Path], maximum_bytes: int, now: datetime) -> _Sorted:
 
 def _instance(file: Path, maximum_bytes: int, now: datetime) -> StoredInstance:
     part10 = read_regular_file(file, maximum_bytes)
-    dataset = read(part10)
+    header = read_header(part10)
     return StoredInstance(
-        ref=ref_of(dataset),
-        transfer_syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")),
+        ref=header.ref,
+        transfer_syntax=header.transfer_syntax,
         blob=str(file),
         sha256=hashlib.sha256(part10).hexdigest(),
         size_bytes=len(part10),

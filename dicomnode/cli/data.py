@@ -39,6 +39,14 @@ OfficialSplitOption = Annotated[
     Path | None,
     typer.Option("--official-split", metavar="DIR", help="Folder of train_val_list.txt and test_list.txt."),
 ]
+RandomSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--random-split",
+        metavar="80/5/15",
+        help="Percent of training, validation and test images, by patient, in place of --official-split and --folds.",
+    ),
+]
 BinaryLabelsOption = Annotated[
     list[Path] | None,
     typer.Option("--binary-labels", metavar="TXT", help="Lists of 'NAME 0|1' for the binary head; repeatable."),
@@ -86,8 +94,11 @@ def prepare(
     labels: LabelsOption,
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The records; an unfinished run goes on.")],
     official_split: OfficialSplitOption = None,
+    random_split: RandomSplitOption = None,
     binary_labels: BinaryLabelsOption = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses; by default 5.")
+    ] = None,
     side: Annotated[int, typer.Option("--side", min=32, max=2048, help="Side of the stored squares in pixels.")] = 256,
     min_side: MinSideOption = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="png is lossless.")] = ImageFormat.PNG,
@@ -99,13 +110,18 @@ def prepare(
     """Check images and labels, assign patient-wise folds, and write TFRecords; nothing is dropped in silence."""
     with _training_extra():
         from modeling.preparation.prepare import PreparationRequest
+        from modeling.preparation.splits import parse_shares
+    if random_split is not None and (official_split is not None or folds is not None):
+        raise ConfigurationError("--random-split goes with neither --official-split nor --folds")
+    shares = None if random_split is None else parse_shares(random_split)
     request = PreparationRequest(
         images=images,
         labels=labels,
         out=output,
         official_split=official_split,
+        random_split=shares,
         binary_labels=tuple(binary_labels or ()),
-        folds=folds,
+        folds=shares.folds if shares else folds or 5,
         side=side,
         min_side=min_side,
         image_format=image_format.value,
@@ -139,7 +155,9 @@ def _prepare(request: "PreparationRequest") -> None:
 
 @data.command()
 def summary(
-    source: Annotated[Path, typer.Option("--data", metavar="DIR|CSV", help="Prepared folder, TFRecords, or a table.")],
+    source: Annotated[
+        Path, typer.Option("--data", "--labels", metavar="DIR|CSV", help="Prepared folder, TFRecords, or a table.")
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where PNG and JSON are written.")],
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR|ZIP", help="A table's images, for the sample sheet.")

@@ -1,4 +1,4 @@
-"""`cxrnode demo`: what the node does, on this machine, with studies that belong to nobody."""
+"""`cxrnode demo`: run node, archive and page on this machine, with drawn studies or files of one's own."""
 
 import sys
 import tempfile
@@ -41,7 +41,7 @@ def demo(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the node's page.")] = True,
     bundle: BundleOption = None,
 ) -> None:
-    """Run node and archive on this machine, send studies through, and show what came back; Ctrl-C ends it."""
+    """Run node and archive on this machine, send studies through them, and show the results, until Ctrl-C."""
     for path in paths or ():
         if not path.exists():
             raise ConfigurationError(f"there is no file or folder {path}: name DICOM files, or none for drawn chests")
@@ -61,7 +61,7 @@ def demo(
 
 @contextmanager
 def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Give the store's folder, which is removed at the end, and the one for objects, which stays if asked for."""
+    """Give the folder of the store, which is removed at the end, and that of the objects, which stays with --out."""
     with tempfile.TemporaryDirectory(prefix="cxrnode-demo-") as temporary:
         kept = output or Path(temporary) / "out"
         try:
@@ -106,7 +106,7 @@ def _complain(report: Sequence[SentFile]) -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(caption="* present, ? undetermined at its operating point", caption_justify="left")
+    table = Table(caption="* above its threshold, ? undetermined", caption_justify="left")
     table.add_column("study", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("abnormal", no_wrap=True)
@@ -154,7 +154,7 @@ def _to_open(run: DemoRun, outcomes: Sequence[Outcome]) -> str | None:
 
 
 def _stay(run: DemoRun, page: str | None, browser: bool, ended: threading.Event) -> None:
-    """Open the page, and wait until somebody has seen enough."""
+    """Open the page, and wait for Ctrl-C."""
     if page is not None:
         _say(f"The node's page shows the first result: {page}")
         if browser:

@@ -1,6 +1,6 @@
-"""A configuration for one site: the commented reference, `conf/node.toml`, with the site's answers written into it.
+"""`cxrnode init`: five questions, and a configuration made of the answers.
 
-`cxrnode init`: five questions, and a commented configuration made of the answers.
+The configuration is the commented reference, `conf/node.toml`, with the answers written into it.
 """
 
 import json
@@ -34,7 +34,7 @@ _MARK = "  # this site"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What a site says of itself. Without `pacs` results stay in the store, without `certificate` there is no TLS."""
+    """The answers of a site. Without `pacs`, results stay in the store; without `certificate`, there is no TLS."""
 
     ae_title: str
     port: int
@@ -71,7 +71,7 @@ def configuration(answers: Answers) -> str:
 
 
 def _with_values(lines: Sequence[str], values: Mapping[tuple[str, str], str | int]) -> list[str]:
-    """Put each value on the line that shows its setting, commented out or not, in the section it belongs to."""
+    """Write each value on the line of its setting, which may be commented out, in its section."""
     written, section, missing = [], "", dict(values)
     for line in lines:
         heading, setting = _HEADING.fullmatch(line), _SETTING.fullmatch(line)
@@ -149,7 +149,7 @@ def init(
 
 
 def _answer(question: str, given: str | None, default: str, checked: Callable[[str], T], asks: bool) -> T:
-    """Return an option's value, or ask until an answer is right; without a person the default is the answer."""
+    """Return the value of an option, or ask until an answer is right; with --yes the default is the answer."""
     if given is not None or not asks:
         return checked(default if given is None else given)
     while True:
@@ -201,16 +201,24 @@ def _certificate(text: str, key: Path | None) -> Path | None:
 
 
 def _write(file: Path, text: str) -> None:
+    """Write the configuration, which has no secrets, so that the account of the service can read it under any umask.
+
+    Raises: ConfigurationError.
+    """
     try:
+        made = [folder for folder in file.absolute().parents if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            folder.chmod(0o755)
         file.write_text(text, encoding="utf-8")
+        file.chmod(0o644)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror}; name another file") from error
     out.print(f"{escape(str(file))} is written; every setting is in it, with what it means")
 
 
 def _try(destination: DimseDestination, calling_ae: str) -> None:
-    """Say whether the PACS answers; that it does not is no reason to have no configuration."""
+    """Print whether the PACS answers; the configuration is written in either case."""
     result = scu.echo(destination.destination(), calling_ae=calling_ae, settings=DeliverySettings())
     if result.succeeded:
         out.print(f"{escape(destination.label)} answers C-ECHO in {result.round_trip_ms:.0f} ms")

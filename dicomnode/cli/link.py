@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicomnode.cli.terminal import ConfigOption, PeerArgument, err, escape, out, settings_from
-from dicomnode.domain.delivery import Accepted, Destination, StoreOutcome
+from dicomnode.domain.delivery import Accepted, Destination, Refused, StoreOutcome
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.net.scu import storage as scu
 from dicomnode.net.scu.files import SentFile, send_files
@@ -109,4 +109,7 @@ def _why_not(entry: SentFile) -> str:
 
 
 def _cause(outcome: StoreOutcome) -> str:
-    return "" if isinstance(outcome, Accepted) else outcome.cause
+    if isinstance(outcome, Accepted):
+        return ""
+    comment = outcome.comment if isinstance(outcome, Refused) else ""
+    return f"{outcome.cause} ({comment})" if comment else outcome.cause

@@ -23,7 +23,9 @@ from dicomnode.store.ledger import DeliveryEntry, JobEntry
 from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
 from dicomnode.store.studies import StudyQuery
 
-queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
+queue = typer.Typer(
+    no_args_is_help=True, help="List what waits or failed, with the reason; try it again, give it up, analyse again."
+)
 
 _UNFINISHED_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEAD)
 _PER_PAGE = 500
@@ -94,7 +96,11 @@ def retry(
 ) -> None:
     """Try again now what waits, is dead, or was dropped; a running node takes it up within a second.
 
-    Exit code 0: something is tried again. 1: nothing was in a state to be tried again. 2: there is no such entry.
+    Exit code 0: something is tried again.
+    1: nothing was in a state to be tried again.
+    2: there is no such entry.
+
+    Examples: cxrnode queue retry D34 · cxrnode queue retry --all-dead
     """
     _act(
         entries,
@@ -115,7 +121,9 @@ def drop(
 ) -> None:
     """Give up what waits or is dead; its records stay, and `retry` brings it back.
 
-    Exit code 0: something is given up. 1: nothing was in a state to be given up. 2: there is no such entry.
+    Exit code 0: something is given up.
+    1: nothing was in a state to be given up.
+    2: there is no such entry.
     """
     _act(entries, all_dead, config, store, lambda opened, chosen: opened.ledger.drop(chosen, utc_now()), "dropped")
 
@@ -127,7 +135,7 @@ def reanalyse(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Have finished studies analysed again, by the model and settings of now; what comes out the same is not resent."""
+    """Analyse finished studies again, with the present model and settings; equal results are not sent again."""
     if bool(studies) == all_rejected:
         raise ConfigurationError("name studies by their Study Instance UIDs, or --all-rejected, not both")
     named = [checked_uid(study) for study in studies or ()]

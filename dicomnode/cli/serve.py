@@ -1,4 +1,4 @@
-"""`cxrnode serve`."""
+"""`cxrnode serve`: run the node until SIGTERM or Ctrl-C."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ def serve(
     store: StoreOption = None,
     send_to: Annotated[
         list[str] | None,
-        typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go; may be given several times."),
+        typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go (repeatable)."),
     ] = None,
     bundle: BundleOption = None,
     http: Annotated[
@@ -27,7 +27,12 @@ def serve(
         str | None, typer.Option("--log-format", metavar="auto|json|text", help="Format of the log on standard error.")
     ] = None,
 ) -> None:
-    """Receive studies, analyse them, send the results; SIGTERM or Ctrl-C finishes the work at hand and exits 0."""
+    """Receive studies, analyse them, and send the results, until SIGTERM or Ctrl-C.
+
+    The node then finishes open associations and the study in work, and exits with 0.
+
+    Examples: cxrnode serve --config node.toml · cxrnode serve --send-to PACS@pacs.example.org:104
+    """
     settings = settings_from(
         config,
         store=store,

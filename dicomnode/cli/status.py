@@ -38,8 +38,14 @@ def status(
 ) -> None:
     """Show the state of the node; works beside a running node and without one.
 
-    Exit code 0: the node runs and nothing needs attention. 1: no node runs, a check fails, there are dead letters, a
-    destination is down, a commitment is overdue, or little disk is free. 2: the configuration is wrong.
+    Exit code 0: the node runs, and nothing needs attention.
+
+    1: no node runs, a check fails, there is a dead letter, a destination is down,
+    a commitment is overdue, or little disk is free.
+
+    2: the configuration is wrong.
+
+    Example: cxrnode status --config node.toml --watch
     """
     settings = settings_from(config, store=store)
     with open_beside_node(config, store) as opened:

@@ -1,4 +1,4 @@
-"""`cxrnode store`: whether a store keeps its promise, and what can be done when it does not."""
+"""`cxrnode store`: check that a store is whole, and repair one that is not."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
-from dicomnode.dicom.header import read_radiograph
+from dicomnode.dicom.header import read_header
 from dicomnode.dicom.part10 import read_file_head, read_ref
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.instance import InstanceRef
@@ -19,7 +19,7 @@ from dicomnode.store.engine.lock import StoreLock
 from dicomnode.store.layout import BLOBS, DATABASE, LOCK
 from dicomnode.store.repair import StoreCheck, check_store, opened, rebuild, repair
 
-store = typer.Typer(no_args_is_help=True, help="Whether a store keeps its promise; repair one that does not.")
+store = typer.Typer(no_args_is_help=True, help="Check that a store is whole, and repair one that is not.")
 
 
 @store.callback()
@@ -89,7 +89,7 @@ def _identify(part10: bytes) -> tuple[InstanceRef, str] | None:
     except UnreadableObject:
         return None
     try:
-        own = is_own_result(read_radiograph(part10).header)
+        own = is_own_result(read_header(part10))
     except UnreadableObject:
         own = False
     return None if own else (ref, head.transfer_syntax)

@@ -17,6 +17,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorage
 
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.manifest import LabelEntry, Manifest, read_manifest
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.reader import MANIFEST
 from dicomnode.domain.answer import ResultKind, Wanted
 from dicomnode.domain.finding import ModelIdentity, SaliencyMap, Score
@@ -283,8 +284,7 @@ def _broken(ds: Dataset) -> Dataset:
 
 
 def _add_pixels(ds: Dataset, rows: int, columns: int) -> None:
-    y, x = np.mgrid[0:rows, 0:columns]
-    values = ((y * 7 + x * 3) % 4096).astype("<u2")
+    values = np.round(draw_chest(rows, columns, np.random.default_rng(rows)) * 4095).astype("<u2")
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Rows, ds.Columns = rows, columns
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0

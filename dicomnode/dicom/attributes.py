@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from decimal import InvalidOperation
+from functools import cache
 from typing import Any
 
 from pydicom import Dataset
@@ -20,6 +21,7 @@ from pydicom.datadict import dictionary_VM, tag_for_keyword
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 
 HOSTILE_DATA_RAISES = (
     ArithmeticError,
@@ -79,9 +81,12 @@ def texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
 
     No text of a radiograph may lawfully be as long. Bytes are no text.
     """
+    read = values(ds, keyword)
+    if not read:
+        return ()
     with quiet():
         try:
-            found = (_clean(str(value)) for value in values(ds, keyword) if not isinstance(value, bytes | Dataset))
+            found = (_clean(str(value)) for value in read if not isinstance(value, bytes | Dataset))
             return tuple(entry for entry in found if entry)
         except HOSTILE_DATA_RAISES:
             return ()
@@ -97,7 +102,7 @@ def text(ds: Dataset, keyword: str) -> str:
     found = texts(ds, keyword)
     if not found:
         return ""
-    return "\\".join(found)[:_LONGEST_TEXT] if dictionary_VM(_tag(keyword)) == "1" else found[0]
+    return "\\".join(found)[:_LONGEST_TEXT] if _is_single(keyword) else found[0]
 
 
 def numbers(ds: Dataset, keyword: str) -> tuple[float, ...]:
@@ -151,18 +156,26 @@ def items(ds: Dataset, keyword: str) -> tuple[Dataset, ...]:
             return ()
 
 
-def _tag(keyword: str) -> int:
+@cache
+def _tag(keyword: str) -> BaseTag:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
-    return tag
+    return BaseTag(tag)
+
+
+@cache
+def _is_single(keyword: str) -> bool:
+    return dictionary_VM(_tag(keyword)) == "1"
 
 
 def _value(ds: Dataset, keyword: str) -> Any:
     tag = _tag(keyword)
+    if tag not in ds:
+        return None
     with quiet():
         try:
-            return ds[tag].value if tag in ds else None
+            return ds[tag].value
         except HOSTILE_DATA_RAISES:
             return None
 
@@ -172,11 +185,7 @@ def _positions(ds: Dataset, keyword: str) -> tuple[Any, ...]:
     value = _value(ds, keyword)
     if value is None or isinstance(value, Sequence):  # the sender chooses the VR, and items are no values
         return ()
-    with quiet():
-        try:
-            return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
-        except HOSTILE_DATA_RAISES:
-            return ()
+    return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
 
 
 def _is_empty(value: Any) -> bool:
@@ -190,9 +199,8 @@ def _clean(value: str) -> str:
 def _finite(value: Any) -> float | None:
     if isinstance(value, bytes):
         return None
-    with quiet():
-        try:
-            match = _NUMBER.fullmatch(str(value).strip(" \0"))
-        except HOSTILE_DATA_RAISES:
-            return None
+    try:
+        match = _NUMBER.fullmatch(str(value).strip(" \0"))
+    except HOSTILE_DATA_RAISES:
+        return None
     return float(match[0]) if match and math.isfinite(float(match[0])) else None

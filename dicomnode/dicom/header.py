@@ -6,7 +6,8 @@ absent: an empty text, an empty tuple or None. What was understood although the 
 `repairs`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -44,6 +45,7 @@ _STUDY_DESCRIPTIONS = ("RequestedProcedureDescription", "StudyDescription")
 _IMAGE_CODES = ("PerformedProtocolCodeSequence", "SeriesDescriptionCodeSequence")
 _STUDY_CODES = ("ProcedureCodeSequence", "RequestedProcedureCodeSequence")
 _REGIONS = ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence")
+_LEFT_OUT = "left out, since it is not of the form of the standard"
 _DIRECTIONS = frozenset("APRLHF")
 
 
@@ -205,13 +207,21 @@ def read_radiograph(part10: bytes | Path) -> Radiograph:
     return Radiograph(header=header_of(ds, repairs), pixel_data=pixel_data_of(ds))
 
 
+def read_header(part10: bytes | Path) -> RadiographHeader:
+    """Read what a DICOM file says of itself.
+
+    Raises: UnreadableObject.
+    """
+    return header_of(*read_and_repair(part10))
+
+
 def header_of(ds: Dataset, repairs: tuple[Repair, ...] = ()) -> RadiographHeader:
     """Read what a data set says of itself; `repairs` were made before, when it was read.
 
     Raises: UnreadableObject when one of the four UIDs that name it is missing.
     """
     with quiet():
-        return RadiographHeader(
+        header = RadiographHeader(
             ref=ref_of(ds),
             transfer_syntax=_transfer_syntax(ds),
             character_set=declared_terms(ds),
@@ -236,8 +246,8 @@ def header_of(ds: Dataset, repairs: tuple[Repair, ...] = ()) -> RadiographHeader
             pixel_spacing=_spacing(ds, "PixelSpacing"),
             detector_spacing=_spacing(ds, "ImagerPixelSpacing"),
             lossy=_lossy(ds),
-            repairs=repairs,
         )
+        return replace(header, repairs=(*repairs, *_repairs(ds, header)))
 
 
 def pixel_data_of(ds: Dataset) -> bytes:
@@ -248,6 +258,39 @@ def pixel_data_of(ds: Dataset) -> bytes:
         except HOSTILE_DATA_RAISES:
             return b""
     return bytes(value) if isinstance(value, bytes | bytearray) else b""
+
+
+def _repairs(ds: Dataset, header: RadiographHeader) -> Iterator[Repair]:
+    """Yield what was mended or left out because it is not of the form that the standard has."""
+    patient, study, grey = header.patient, header.study, header.greyscale
+    for keyword, taken in (
+        ("PatientBirthDate", patient.birth_date),
+        ("PatientSex", patient.sex),
+        ("PatientAge", patient.age),
+        ("PatientSize", patient.size_m),
+        ("PatientWeight", patient.weight_kg),
+        ("StudyDate", study.date),
+        ("StudyTime", study.time),
+        ("StudyDescription", study.description),
+    ):
+        sent = text(ds, keyword)
+        if sent != taken:
+            yield Repair(attribute=keyword, what="brought into the form of the standard" if taken else _LEFT_OUT)
+    for keyword, kept in (
+        ("PatientOrientation", header.patient_orientation is not None),
+        ("PixelSpacing", header.pixel_spacing is not None),
+        ("WindowCenter", bool(grey.windows)),
+        ("RescaleSlope", grey.rescale is not None),
+    ):
+        if texts(ds, keyword) and not kept:
+            yield Repair(attribute=keyword, what=_LEFT_OUT)
+    for keyword, count in (("VOILUTSequence", len(grey.voi_tables)), ("ModalityLUTSequence", _count(grey))):
+        if len(items(ds, keyword)) > count:
+            yield Repair(attribute=keyword, what=_LEFT_OUT)
+
+
+def _count(grey: GreyscaleTags) -> int:
+    return 0 if grey.modality_table is None else 1
 
 
 def _transfer_syntax(ds: Dataset) -> str:

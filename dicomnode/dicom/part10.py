@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, is_valid_uid
@@ -32,6 +33,10 @@ _SHORT_VRS = frozenset(
     | {b"ST", b"TM", b"UI", b"UL", b"US"}
 )
 _UNDEFINED = 0xFFFFFFFF
+_PADDED_WITH_BLANKS = frozenset(
+    {b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"PN", b"SH", b"ST", b"TM", b"UC", b"UR", b"UT"}
+)
+_OFFSET_BYTES = 4
 _ITEM_GROUP = 0xFFFE
 _ITEM_DELIMITERS = frozenset({0xFFFEE00D, 0xFFFEE0DD})
 # No head in the wild comes near; a hostile one of empty elements would otherwise cost minutes.
@@ -45,6 +50,7 @@ _STUDY = 0x0020000D
 _SERIES = 0x0020000E
 _HEAD = frozenset({_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES})
 _HEAD_ENDS_AFTER_GROUP = 0x0020
+_PIXEL_DATA = 0x7FE00010
 _META_SOP_CLASS = 0x00020002
 _META_SOP_INSTANCE = 0x00020003
 _META_TRANSFER_SYNTAX = 0x00020010
@@ -119,6 +125,96 @@ def part10_bytes(data_set: bytes, *, sop_class: str, sop_instance: str, transfer
     information depends on the association, so the same object sent twice gives the same bytes.
     """
     return b"".join((_file_meta(sop_class, sop_instance, transfer_syntax), data_set))
+
+
+def with_even_lengths(part10: bytes) -> bytes:
+    """Return a DICOM file in which no value of the top level has an odd length, nor a fragment of Pixel Data.
+
+    Peers refuse such objects, or end the association. Each value gets the padding of its value representation, and the
+    Basic Offset Table is corrected. A file without a fault, and one that cannot be read, is returned as it is.
+    Raises: UnreadableObject when the file meta information cannot be read. Source: PS3.5 6.2, 7.1.1 and A.4.
+    """
+    head = read_file_head(part10)
+    if head.transfer_syntax in (ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian):
+        return part10
+    data = part10[head.offset :]
+    implicit = _is_implicit(data, declared=head.transfer_syntax == ImplicitVRLittleEndian)
+    try:
+        changes = dict(_paddings(data, implicit=implicit))
+    except UnreadableObject:
+        return part10
+    if not changes:
+        return part10
+    pieces, position = [part10[: head.offset]], 0
+    for start, (end, replacement) in sorted(changes.items()):
+        pieces += [data[position:start], replacement]
+        position = end
+    return b"".join([*pieces, data[position:]])
+
+
+_Change = tuple[int, tuple[int, bytes]]
+"""From where to where bytes are replaced, and by what."""
+
+
+def _paddings(data: bytes, *, implicit: bool) -> Iterator[_Change]:
+    """Give what makes every length of the top level even. Raises: UnreadableObject."""
+    position = 0
+    for _ in range(_MAXIMUM_ELEMENTS):
+        if position >= len(data):
+            return
+        tag, length, start, _ = _element(data, position, implicit=implicit)
+        end = start + length
+        if length == _UNDEFINED:
+            end = _end_of_nested(data, start, implicit=implicit)
+            if tag == _PIXEL_DATA:
+                yield from _fragment_paddings(data, start)
+        elif length % 2:
+            is_padded = tag == _PIXEL_DATA and end + 1 == len(data)
+            yield from _padding(data, position, start, end, implicit=implicit, is_padded=is_padded)
+            end += is_padded
+        if end > len(data):
+            raise UnreadableObject("the data set ends within an element")
+        position = end
+
+
+def _padding(data: bytes, position: int, start: int, end: int, *, implicit: bool, is_padded: bool) -> Iterator[_Change]:
+    vr = _dictionary_vr(data, position).encode() if implicit else data[position + 4 : position + 6]
+    width = 2 if not implicit and vr in _SHORT_VRS else 4
+    length = end - start + 1
+    if length < 1 << 8 * width:
+        yield start - width, (start, length.to_bytes(width, "little"))
+        if not is_padded:
+            yield end, (end, b" " if vr in _PADDED_WITH_BLANKS else b"\0")
+
+
+def _fragment_paddings(data: bytes, position: int) -> Iterator[_Change]:
+    """Give what makes the fragments of encapsulated Pixel Data even, and corrects the Basic Offset Table."""
+    items: list[tuple[int, int]] = []
+    for _ in range(_MAXIMUM_ELEMENTS):
+        tag, length, start, _ = _element(data, position, implicit=True)
+        if tag in _ITEM_DELIMITERS or length == _UNDEFINED:
+            break
+        items.append((start, length))
+        position = start + length
+    odd = [(start, length) for start, length in items[1:] if length % 2]
+    for start, length in odd:
+        yield start - 4, (start, (length + 1).to_bytes(4, "little"))
+        yield start + length, (start + length, b"\0")
+    if odd and items[0][1] >= _OFFSET_BYTES:
+        table, size = items[0]
+        first = table + size
+        offsets = struct.unpack_from(f"<{size // _OFFSET_BYTES}L", data, table)
+        moved = [offset + sum(start - 8 < first + offset for start, _ in odd) for offset in offsets]
+        yield table, (table + len(moved) * _OFFSET_BYTES, struct.pack(f"<{len(moved)}L", *moved))
+
+
+def _dictionary_vr(data: bytes, position: int) -> str:
+    """Return the value representation that the data dictionary has for an element, UN for one that it does not know."""
+    group, element = struct.unpack_from("<HH", data, position)
+    try:
+        return dictionary_VR(group << 16 | element)
+    except KeyError:
+        return "UN"
 
 
 @lru_cache(maxsize=32)

@@ -25,19 +25,8 @@ class RejectionReason(StrEnum):
     CORRUPT_PIXELS = "corrupt-pixels"
     NOT_CHEST_FRONTAL = "not-chest-frontal"
     ORIENTATION = "orientation"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What one element of an image said: the fact, its value in the node's own words, and the element's keyword.
-
-    The keyword is "" where no element said anything. The fact "repair" tells of an element that was read although it
-    is not as the standard has it.
-    """
-
-    fact: str
-    value: str
-    attribute: str
+    PATIENT_MISMATCH = "patient-mismatch"
+    RAW_OF_PROCESSED = "raw-of-processed"
 
 
 class ResultKind(StrEnum):

@@ -44,7 +44,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disclosure:
-    """A visitor of the page at `address` saw the patient of a study; `visitor` is the name of their token or account."""
+    """A visitor of the page at `address` saw the patient of a study; `visitor` names their token or account."""
 
     study: str
     visitor: str

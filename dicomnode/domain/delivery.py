@@ -1,6 +1,6 @@
 """Delivery of a result to a destination: states, outcomes, and when to try again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -101,13 +101,15 @@ class Accepted:
 class Refused:
     """The peer answered with a failure status, or with no presentation context for the object.
 
-    `retry_after_s`: how long the peer asked to be left alone.
+    `retry_after_s`: how long the peer asked to be left alone. `comment`: its Error Comment, which may name a patient:
+    it is shown to who sends by hand, and goes into no log and no ledger.
     """
 
     status: int | None
     cause: str
     permanent: bool
     retry_after_s: float | None = None
+    comment: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

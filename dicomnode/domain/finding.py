@@ -76,9 +76,9 @@ class Finding:
     base_rate: float | None = None
 
     @property
-    def times_base_rate(self) -> float | None:
-        """The probability as a multiple of the base rate, None where that is not known."""
-        return self.probability / self.base_rate if self.base_rate else None
+    def threshold(self) -> float:
+        """The threshold of the operating point."""
+        return self.operating_point.threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

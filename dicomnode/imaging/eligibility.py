@@ -7,14 +7,15 @@ always look too. Sentences are the node's own: no text of a data set is repeated
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydicom import uid as uids
 
 from dicomnode.dicom.attributes import quiet
 from dicomnode.dicom.header import RadiographHeader, Statement
-from dicomnode.domain.answer import Evidence, RejectionReason
+from dicomnode.domain.answer import RejectionReason
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.vocabulary import (
@@ -65,24 +66,22 @@ class Eligible:
     """The tags do not forbid it.
 
     `view` is "PA", "AP", or None when no tag says which; `view_evidence` and `body_part_evidence` are keywords of the
-    elements that said so, None when none did and the pixels decide. `evidence` says the same in words.
+    elements that said so, None when none did and the pixels decide.
     """
 
     source: InstanceRef
     view: str | None
     view_evidence: str | None
     body_part_evidence: str | None
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ineligible:
-    """The tags forbid it. `detail` is the node's own sentence; `evidence` is what was understood of the tags."""
+    """The tags forbid it. `detail` is the node's own sentence."""
 
     source: InstanceRef
     reason: RejectionReason
     detail: str
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,20 +103,18 @@ def judge(
 ) -> Eligible | Ineligible:
     """Tell whether the model may read the image, and on what evidence."""
     candidate = _Candidate(header=header, settings=settings, maximum_pixels=maximum_pixels)
-    evidence = evidence_of(header)
     for rule in _RULES:
         objection = rule(candidate)
         if objection is not None:
             reason, detail = objection
-            return Ineligible(source=header.ref, reason=reason, detail=detail, evidence=evidence)
+            return Ineligible(source=header.ref, reason=reason, detail=detail)
     view, view_evidence = _view(header)
-    part, part_evidence = _part(header)
+    _, part_evidence = _part(header)
     return Eligible(
         source=header.ref,
         view=view.value if view in (View.PA, View.AP) else None,
-        view_evidence=view_evidence,
-        body_part_evidence=part_evidence if part is not None else None,
-        evidence=evidence,
+        view_evidence=view_evidence or None,
+        body_part_evidence=part_evidence or None,
     )
 
 
@@ -129,8 +126,8 @@ def evidence_of(header: RadiographHeader) -> tuple[Evidence, ...]:
     view, view_attribute = _view(header)
     part, part_attribute = _part(header)
     found = [
-        Evidence(fact="view", value=view.value if view else "not stated", attribute=view_attribute or ""),
-        Evidence(fact="body part", value=part.value if part else "not stated", attribute=part_attribute or ""),
+        Evidence(fact="view", value=view.value if view else "not stated", attribute=view_attribute),
+        Evidence(fact="body part", value=part.value if part else "not stated", attribute=part_attribute),
     ]
     if header.patient_orientation is not None:
         value = "\\".join(header.patient_orientation)
@@ -230,20 +227,20 @@ def _size(candidate: _Candidate) -> _Objection:
 
 def _body_part(candidate: _Candidate) -> _Objection:
     """Refuse what names another part than the chest."""
-    part, evidence = _part(candidate.header)
+    part, attribute = _part(candidate.header)
     if part is None or part is Part.CHEST:
         return None
-    return RejectionReason.BODY_PART, f"{_name(evidence)} names {part.value}, not the chest"
+    return RejectionReason.BODY_PART, f"{name_of(attribute)} names {part.value}, not the chest"
 
 
 def _projection(candidate: _Candidate) -> _Objection:
     """Refuse what names a view that is not frontal. A lateral decubitus is frontal, but no model here has seen one."""
-    view, evidence = _view(candidate.header)
+    view, attribute = _view(candidate.header)
     if view is None or view in FRONTAL_VIEWS:
         return None
     if view is View.LATERAL:
-        return RejectionReason.LATERAL_VIEW, f"{_name(evidence)} names a lateral view"
-    return RejectionReason.UNKNOWN_VIEW, f"{_name(evidence)} names a {view.value} view, not a frontal one"
+        return RejectionReason.LATERAL_VIEW, f"{name_of(attribute)} names a lateral view"
+    return RejectionReason.UNKNOWN_VIEW, f"{name_of(attribute)} names a {view.value} view, not a frontal one"
 
 
 def _age(candidate: _Candidate) -> _Objection:
@@ -273,7 +270,7 @@ _RULES: tuple[Callable[[_Candidate], _Objection], ...] = (
 )
 
 
-def _part(header: RadiographHeader) -> tuple[Part | None, str | None]:
+def _part(header: RadiographHeader) -> tuple[Part | None, str]:
     """Return the body part and the keyword of the element that names it.
 
     Body Part Examined and the coded regions are asked first, and any of them that names another part than the chest
@@ -287,10 +284,10 @@ def _part(header: RadiographHeader) -> tuple[Part | None, str | None]:
     if stated:
         return stated[0]
     described = _named((*tags.image_descriptions, *tags.study_descriptions), lambda one: part_of(one.words))
-    return next(described, (None, None))
+    return next(described, (None, ""))
 
 
-def _view(header: RadiographHeader) -> tuple[View | None, str | None]:
+def _view(header: RadiographHeader) -> tuple[View | None, str]:
     """Return the view and the keyword of the element that names it, by the ladder of evidence.
 
     View Position, View Code Sequence, a view misplaced in Patient Position, descriptions of the image or series,
@@ -306,7 +303,7 @@ def _view(header: RadiographHeader) -> tuple[View | None, str | None]:
     directed = [found for found in nearer if found[0] is not View.FRONTAL]
     if nearer:
         return (directed or nearer)[0]
-    return next(_named(tags.study_descriptions, lambda one: view_of(one.words)), (None, None))
+    return next(_named(tags.study_descriptions, lambda one: view_of(one.words)), (None, ""))
 
 
 def _named(statements: Iterable[Statement], read: Callable[[Statement], _T | None]) -> Iterator[tuple[_T, str]]:
@@ -331,8 +328,3 @@ def _code(statement: Statement) -> tuple[str, str]:
         return "", ""
     scheme = statement.code.scheme.upper()
     return FORMER_SCHEMES.get(scheme, scheme), statement.code.value
-
-
-def _name(keyword: str | None) -> str:
-    """Return the keyword as words."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword or "")

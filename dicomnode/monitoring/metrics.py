@@ -1,7 +1,8 @@
-"""What Prometheus reads. Counts come from the store's books, so they survive a restart and agree with them.
+"""The metrics that Prometheus reads. Most counts come from the store, so they survive a restart and agree with it.
 
-Only names of the node's own, of the operator's and of a bounded number of peers become labels; nothing names a patient,
-a study or an image. What only the process knows (associations, refusals, threads) counts since its start.
+Counts that only the process has (associations, refusals, threads) begin with its start. Labels are names of the node's
+own, names from the configuration, and a bounded number of peers' AE titles. No metric names a patient, a study or an
+image.
 """
 
 import shutil
@@ -36,7 +37,7 @@ from dicomnode.store.counters import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_LABELS = 20
-"""Peers, and reasons, that are told apart."""
+"""The most peers, and half the most reasons of refusals, that have labels of their own."""
 
 _REPORT_FOR = timedelta(minutes=5)
 _LONGEST_TITLE = 16
@@ -45,7 +46,7 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class Metrics:
-    """The node's metrics, in a registry of their own."""
+    """The node's metrics in a registry of their own, apart from prometheus_client's global one."""
 
     def __init__(self, monitored: MonitoredNode) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -58,7 +59,7 @@ class Metrics:
 
 
 class NodeCollector(Collector):
-    """Reads the store, and asks the process, whenever it is scraped."""
+    """Reads store and process at each scrape."""
 
     def __init__(self, monitored: MonitoredNode) -> None:
         self._monitored = monitored
@@ -66,7 +67,7 @@ class NodeCollector(Collector):
         self._report: QualityReport | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; of a store that cannot be read, only that it cannot."""
+        """Yield every metric; if the store cannot be read, only those of the process and `cxrnode_store_readable`."""
         yield from self._process()
         readable = GaugeMetricFamily("cxrnode_store_readable", "Whether the store could be read for these metrics.")
         monitored, now = self._monitored, self._monitored.clock()
@@ -85,7 +86,7 @@ class NodeCollector(Collector):
         yield from found
 
     def _quality_report(self, now: datetime) -> QualityReport:
-        """Return the comparison with what was before, which changes slowly."""
+        """Return the comparison with former weeks, made anew every five minutes."""
         with self._lock:
             if self._report is None or not timedelta() <= now - self._report.made_at < _REPORT_FOR:
                 self._report = self._monitored.report()
@@ -144,7 +145,7 @@ class NodeCollector(Collector):
 
 
 def sanitised(title: str) -> str:
-    """Return a peer's AE title as a label: its printable ASCII, as long as a title may be."""
+    """Return a peer's AE title as a label: printable ASCII, at most 16 characters."""
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in title[:_LONGEST_TITLE]) or "?"
 
 
@@ -173,7 +174,7 @@ def _latencies(operations: Operations) -> Metric:
 
 
 def _destinations(operations: Operations, settings: Settings, now: datetime) -> Iterator[Metric]:
-    """Yield the figures of destinations that are configured, and of those that something still waits for."""
+    """Yield the figures of configured destinations, and of former ones that have waiting or dead deliveries."""
     configured = [entry.label for entry in settings.delivery.destinations]
     known = operations.destinations_with(configured)
     figures = [entry for entry in known if entry.name in configured or entry.waiting.count or entry.dead]
@@ -265,7 +266,7 @@ def _counter(name: str, text: str, labels: Sequence[str], values: Mapping[Labels
 
 
 def _bounded(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, ...], float]:
-    """Return the most frequent; the rest is one."""
+    """Return the most frequent entries; the others become one entry."""
     ordered = sorted(values.items(), key=lambda entry: (-entry[1], entry[0]))
     kept: dict[tuple[str, ...], float] = dict(ordered[: 2 * MOST_LABELS])
     if rest := sum(value for _, value in ordered[2 * MOST_LABELS :]):
@@ -274,7 +275,7 @@ def _bounded(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, ...], f
 
 
 def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return a histogram as Prometheus has it: up to each bound; the last count is of what is beyond all."""
+    """Return cumulative buckets as Prometheus expects them; the last count is of values beyond every bound."""
     found, total = [], 0
     for bound, count in zip([*map(str, bounds), "+Inf"], counts, strict=True):
         total += count

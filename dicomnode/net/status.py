@@ -139,8 +139,11 @@ def status_for(error: CxrNodeError) -> StoreStatus:
     return StoreStatus.CANNOT_UNDERSTAND
 
 
-def outcome_for(status: int) -> StoreOutcome:
-    """Say what a peer's C-STORE status means for the delivery: delivered, to be tried again, or refused for good."""
+def outcome_for(status: int, comment: str = "") -> StoreOutcome:
+    """Say what a peer's C-STORE status means for the delivery: delivered, to be tried again, or refused for good.
+
+    `comment`: the peer's Error Comment.
+    """
     if status == StoreStatus.SUCCESS:
         return Accepted()
     if status in _DELIVERED or status >> 12 == _WARNING_DIGIT:
@@ -149,8 +152,22 @@ def outcome_for(status: int) -> StoreOutcome:
     if status >> 8 == _OUT_OF_RESOURCES_BYTE:
         transient = "out of resources"
     if transient is not None:
-        return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False)
-    return Refused(status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True)
+        return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False, comment=comment)
+    return Refused(
+        status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True, comment=comment
+    )
+
+
+def outcome_of_failure(reason: int) -> StoreOutcome:
+    """Say what the Failure Reason of an instance in a Failed SOP Sequence means for the delivery.
+
+    The instance was not stored, unless the peer has it already: what is a warning in a C-STORE response is a failure
+    here. Source: PS3.18 10.5.3.
+    """
+    outcome = outcome_for(reason)
+    if isinstance(outcome, Refused) or reason == _General.DUPLICATE_SOP_INSTANCE:
+        return outcome
+    return Refused(status=reason, cause=f"{describe(reason)}: not stored", permanent=True)
 
 
 def is_unsupported_form(status: int | None) -> bool:
@@ -159,6 +176,11 @@ def is_unsupported_form(status: int | None) -> bool:
     Source: PS3.18 10.5.3.2 (Failure Reason).
     """
     return status in (_General.SOP_CLASS_NOT_SUPPORTED, _TRANSFER_SYNTAX_NOT_SUPPORTED)
+
+
+def is_class_not_supported(status: int) -> bool:
+    """Tell whether a peer refused the SOP class of an object, and may take it as one of another."""
+    return status == _General.SOP_CLASS_NOT_SUPPORTED
 
 
 def is_success(status: int) -> bool:

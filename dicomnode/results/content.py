@@ -37,6 +37,9 @@ from dicomnode.domain.finding import Assessment, Finding, Presence
 from dicomnode.results import codes
 from dicomnode.results.context import Equipment, SourceContext
 from dicomnode.results.inputs import ReportInputs
+from dicomnode.results.presentation import by_evidence, impression, notes_on, orientation_of, statement, title_of
+
+_FINDING = "121071"  # PS3.16 TID 1501
 
 _OUTSIDE_THE_INTENDED_USE = frozenset(
     {
@@ -47,6 +50,7 @@ _OUTSIDE_THE_INTENDED_USE = frozenset(
         RejectionReason.LATERAL_VIEW,
         RejectionReason.MULTI_FRAME,
         RejectionReason.AGE,
+        RejectionReason.RAW_OF_PROCESSED,
     }
 )
 """Images the model is not meant to read: leaving them out is no failure of the algorithm."""
@@ -81,11 +85,23 @@ def report_tree(
             relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
         )
     )
+    if inputs.assessments:
+        root.ContentSequence.append(_text(codes.IMPRESSION, _impression(inputs)))
     root.ContentSequence.append(_image_library(images))
     if inputs.assessments:
         root.ContentSequence.append(_measurements(inputs))
-    root.ContentSequence.append(_evaluations(inputs.assessments, rejections))
+    root.ContentSequence.append(_container(codes.QUALITATIVE_EVALUATIONS, _evaluations(inputs, rejections)))
     return root
+
+
+def _impression(inputs: ReportInputs) -> str:
+    """Return the impression of the study: a sentence for each image, numbered where there are several."""
+    settings = inputs.equipment.settings
+    sentences = [impression(one.abnormality, one.findings, settings) for one in inputs.assessments]
+    if len(sentences) > 1:
+        sentences = [f"Image {number}: {sentence}" for number, sentence in enumerate(sentences, start=1)]
+    mark = f" {settings.mark}." if settings.mark else ""
+    return f"{' '.join(sentences)} Not reviewed by a physician.{mark}"
 
 
 def _observer(equipment: Equipment) -> ObserverContext:
@@ -140,7 +156,7 @@ def _measurements(inputs: ReportInputs) -> ContainerContentItem:
     groups = (
         _measurement_group(assessment, finding, inputs)
         for assessment in inputs.assessments
-        for finding in (assessment.abnormality, *assessment.findings)
+        for finding in (assessment.abnormality, *by_evidence(assessment.findings))
     )
     return _container(codes.IMAGING_MEASUREMENTS, groups)
 
@@ -148,8 +164,9 @@ def _measurements(inputs: ReportInputs) -> ContainerContentItem:
 def _measurement_group(assessment: Assessment, finding: Finding, inputs: ReportInputs) -> ContentItem:
     """Return TID 1501 for one finding in one image.
 
-    Abnormality is reported the same way: TID 1500 allows only codes and texts among the qualitative evaluations of
-    the whole report, so a measurement group is the one place where its probability can stand.
+    A sentence for people comes first, then the same in codes. Abnormality is reported the same way: TID 1500 allows
+    only codes and texts among the qualitative evaluations of the whole report, so a measurement group is the one place
+    where its probability can stand.
     """
     probability = Measurement(
         name=codes.PROBABILITY,
@@ -169,7 +186,17 @@ def _measurement_group(assessment: Assessment, finding: Finding, inputs: ReportI
             QualitativeEvaluation(name=codes.PRESENCE, value=codes.PRESENCE_VALUES[finding.presence])
         ],
     )
-    return group[0]
+    container = group[0]
+    name = title_of(finding, assessment)
+    text = _text(codes.COMMENT, statement(finding, name, inputs.equipment.settings))
+    # The tracking identifiers come first: viewers merge groups by them.
+    at = next(at for at, item in enumerate(container.ContentSequence) if _concept_of(item) == _FINDING)
+    container.ContentSequence.insert(at, text)
+    return container
+
+
+def _concept_of(item: ContentItem) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
 
 
 def _inferred_from(image: SourceContext) -> dict[str, list[Any]]:
@@ -211,22 +238,26 @@ def _algorithm(finding: Finding, equipment: Equipment) -> AlgorithmIdentificatio
     )
 
 
-def _evaluations(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> ContainerContentItem:
-    """Return the container that separates "no finding" from "not evaluated"."""
-    return _container(codes.QUALITATIVE_EVALUATIONS, _evaluation_items(assessments, rejections))
-
-
-def _evaluation_items(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> Iterator[ContentItem]:
-    if assessments:
-        yield _evaluation(codes.NORMALITY, normality(assessments))
-    yield _evaluation(codes.PROCESSING_SUMMARY, processing_summary(assessments, rejections))
+def _evaluations(inputs: ReportInputs, rejections: Sequence[Rejection]) -> Iterator[ContentItem]:
+    """Yield what separates "no finding" from "not evaluated", and what to know of the images."""
+    if inputs.assessments:
+        yield _evaluation(codes.NORMALITY, normality(inputs.assessments))
+    yield _evaluation(codes.PROCESSING_SUMMARY, processing_summary(inputs.assessments, rejections))
+    yield from (_text(codes.COMMENT, text) for text in _notes(inputs))
     for rejection in rejections:
         yield _evaluation(codes.REASON_NOT_ANALYSED, codes.REJECTION_REASONS[rejection.reason])
-        yield TextContentItem(
-            name=codes.COMMENT,
-            value=f"Not analysed: {rejection.detail} (image {rejection.source.sop_instance})",
-            relationship_type=RelationshipTypeValues.CONTAINS,
-        )
+        yield _text(codes.COMMENT, f"Not analysed: {rejection.detail} (image {rejection.source.sop_instance})")
+
+
+def _notes(inputs: ReportInputs) -> Iterator[str]:
+    """Yield what a reader must know of each image beside its findings, with the image's number if there are several."""
+    for number, assessment in enumerate(inputs.assessments, start=1):
+        uid = assessment.source.sop_instance
+        if frame := inputs.frames.get(uid):
+            orientation = orientation_of(frame, inputs.sources[uid])
+            of_image = f"Image {number}: " if len(inputs.assessments) > 1 else ""
+            notes = notes_on(frame, orientation, is_unusual=assessment.is_unusual)
+            yield from (f"{of_image}{note.text}" for note in notes)
 
 
 def normality(assessments: Sequence[Assessment]) -> CodedConcept:
@@ -257,6 +288,10 @@ def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[R
 
 def _evaluation(name: CodedConcept, value: CodedConcept) -> CodeContentItem:
     return CodeContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _text(name: CodedConcept, value: str) -> TextContentItem:
+    return TextContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
 
 
 def _container(name: CodedConcept, items: Iterator[ContentItem]) -> ContainerContentItem:

@@ -15,7 +15,7 @@ import cv2
 from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage
 from reportlab.lib.pagesizes import A4
-from reportlab.lib.utils import ImageReader
+from reportlab.lib.utils import ImageReader, simpleSplit
 from reportlab.pdfgen.canvas import Canvas
 
 from dicomnode.domain.answer import ResultInstance, ResultKind
@@ -23,15 +23,16 @@ from dicomnode.domain.finding import Presence
 from dicomnode.results import codes, part10
 from dicomnode.results.context import SourceContext
 from dicomnode.results.inputs import ImageResultInputs
-from dicomnode.results.overlay import Picture, draw
-from dicomnode.results.panel import (
+from dicomnode.results.overlay import Picture, draw_result
+from dicomnode.results.panel import Colour, PanelContent, footer_lines
+from dicomnode.results.presentation import (
+    ABNORMALITY,
     OUTLINE_LEVEL,
-    Colour,
-    PanelContent,
     by_evidence,
-    footer_lines,
-    legend_texts,
+    name_of,
     percent,
+    times_base_rate,
+    word_of,
 )
 
 TITLE = "Chest radiograph: computer analysis"
@@ -39,10 +40,10 @@ NOT_WRITABLE = "in characters that this page cannot show; see the archive"
 
 _WIDTH, _HEIGHT = float(A4[0]), float(A4[1])
 _MARGIN, _TOP = 48.0, 44.0
-_PICTURE_HEIGHT = 330.0
+_PICTURE_HEIGHT = 300.0
 _ROW = 13.0
 _ROWS = 20
-_COLUMNS = (0.0, 190.0, 280.0, 370.0)
+_COLUMNS = (0.0, 170.0, 245.0, 320.0, 395.0)
 _REGULAR, _BOLD = "Helvetica", "Helvetica-Bold"
 _JPEG_QUALITY = 90
 _LONGEST_SIDE = 1400
@@ -67,6 +68,7 @@ def draw_page(heading: Heading, content: PanelContent, radiograph: Picture) -> b
     canvas.setAuthor(content.equipment.settings.manufacturer)
     canvas.setCreator(content.equipment.model_name)
     y = _draw_heading(canvas, heading, content.equipment.settings.mark)
+    y = _draw_impression(canvas, content.impression(), y)
     y = _draw_picture(canvas, radiograph, y)
     y = _draw_legend(canvas, content, y)
     _draw_table(canvas, content, y)
@@ -117,6 +119,14 @@ def _draw_heading(canvas: Canvas, heading: Heading, mark: str) -> float:
     return y - 10
 
 
+def _draw_impression(canvas: Canvas, text: str, y: float) -> float:
+    """Write what was found, on as many lines as it takes."""
+    for line in simpleSplit(shown_in(text), _BOLD, 11, _WIDTH - 2 * _MARGIN):
+        _write(canvas, line, _MARGIN, y - 8, font=_BOLD, size=11)
+        y -= 14
+    return y - 6
+
+
 def _draw_picture(canvas: Canvas, radiograph: Picture, top: float) -> float:
     shrink = min(1.0, _LONGEST_SIDE / max(radiograph.shape))
     small = cv2.resize(radiograph, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
@@ -130,7 +140,7 @@ def _draw_picture(canvas: Canvas, radiograph: Picture, top: float) -> float:
 
 def _draw_legend(canvas: Canvas, content: PanelContent, y: float) -> float:
     """Say what the colours of the picture are, and whose maps they show."""
-    title, detail = legend_texts(content.shown)
+    title, detail = content.legend()
     outlines = f"; outlines at {OUTLINE_LEVEL:.0%} of each map" if content.shown else ""
     _write(canvas, f"{title}{outlines}", _MARGIN, y, font=_BOLD, size=8)
     _write(canvas, detail, _MARGIN, y - 11, size=8)
@@ -138,7 +148,7 @@ def _draw_legend(canvas: Canvas, content: PanelContent, y: float) -> float:
 
 
 def _draw_table(canvas: Canvas, content: PanelContent, y: float) -> None:
-    for text, x in zip(("Finding", "Probability", "Threshold", "Result"), _COLUMNS, strict=True):
+    for text, x in zip(("Finding", "Probability", "× base rate", "Threshold", "Result"), _COLUMNS, strict=True):
         _write(canvas, text, _MARGIN + x, y, font=_BOLD)
     colours = {entry.finding.label: entry.colour for entry in content.shown if entry.colour is not None}
     findings = by_evidence(content.assessment.findings)
@@ -149,10 +159,11 @@ def _draw_table(canvas: Canvas, content: PanelContent, y: float) -> None:
             _draw_mark(canvas, y, colours[finding.label])
         font = _REGULAR if finding.presence is Presence.ABSENT else _BOLD
         cells = (
-            "Abnormality" if finding is content.assessment.abnormality else finding.label.replace("_", " "),
+            ABNORMALITY if finding is content.assessment.abnormality else name_of(finding),
             percent(finding.probability),
-            percent(finding.operating_point.threshold),
-            finding.presence.value,
+            times_base_rate(finding),
+            percent(finding.threshold),
+            word_of(finding.presence, content.equipment.settings),
         )
         for text, x in zip(cells, _COLUMNS, strict=True):
             _write(canvas, text, _MARGIN + x, y, font=font)
@@ -168,7 +179,7 @@ def _draw_mark(canvas: Canvas, y: float, colour: Colour) -> None:
 
 
 def _draw_footer(canvas: Canvas, heading: Heading, content: PanelContent) -> None:
-    lines = [text for text, _ in footer_lines(content)[:-1]]  # the last is the scale of the picture on a screen
+    lines = [text for text, _ in footer_lines(content)]
     for number, text in enumerate(reversed([*lines, f"Image: {heading.image}"])):
         _write(canvas, text, _MARGIN, 30 + 11 * number, size=8)
 
@@ -178,17 +189,9 @@ _KIND = ResultKind.DOCUMENT
 
 def write_document(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
     """Write the page of one assessed image."""
-    source, frame, equipment = inputs.source, inputs.frame, inputs.equipment
-    overlay = draw(frame, inputs.assessment, equipment)
-    content = PanelContent(
-        assessment=inputs.assessment,
-        equipment=equipment,
-        shown=overlay.outlined,
-        scale=overlay.scale,
-        quarter_turns=frame.turned_from_source,
-        inverted=frame.inverted_from_source,
-    )
-    pdf = draw_page(_heading(source), content, overlay.radiograph)
+    source, equipment = inputs.source, inputs.equipment
+    overlay = draw_result(inputs)
+    pdf = draw_page(_heading(source), overlay.content, overlay.radiograph)
     local_now = source.local(inputs.now)
     # Patient, General Study, Patient Study, SOP Common
     sop_instance = inputs.identity.instance(_KIND, source.ref.sop_instance)

@@ -11,13 +11,12 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
 from dicomnode.domain.answer import ResultInstance, ResultKind
-from dicomnode.domain.finding import Finding
 from dicomnode.domain.frame import Frame
 from dicomnode.results import codes, part10
 from dicomnode.results.context import SourceContext
 from dicomnode.results.inputs import ImageResultInputs
-from dicomnode.results.overlay import Overlay, draw, positive_findings
-from dicomnode.results.panel import repairs
+from dicomnode.results.overlay import Overlay, draw_result
+from dicomnode.results.presentation import findings_with_heat, orientation_of, repairs, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,7 @@ class _Heatmap:
 def write_heatmap(inputs: ImageResultInputs) -> ResultInstance:
     """Write the heatmap of one assessed image."""
     heatmap = _Heatmap(
-        overlay=draw(inputs.frame, inputs.assessment, inputs.equipment),
+        overlay=draw_result(inputs),
         kind=ResultKind.SECONDARY_CAPTURE,
         of=(),
         series_number=inputs.equipment.settings.series_number_sc,
@@ -44,21 +43,16 @@ def write_heatmap(inputs: ImageResultInputs) -> ResultInstance:
 
 
 def write_finding_heatmaps(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
-    """Write for each positive finding a heatmap of it alone, in a series that is named after it."""
-    for finding in positive_findings(inputs.assessment):
+    """Write for each finding that has heat a heatmap of it alone, in a series that is named after it."""
+    for finding in findings_with_heat(inputs.assessment):
         heatmap = _Heatmap(
-            overlay=draw(inputs.frame, inputs.assessment, inputs.equipment, only=finding),
+            overlay=draw_result(inputs, only=finding),
             kind=ResultKind.FINDING_CAPTURE,
             of=(finding.label,),
             series_number=inputs.equipment.settings.series_number_sc_finding,
-            title=_title(finding),
+            title=f"AI: {title_of(finding, inputs.assessment)}",
         )
         yield _write(heatmap, inputs)
-
-
-def _title(finding: Finding) -> str:
-    # Short, so that the longest of the usual names leaves the whole mark in the Series Description.
-    return f"AI: {finding.label.replace('_', ' ')}"
 
 
 def _write(heatmap: _Heatmap, inputs: ImageResultInputs) -> ResultInstance:
@@ -81,7 +75,7 @@ def _write(heatmap: _Heatmap, inputs: ImageResultInputs) -> ResultInstance:
     ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
-    ds.PatientOrientation = list(source.orientation_after(frame.turned_from_source) or ())
+    ds.PatientOrientation = list(orientation_of(frame, source) or ())
     ds.BurnedInAnnotation = "YES"
     _add_derivation(ds, source, frame, overlay)
     part10.add_lossy_history(ds, source)
@@ -99,7 +93,7 @@ def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: O
     shown = ", ".join(label.replace("_", " ") for label in overlay.shown) or "none"
     steps = [
         f"Radiograph at {overlay.scale:.0%} of its size",
-        *repairs(frame.turned_from_source, inverted=frame.inverted_from_source),
+        *repairs(frame),
     ]
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.DerivationDescription = f"{'. '.join(steps)}. Grad-CAM of: {shown}. Panel with the findings beside it."

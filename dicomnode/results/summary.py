@@ -1,10 +1,11 @@
 """The answer's summary: made of assessments, and written to and read from JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
 from dicomnode.domain.answer import Rejection
+from dicomnode.domain.evidence import Evidence
 from dicomnode.domain.finding import Assessment, Finding
 from dicomnode.domain.summary import FindingSummary, ImageSummary, RejectionSummary, StudySummary
 
@@ -12,14 +13,25 @@ _DIGITS = 6
 _SUMMARY = TypeAdapter(StudySummary)
 
 
-def summarise(study: str, assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> StudySummary:
-    """Return the summary of the answer to a study."""
+def summarise(
+    study: str,
+    assessments: Sequence[Assessment],
+    rejections: Sequence[Rejection],
+    evidence: Mapping[str, tuple[Evidence, ...]] | None = None,
+) -> StudySummary:
+    """Return the summary of the answer to a study; `evidence` is by SOP Instance UID."""
+    known = evidence or {}
     return StudySummary(
         study=study,
         model=assessments[0].model if assessments else None,
-        images=tuple(_image(assessment) for assessment in assessments),
+        images=tuple(_image(assessment, known) for assessment in assessments),
         rejected=tuple(
-            RejectionSummary(sop_instance=entry.source.sop_instance, reason=entry.reason.value, detail=entry.detail)
+            RejectionSummary(
+                sop_instance=entry.source.sop_instance,
+                reason=entry.reason.value,
+                detail=entry.detail,
+                evidence=known.get(entry.source.sop_instance, ()),
+            )
             for entry in rejections
         ),
     )
@@ -39,12 +51,13 @@ def read_summary(values: object) -> StudySummary:
         return StudySummary()
 
 
-def _image(assessment: Assessment) -> ImageSummary:
+def _image(assessment: Assessment, evidence: Mapping[str, tuple[Evidence, ...]]) -> ImageSummary:
     return ImageSummary(
         sop_instance=assessment.source.sop_instance,
         abnormality=_finding(assessment.abnormality),
         findings=tuple(_finding(finding) for finding in assessment.findings),
         is_unusual=assessment.is_unusual,
+        evidence=evidence.get(assessment.source.sop_instance, ()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The `[http]` section: where the web page is, and who may see and do what there."""
+"""The `[http]` section: the page's address, and the visitors' tokens and roles."""
 
 import os
 from enum import IntEnum
@@ -32,7 +32,7 @@ def _network(value: str) -> str:
 
 
 class HttpToken(Section):
-    """A secret that opens the page. `patients`: whether its holder may see who patients are, and not only masks."""
+    """A token that visitors sign in with. `patients`: whether its holder may see who patients are."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")
     role: Literal["metrics", "view", "operate"] = "view"
@@ -43,7 +43,7 @@ class HttpToken(Section):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.file is None) == (self.env is None):
-            raise ValueError("a token is in a file or in an environment variable: name one")
+            raise ValueError("a token needs either file or env")
         return self
 
     @property
@@ -52,7 +52,7 @@ class HttpToken(Section):
         return _ROLES[self.role]
 
     def read(self) -> str:
-        """Return the secret, read anew.
+        """Read the secret from its file or environment variable.
 
         Raises: ConfigurationError, which does not quote it.
         """
@@ -77,15 +77,17 @@ def _content(file: Path | None) -> str:
 
 
 class HttpSettings(Section):
-    """The web page. `port` 0: any that is free. `host_names`: the names it is asked for by, beside addresses.
+    """The web page. `port` 0: any free port. `host_names`: names that requests may use, besides addresses.
 
-    Where neither `bind` nor `port` is set, and another program has the address, the node runs without its page; where
-    one is set, it does not start.
+    If neither `bind` nor `port` is set and another program has the default address, the node runs without its page. If
+    one of them is set and the address cannot be had, the node does not start.
 
-    Without tokens and without a proxy it is for this machine alone, and everybody on it may operate the node;
-    `local_patients`: and may see who patients are. `proxy_user_header`: a reverse proxy, which connects from
-    `proxy_networks`, names there who has signed in; `proxy_operators` and `proxy_patients` say who of them may
-    operate, and see who patients are; `*` is everybody.
+    Without tokens and without a proxy, the page is for this machine alone, and all its users may operate the node. With
+    `local_patients` they may also see who patients are. `allow_unencrypted`: tokens may cross a network without TLS,
+    for a container's port that is published on the host's loopback only, or a network that encrypts by itself.
+
+    `proxy_user_header`: the header in which a reverse proxy in `proxy_networks` names the user who has signed in.
+    `proxy_operators` and `proxy_patients` list the users who may operate and who may see patients; `*` means all.
     """
 
     enabled: bool = True
@@ -94,6 +96,7 @@ class HttpSettings(Section):
     host_names: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    allow_unencrypted: bool = False
     local_patients: bool = False
     tokens: tuple[HttpToken, ...] = ()
     proxy_user_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
@@ -117,12 +120,12 @@ class HttpSettings(Section):
 
     @property
     def has_default_address(self) -> bool:
-        """Whether nobody said where the page is to be."""
+        """Whether neither bind nor port is set."""
         return self.model_fields_set.isdisjoint({"bind", "port"})
 
     @property
     def is_restricted(self) -> bool:
-        """Whether a visitor has to say who they are."""
+        """Whether visitors have to sign in, with a token or at a proxy."""
         return bool(self.tokens or self.proxy_user_header)
 
     @property
@@ -136,7 +139,7 @@ class HttpSettings(Section):
             return False
 
     def require_safe(self) -> None:
-        """Refuse a page that others could open without a secret, or read on its way.
+        """Refuse settings by which other machines could open the page without a token, or read the traffic.
 
         Raises: ConfigurationError.
         """
@@ -148,9 +151,10 @@ class HttpSettings(Section):
                 "http.tokens or http.proxy_user_header, or bind to 127.0.0.1, or switch the page off "
                 "(http.enabled = false, --http off)"
             )
-        if self.certificate is None and not self.proxy_user_header:
+        if self.certificate is None and not self.proxy_user_header and not self.allow_unencrypted:
             raise ConfigurationError(
                 f"http.bind = {self.bind!r} lets other machines in, and tokens would cross the network unencrypted: "
                 "set http.certificate, or put a reverse proxy with TLS in front (http.proxy_user_header, "
-                "http.proxy_networks), or bind to 127.0.0.1"
+                "http.proxy_networks), or bind to 127.0.0.1; in a container whose port is published on the host's "
+                "loopback only, set http.allow_unencrypted"
             )

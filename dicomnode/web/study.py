@@ -1,6 +1,6 @@
-"""A Structured Report as a tree of words, for a template.
+"""The page of one study: patient, images with findings and heatmaps, results, deliveries, and the history.
 
-One study: whom it is of, what was said of it, the pictures, the results, and everything that happened.
+The Structured Report is shown as a tree of its content items, which `read_report` makes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,16 @@ from starlette.responses import Response
 from dicomnode.dicom.attributes import items, number, text
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.domain.summary import ImageSummary, StudySummary
+from dicomnode.results.presentation import UNUSUAL, Note
 from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, sentence
 from dicomnode.store.studies import ImageEntry, ResultEntry
 from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
-from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
+from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
 from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
 
@@ -32,7 +35,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One content item: what it is, what it says, and what belongs to it."""
+    """One content item: its concept name, its value, and the items below it."""
 
     name: str
     value: str
@@ -51,7 +54,7 @@ def _item(ds: Dataset, depth: int) -> Item:
 
 def _items(ds: Dataset, depth: int) -> Iterator[Item]:
     for entry in items(ds, "ContentSequence"):
-        # Outlines of the whole image are for viewers that need a place to draw at.
+        # The report has outlines of whole images for viewers that need coordinates; here they would tell nothing.
         if text(entry, "ValueType") not in ("SCOORD", ""):
             yield _item(entry, depth)
 
@@ -104,15 +107,22 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was said of it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map.
+
+    `evidence`: which attribute of the image said what, such as view and body part.
+    """
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
+    impression: str
+    word_above: str
+    notes: tuple[Note, ...]
     rejection: str
     look: Look | None
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
+    evidence: tuple[Evidence, ...]
 
 
 async def study(request: Request) -> Response:
@@ -126,20 +136,20 @@ async def study(request: Request) -> Response:
 
 
 async def radiograph(request: Request) -> Response:
-    """Answer with an image as a picture."""
+    """Answer with an image as PNG."""
     look = await _look_of(request)
     return _picture(look.png or None)
 
 
 async def heat(request: Request) -> Response:
-    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
+    """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
     context, look = site_of(request).context, await _look_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
-    """Answer with a Secondary Capture of the study as a picture."""
+    """Answer with a Secondary Capture of the study as PNG."""
     context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
@@ -158,10 +168,10 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
+    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
-        _shown(context, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
         else None
     )
@@ -185,12 +195,13 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
         "patient": _patient(context, images, results) if shows else None,
+        "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
 def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
-    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+    """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
     analysed = [uid for uid in uids if uid in said]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
@@ -199,7 +210,7 @@ def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -
 def _shown(
     context: PageContext,
     image: ImageEntry,
-    said: Mapping[str, tuple[Bar, ...]],
+    summary: StudySummary,
     rejections: Sequence[Any],
     asked: str,
     *,
@@ -207,31 +218,39 @@ def _shown(
     open_: bool,
 ) -> ShownImage:
     uid = image.instance.ref.sop_instance
-    bars = said.get(uid, ())
+    found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
+    bars = bars_of(found, context.settings.results) if found is not None else ()
     look = None if image.is_purged else _look(context, image)
     withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
+    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
         entry=image,
         bars=bars,
+        impression=impression_of(found, context.settings.results) if found is not None else "",
+        word_above=context.settings.results.word_above,
+        notes=_notes(found, look),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
+        evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
         heat=asked if asked in labels else first_to_show(bars, labels),
     )
 
 
-def heat_is_there(look: Look, label: str) -> bool:
-    """Tell whether a finding has evidence anywhere in an image."""
-    return label in look.maps and float(look.maps[label].max()) > 0
+def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+    """Return what to know of an image that was analysed."""
+    if found is None or look is None:
+        return ()
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
 
 
 def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
         return context.gallery.look(image.instance)
-    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+    except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
@@ -275,7 +294,7 @@ def _mark(kind: EventKind) -> str:
 
 
 def _step(value: str) -> int:
-    """Return an opacity in tenths."""
+    """Return an opacity in tenths, from its percentage in the address."""
     return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 

@@ -172,6 +172,7 @@ def _aligned(run: Predictions, images: Sequence[str], labels: Sequence[str]) -> 
         sexes=chosen.sexes,
         ages=chosen.ages,
         gate=chosen.gate,
+        sources=chosen.sources,
         truth=chosen.truth[:, columns],
         probability=chosen.probability[:, columns],
         members=chosen.members[:, :, columns],

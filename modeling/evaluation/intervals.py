@@ -4,6 +4,7 @@ Every measure is a function of image weights, and a bootstrap changes only the w
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,13 @@ class Resampler:
         # Row 0 is the sample itself: its value is the estimate, and comes from the same code as the interval.
         self._counts = np.concatenate([np.ones((1, len(names)), dtype=np.uint16), drawn])
         self.rounds, self.patients = rounds, len(names)
+        self.image_weights: Values | None = None
+
+    def weighted(self, image_weights: Values) -> "Resampler":
+        """Return the same draws with each image counted `image_weights` (images,) times."""
+        copied = copy(self)
+        copied.image_weights = image_weights
+        return copied
 
     def patients_among(self, rows: npt.NDArray[np.bool_]) -> int:
         """Return of how many patients the images of `rows` are."""
@@ -47,6 +55,8 @@ class Resampler:
         parts = []
         for start in range(0, len(self._counts), step):
             weights = self._counts[start : start + step][:, patient].astype(np.float64)
+            if self.image_weights is not None:
+                weights *= self.image_weights if rows is None else self.image_weights[rows]
             with np.errstate(divide="ignore", invalid="ignore"):
                 parts.append(statistic(weights))
         return np.concatenate(parts)

@@ -120,6 +120,11 @@ def confusion(truth: BoolArray, flagged: BoolArray) -> Statistic:
     return lambda weights: np.asarray(weights @ cells.astype(np.float64))
 
 
+def share_of(chosen: BoolArray) -> Statistic:
+    """Return the share of images that are chosen."""
+    return lambda weights: np.asarray(weights @ chosen.astype(np.float64) / weights.sum(axis=1))
+
+
 def rates(counts: Values) -> Values:
     """Return sensitivity, specificity, PPV, NPV and F1 (…, 5) of confusion counts (…, 4); NaN where undefined."""
     hit, false, missed, rejected = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)

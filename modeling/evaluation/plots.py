@@ -14,7 +14,7 @@ from modeling.drawing import DPI, GREY, STYLE
 from modeling.evaluation.curves import reliability_bins, roc_points
 from modeling.evaluation.predictions import Predictions
 from modeling.evaluation.results import EvaluationResults
-from modeling.metrics import BoolArray, Estimate
+from modeling.metrics import BoolArray, Estimate, auc
 
 _COLUMNS = 5
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -86,6 +86,24 @@ def save_intervals(
     """Draw `intervals` into a file."""
     with mpl.rc_context(STYLE):
         return _save(path, intervals(rows, series, axis_label, reference))
+
+
+def save_roc(path: Path, predictions: Predictions) -> Path:
+    """Draw the ROC curve of every label that has positives and negatives into a file."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 6.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+        for index, label in enumerate(predictions.labels):
+            truth, probability = predictions.truth[:, index], predictions.probability[:, index]
+            if truth.any() and not truth.all():
+                false, found = roc_points(truth, probability)
+                style = "-" if index < len(COLOURS) else "--"
+                name = f"{label.replace('_', ' ')}, AUC {auc(truth, probability):.3f}"
+                axes.plot(false, found, style, lw=1.2, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="Held-out images")
+        axes.legend(loc="lower right", fontsize=7)
+        return _save(path, figure)
 
 
 def _save(path: Path, figure: Figure) -> Path:

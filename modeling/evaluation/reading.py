@@ -14,12 +14,13 @@ from dicomnode.domain.errors import ConfigurationError, Permanent
 from dicomnode.domain.finding import SaliencyMap, Score
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import ABNORMALITY
-from modeling.evaluation.pointing import Boxes, Throw, throws_of
+from modeling.evaluation.pointing import BoxedMap, Boxes, compare_with_boxes
 from modeling.evaluation.predictions import Predictions
 from modeling.files import Files
 from modeling.preparation.problems import Kind, Problem
 from modeling.preparation.records import FINDINGS
 from modeling.preparation.tables import IMAGE_SUFFIXES, Entry, Table, image_key
+from modeling.training_images import Recogniser
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 UNREADABLE_FILES = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
@@ -129,19 +130,24 @@ Reader = Callable[[Sequence[FloatArray]], Sequence[Answer]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyBundle:
-    """A loaded bundle: its labels, its decoder of files, and its reader of decoded images."""
+    """A loaded bundle: its labels, its decoder of files, and its reader of decoded images.
+
+    `recognise`: tells whether an image was one of the training; None when the bundle has no digests of them.
+    """
 
     labels: tuple[str, ...]
     decode: Decoder
     read: Reader
+    recognise: Recogniser | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadImages:
-    """Predictions, maps compared with boxes, and the images that could not be read."""
+    """Predictions, maps compared with boxes, images that could not be read, and names of training images."""
 
     predictions: Predictions
-    throws: tuple[Throw, ...]
+    maps: tuple[BoxedMap, ...]
+    trained_on: tuple[str, ...]
     problems: tuple[Problem, ...]
 
 
@@ -150,41 +156,53 @@ def read_images(
 ) -> ReadImages:
     """Read every image, the last batch as it is.
 
-    Raises: ConfigurationError when a label of the bundle is not one of the table's, or no image can be read.
+    Raises: ConfigurationError when no image can be read.
     """
-    unknown = set(ensemble.labels) - {ABNORMALITY, *FINDINGS}
-    if unknown:
-        raise ConfigurationError(f"the label table has no labels {', '.join(sorted(unknown))}")
     problems: list[Problem] = []
     entries: list[Entry] = []
     answers: list[Answer] = []
-    throws: list[Throw] = []
+    maps: list[BoxedMap] = []
+    trained_on: list[str] = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        decoded = [
-            (image.entry, pixels)
-            for image in batch
-            if (pixels := _pixels(files, image, ensemble, problems)) is not None
-        ]
+        decoded = []
+        for image in batch:
+            pixels = _pixels(files, image, ensemble, problems, trained_on)
+            if pixels is not None:
+                decoded.append((image.entry, pixels))
         read = ensemble.read([pixels for _, pixels in decoded]) if decoded else ()
         for (entry, _), answer in zip(decoded, read, strict=True):
             entries.append(entry)
-            throws += throws_of(entry.name, entry.patient, answer.saliency, boxes)
+            maps += compare_with_boxes(entry.name, entry.patient, answer.saliency, boxes)
             answers.append(Answer(scores=answer.scores, saliency=(), gate=answer.gate))
         progress(min(start + BATCH, len(images)), len(images))
     if not entries:
         raise ConfigurationError(f"none of the {len(images)} images could be read; the first: {problems[0].detail}")
     predictions = _collect(entries, answers, ensemble.labels)
-    return ReadImages(predictions=predictions, throws=tuple(throws), problems=tuple(problems))
+    return ReadImages(predictions=predictions, maps=tuple(maps), trained_on=tuple(trained_on), problems=tuple(problems))
 
 
-def _pixels(files: Files, image: Labelled, ensemble: ReadyBundle, problems: list[Problem]) -> FloatArray | None:
+def require_known_labels(ready: ReadyBundle) -> None:
+    """Raise ConfigurationError when a label of the bundle is not one that label tables have."""
+    unknown = set(ready.labels) - {ABNORMALITY, *FINDINGS}
+    if unknown:
+        raise ConfigurationError(f"the label table has no labels {', '.join(sorted(unknown))}")
+
+
+def _pixels(
+    files: Files, image: Labelled, ensemble: ReadyBundle, problems: list[Problem], trained_on: list[str]
+) -> FloatArray | None:
+    """Return an image's pixels; add it to the problems if it has none, and to `trained_on` if it is recognised."""
     try:
-        return ensemble.decode(files.read(image.file))
+        raw = files.read(image.file)
+        pixels = ensemble.decode(raw)
     except (Permanent, *UNREADABLE_FILES) as error:
         detail = str(error) or type(error).__name__
         problems.append(Problem(kind=Kind.IMAGE_UNREADABLE, subject=image.entry.name, detail=detail))
         return None
+    if ensemble.recognise is not None and ensemble.recognise(image.entry.name, raw):
+        trained_on.append(image.entry.name)
+    return pixels
 
 
 def _collect(entries: Sequence[Entry], answers: Sequence[Answer], labels: tuple[str, ...]) -> Predictions:
@@ -198,6 +216,7 @@ def _collect(entries: Sequence[Entry], answers: Sequence[Answer], labels: tuple[
         sexes=np.array([(entry.sex or "").upper() for entry in entries]),
         ages=np.array([-1 if entry.age is None else entry.age for entry in entries]),
         gate=np.array([answer.gate for answer in answers]),
+        sources=np.array([entry.source or "" for entry in entries]),
         truth=np.array(truth, dtype=bool),
         probability=np.array([[score.probability for score in answer.scores] for answer in answers]),
         members=np.array(members).transpose(0, 2, 1),

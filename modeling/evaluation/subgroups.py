@@ -1,4 +1,4 @@
-"""The same measures by sex, age band and view, and how far apart the groups are."""
+"""The same measures by sex, age band, view and source, and how far apart the groups are."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,12 @@ _GroupCurves = dict[str, dict[str, Values]]
 
 
 def subgroups(predictions: Predictions, thresholds: Mapping[str, float], resampler: Resampler) -> dict[str, Axis]:
-    """Return the measures by sex, age band and view; `thresholds` are the labels' default ones."""
+    """Return the measures by sex, age band, view and source; `thresholds` are the labels' default ones."""
     attributes = {
         "sex": predictions.sexes,
         "age": _bands(predictions.ages),
         "view": predictions.views,
+        "source": predictions.sources,
     }
     return {name: _axis(predictions, values, thresholds, resampler) for name, values in attributes.items()}
 
@@ -40,11 +41,12 @@ def _axis(
     predictions: Predictions, values: npt.NDArray[np.str_], thresholds: Mapping[str, float], resampler: Resampler
 ) -> Axis:
     names = sorted({str(value) for value in values if value}, key=lambda name: (len(name.split("-")[0]), name))
+    rows_of = {name: values == name for name in names}
+    curves = {name: _curves(predictions, rows, thresholds, resampler) for name, rows in rows_of.items()}
+    _add_means(curves)
     groups: dict[str, Group] = {}
-    curves: dict[str, _GroupCurves] = {}
-    for name in names:
-        rows = values == name
-        curves[name] = _curves(predictions, rows, thresholds, resampler)
+    for name, rows in rows_of.items():
+        mean = curves[name][MEAN_OF_FINDINGS].get("auc")
         groups[name] = Group(
             images=int(rows.sum()),
             patients=len(np.unique(predictions.patients[rows])),
@@ -52,8 +54,8 @@ def _axis(
                 label: _group_label(int(predictions.truth[rows, at].sum()), curves[name][label])
                 for at, label in enumerate(predictions.labels)
             },
+            mean_of_findings=None if mean is None else estimate_of(mean),
         )
-    _add_means(curves)
     everywhere = (*predictions.labels, MEAN_OF_FINDINGS)
     gaps = {label: found for label in everywhere if (found := _gaps(label, curves))}
     return Axis(unknown=int((values == "").sum()), groups=groups, gaps=gaps)

@@ -135,8 +135,13 @@ def digest(shards: Sequence[PlannedShard], pixels: Pixels) -> str:
     """Return a hash of everything that the record files depend on; images enter by name and size in bytes."""
     hashed = hashlib.sha256(json.dumps(asdict(pixels), sort_keys=True).encode())
     for shard in shards:
-        hashed.update(json.dumps(asdict(shard), sort_keys=True).encode())
+        hashed.update(json.dumps(asdict(shard, dict_factory=_without_source), sort_keys=True).encode())
     return hashed.hexdigest()
+
+
+def _without_source(items: list[tuple[str, object]]) -> dict[str, object]:
+    """Leave out what record files do not contain, so that it does not change the plan."""
+    return {name: value for name, value in items if name != "source"}
 
 
 def _by_stem(sizes: dict[str, int]) -> tuple[dict[str, str], list[Problem]]:

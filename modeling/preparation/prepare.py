@@ -36,11 +36,14 @@ from modeling.preparation.shards import (
 )
 from modeling.preparation.splits import (
     TRAIN_VAL,
+    SplitShares,
     assign_folds,
     few_positives,
+    random_split,
     read_official_split,
     require_no_shared_patient,
     require_positives,
+    write_lists,
 )
 from modeling.preparation.tables import read_binary_labels, read_table
 
@@ -55,13 +58,15 @@ class PreparationRequest:
 
     `binary_labels`: lists of `NAME 0|1` for the binary head, which otherwise learns "any of the 14 findings".
     `min_side`: images with a shorter side are left out; `side` when None, so that nothing is enlarged.
-    `min_positives`: of each finding that occurs, in each fold.
+    `min_positives`: of each finding that occurs, in each fold. `random_split`: shares of a split by patient, in place
+    of the official one; its lists are written beside the records.
     """
 
     images: Path
     labels: Path
     out: Path
     official_split: Path | None = None
+    random_split: SplitShares | None = None
     binary_labels: tuple[Path, ...] = ()
     folds: int = 5
     side: int = 256
@@ -138,6 +143,9 @@ def _matched(request: PreparationRequest) -> tuple[list[Matched], list[Problem]]
     """Return the images that have all they need, and everything wrong with the others."""
     table = read_table(request.labels)
     split = None if request.official_split is None else read_official_split(request.official_split)
+    if request.random_split is not None:
+        split = random_split(table.entries, request.random_split, seed=request.seed)
+        write_lists(request.out, split)
     if split is not None:
         require_no_shared_patient(table.entries, split)
     binary = read_binary_labels(list(request.binary_labels)) if request.binary_labels else None

@@ -52,18 +52,35 @@ def counted(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def as_csv(problems: Iterable[Problem]) -> str:
-    """Return the list as a table: problem, subject, skipped, detail."""
+    """Return the list as a table: problem, subject, skipped, detail.
+
+    Many rows without an image are one line: the full label table may be given with some of its images.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("problem", "subject", "skipped", "detail"))
-    for problem in sorted(problems):
+    for problem in _with_missing_joined(sorted(problems)):
         writer.writerow((problem.kind.value, problem.subject, "yes" if problem.skipped else "no", problem.detail))
     return text.getvalue()
 
 
 _NAMED_AT_MOST = 5
+MISSING_LISTED_AT_MOST = 100
+"""More rows without an image than these are listed as one line with their number."""
 
 
 def first_few(names: Sequence[str]) -> str:
     """Return the first few names, for a message."""
     return ", ".join(names[:_NAMED_AT_MOST]) + (" …" if len(names) > _NAMED_AT_MOST else "")
+
+
+def _with_missing_joined(problems: Sequence[Problem]) -> list[Problem]:
+    missing = [problem.subject for problem in problems if problem.kind is Kind.IMAGE_MISSING]
+    if len(missing) <= MISSING_LISTED_AT_MOST:
+        return list(problems)
+    joined = Problem(
+        kind=Kind.IMAGE_MISSING,
+        subject=f"{len(missing)} rows",
+        detail=f"no files of these names: {first_few(missing)}",
+    )
+    return sorted([joined, *(problem for problem in problems if problem.kind is not Kind.IMAGE_MISSING)])

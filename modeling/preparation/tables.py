@@ -23,6 +23,7 @@ _COLUMNS = {
     "view": ("View Position", "view"),
     "sex": ("Patient Gender", "Patient Sex", "sex"),
     "age": ("Patient Age", "age"),
+    "source": ("source",),
 }
 _NEEDED = ("name", "findings", "patient")
 _AGE = re.compile(r"0*(?P<number>[0-9]{1,4})(?P<unit>[YMWDymwd]?)")
@@ -42,6 +43,7 @@ class Entry:
     view: str | None = None
     sex: str | None = None
     age: int | None = None
+    source: str | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -209,6 +211,7 @@ def _entry(cells: dict[str, str], line: int, problems: list[Problem]) -> Entry |
         view=cells.get("view") or None,
         sex=cells.get("sex") or None,
         age=_age(cells.get("age", ""), name, problems),
+        source=cells.get("source") or None,
     )
 
 

@@ -108,8 +108,11 @@ class MlflowRuns:
         for name, value in end.metrics.items():
             if known.get(name) != value:
                 self._client.log_metric(kept.parent, name, value)
-        for file in end.files:
-            self._client.log_artifact(kept.parent, str(file))
+        for path in end.files:
+            if path.is_dir():
+                self._client.log_artifacts(kept.parent, str(path), path.name)
+            else:
+                self._client.log_artifact(kept.parent, str(path))
         for run in (*kept.folds.values(), kept.parent):
             self._client.set_terminated(run, status=end.status)
 

@@ -21,7 +21,7 @@ class Tracker(Protocol):
         """Report all finished epochs of all folds, including those reported before."""
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Report that the run is complete, with its results and its files."""
+        """Report that the run is complete, with its results, and its files and folders."""
 
     def stop(self) -> None:
         """Report that the run was interrupted; it may continue later. Does nothing after `finish`."""
@@ -60,7 +60,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """How a run ended, with its results and files."""
+    """How a run ended, with its results, and its files and folders."""
 
     status: Literal["FINISHED", "KILLED"]
     metrics: Mapping[str, float]

@@ -214,16 +214,19 @@ def test_a_refusal_does_not_end_the_batch(cr: bytes) -> None:
     assert second == Accepted()
 
 
-def test_an_abort_leaves_the_rest_of_the_batch_unanswered_for_now(cr: bytes) -> None:
-    def abort_the_second(event: Any) -> int:
+def test_a_peer_that_aborts_on_everything_is_not_sent_everything(cr: bytes) -> None:
+    def abort_behind_the_first(event: Any) -> int:
         if len(peer.stored) == 1:
             event.assoc.abort()
+            return 0xC000
         return 0x0000
 
-    with Peer({CR: [EXPLICIT]}, on_store=abort_the_second) as peer:
-        outcomes = deliver(peer, cr, renamed(cr, "b"), renamed(cr, "c"))
+    objects = [renamed(cr, str(number)) for number in range(30)]
+    with Peer({CR: [EXPLICIT]}, on_store=abort_behind_the_first) as peer:
+        outcomes = deliver(peer, *objects)
     assert outcomes[0] == Accepted()
-    assert outcomes[1:] == [NoAnswer(cause="the peer aborted the association")] * 2
+    assert outcomes[1:] == [NoAnswer(cause="the peer aborted the association")] * 29
+    assert peer.associations == 11
 
 
 def test_a_peer_that_takes_the_object_and_says_nothing_is_no_answer(cr: bytes) -> None:

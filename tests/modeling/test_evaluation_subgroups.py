@@ -27,6 +27,7 @@ def compared() -> tuple[Predictions, dict[str, Axis]]:
         sexes=np.where(women, "F", "M"),
         ages=np.where(np.arange(IMAGES) < 200, 39, 40),
         gate=np.full(IMAGES, "typical"),
+        sources=np.full(IMAGES, "typical"),
         truth=truth,
         probability=probability,
         members=probability[:, None],

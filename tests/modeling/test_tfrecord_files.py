@@ -200,8 +200,8 @@ def test_a_damaged_image_in_a_record_is_an_error() -> None:
 
 
 def test_neither_preparing_nor_reading_loads_a_training_framework() -> None:
-    modules = ("prepare", "dataset", "training_set", "summarise")
-    script = "import sys\n" + "".join(f"import modeling.preparation.{name}\n" for name in modules)
+    modules = ("preparation.prepare", "preparation.dataset", "preparation.summary", "nih")
+    script = "import sys\n" + "".join(f"import modeling.{name}\n" for name in modules)
     script += "print(*({'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == ""

@@ -93,6 +93,19 @@ def test_a_training_is_a_run_with_its_folds_nested_in_it(folder: Path) -> None:
     assert [file.path for file in client(folder).list_artifacts(parent.info.run_id)] == ["history.csv"]
 
 
+def test_a_folder_such_as_the_bundle_is_logged_with_its_files(folder: Path) -> None:
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    (bundle / "model.onnx").write_bytes(b"graph")
+    (folder / "predictions.csv").write_text("image\n", encoding="utf-8")
+    tracker = open_tracker(ON, folder)
+    tracker.begin(configuration(), FACTS)
+    tracker.finish({}, [folder / "predictions.csv", bundle])
+    parent = runs(folder)["tracked 1"].info.run_id
+    assert [file.path for file in client(folder).list_artifacts(parent)] == ["bundle", "predictions.csv"]
+    assert [file.path for file in client(folder).list_artifacts(parent, "bundle")] == ["bundle/model.onnx"]
+
+
 def test_parameters_are_the_flattened_configuration_and_the_facts(folder: Path) -> None:
     report_run(folder, epochs=1)
     parent = runs(folder)["tracked 1"]

@@ -22,6 +22,7 @@ from pydicom import uid as uids
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
 from tests.support.modules import (
@@ -51,6 +52,7 @@ SOP_CLASSES = {
     "sc-multi-frame-word": uids.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     "ct": uids.CTImageStorage,
 }
+_DATA = Path(__file__).parent.parent / "data"
 _LOSSY = {
     uids.JPEGBaseline8Bit: "ISO_10918_1",
     uids.JPEGExtended12Bit: "ISO_10918_1",
@@ -68,39 +70,8 @@ _DCMCJPEG = {
 
 @functools.cache
 def chest(rows: int = 640, columns: int = 560, *, seed: int = 1, collimator: int = 0) -> npt.NDArray[np.float32]:
-    """Return a plausible frontal chest: (rows, columns) float32 in [0, 1]; 1 is bright (dense).
-
-    Two dark lungs, a bright mediastinum with the heart to the viewer's right, ribs, clavicles, diaphragm, air beside
-    the shoulders. `collimator`: width in pixels of a bright, unexposed border.
-    """
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:rows, 0:columns]
-    y, x = (y + 0.5) / rows * 2 - 1, (x + 0.5) / columns * 2 - 1
-    jitter = random.uniform(-0.02, 0.02, 6)
-
-    def blob(cx: float, cy: float, rx: float, ry: float, soft: float = 0.12) -> npt.NDArray[np.float64]:
-        radius = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
-        return np.asarray(1 / (1 + np.exp((radius - 1) / soft)))
-
-    body = blob(0, 0.35, 1.02, 1.42, 0.035)
-    image = 0.06 + 0.55 * body
-    right, left = blob(-0.42 + jitter[0], -0.05, 0.33, 0.62), blob(0.43 + jitter[1], -0.05, 0.31, 0.60)
-    lungs = np.maximum(right, left)
-    image -= 0.37 * lungs
-    image += 0.14 * np.exp(-((x / 0.13) ** 2)) * body
-    image += 0.38 * blob(0.14 + jitter[2], 0.27 + jitter[3], 0.33, 0.27) * (0.35 + 0.65 * lungs)
-    image += 0.16 * (1 / (1 + np.exp(-(y - 0.55 + 0.15 * x**2) / 0.04))) * body
-    arcs = np.sin(2 * np.pi * (4.6 * y - 1.8 * x**2 + jitter[4]))
-    image += 0.035 * np.clip(arcs, 0, 1) * (lungs + 0.15)
-    hila = blob(-0.16, 0.02, 0.10, 0.16, 0.3) + blob(0.17, 0.0, 0.09, 0.15, 0.3)
-    image += 0.08 * hila
-    clavicles = np.exp(-(((y + 0.66 - 0.16 * np.abs(x)) / 0.035) ** 2)) * (np.abs(x) > 0.1) * (np.abs(x) < 0.75)
-    image += 0.10 * clavicles * body
-    texture = cv2.resize(random.normal(0, 1, (max(2, rows // 8), max(2, columns // 8))), (columns, rows))
-    image += 0.012 * texture + 0.004 * random.normal(0, 1, (rows, columns))
-    if collimator:
-        image[:collimator] = image[-collimator:] = image[:, :collimator] = image[:, -collimator:] = 0.97
-    pixels = np.asarray(np.clip(image, 0, 1), dtype=np.float32)
+    """Return a drawn frontal chest, the same for the same arguments; see `dicomnode.bundle.phantom.draw_chest`."""
+    pixels = draw_chest(rows, columns, np.random.default_rng(seed), collimator=collimator)
     pixels.setflags(write=False)
     return pixels
 
@@ -241,14 +212,12 @@ def encode(ds: Dataset, transfer_syntax: str = uids.ExplicitVRLittleEndian, **op
 def htj2k(*, lossless: bool) -> tuple[Dataset, npt.NDArray[np.uint16], bytes]:
     """Return an object, its stored values, and its Part 10 bytes in HTJ2K.
 
-    No library among the dependencies encodes HTJ2K; the frames in tests/data were made by OpenJPH of this synthetic
-    chest, and stay as they are.
+    No library among the dependencies encodes HTJ2K; the frames in tests/data were made by OpenJPH of the drawn chest
+    beside them, and stay as they are.
     """
-    values = stored(chest(160, 128, seed=7), bits=16)
+    values = np.asarray(cv2.imread(str(_DATA / "chest-htj2k.png"), cv2.IMREAD_UNCHANGED), dtype=np.uint16)
     ds = build("cr", pixels=values, bits=16)
-    frame = (
-        Path(__file__).parent.parent / "data" / f"chest-htj2k-{'lossless' if lossless else 'lossy'}.j2c"
-    ).read_bytes()
+    frame = (_DATA / f"chest-htj2k-{'lossless' if lossless else 'lossy'}.j2c").read_bytes()
     syntax = uids.HTJ2KLossless if lossless else uids.HTJ2K
     copy = dcmread(BytesIO(_write(ds, uids.ExplicitVRLittleEndian)))
     return ds, values, _write(with_frame(copy, frame, syntax), syntax)

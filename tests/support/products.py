@@ -7,6 +7,7 @@ from pydicom import Dataset
 
 from dicomnode.dicom.header import header_of
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
+from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.context import SourceContext
 from dicomnode.results.inputs import ImageResultInputs, ReportInputs
@@ -57,15 +58,25 @@ def image_results(
     *,
     turns: int = 0,
     inverted: bool = False,
+    mirrored: bool = False,
     window: tuple[float, float] | None = None,
+    abnormality: float = 0.8,
+    pixels: FloatArray | None = None,
 ) -> list[ResultInstance]:
     """Return the results of one kind of an image in which these labels have these probabilities."""
     context = SourceContext.of(header_of(source))
-    stored = chest(640, 560)
+    stored = chest(640, 560) if pixels is None else pixels
     inputs = ImageResultInputs(
         source=context,
-        frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted, window=window),
-        assessment=assessment(context.ref, probabilities, abnormality=0.8),
+        frame=frame(
+            context.ref,
+            np.rot90(np.fliplr(stored) if mirrored else stored, turns),
+            turns=turns,
+            inverted=inverted,
+            mirrored=mirrored,
+            window=window,
+        ),
+        assessment=assessment(context.ref, probabilities, abnormality=abnormality),
         equipment=equipment(institution="Hôpital général"),
         identity=identity(context.ref.study),
         now=NOW,

@@ -13,6 +13,7 @@ from dicomnode.dicom.attributes import integer, numbers, text, texts
 from dicomnode.dicom.header import header_of, read_radiograph
 from dicomnode.dicom.identity import CodedText, HierarchicDesignator
 from dicomnode.domain.errors import UnreadableObject
+from dicomnode.domain.evidence import Evidence, describe
 from dicomnode.domain.frame import Righting, righting_of
 from tests.support.elements import add_raw, raw_element
 from tests.support.make import build, encode, lut, ref_of
@@ -168,6 +169,22 @@ def test_a_repair_of_the_character_set_is_told() -> None:
     assert read_radiograph(encode(build("cr", rows=8, columns=8))).header.repairs == ()
 
 
+@pytest.mark.parametrize(
+    ("keyword", "raw", "what"),
+    [
+        ("StudyDate", b"2024.02.29", "brought into the form of the standard"),
+        ("PatientSex", b"m", "brought into the form of the standard"),
+        ("PatientBirthDate", b"unknown", "left out, since it is not of the form of the standard"),
+        ("PatientOrientation", b"L", "left out, since it is not of the form of the standard"),
+        ("WindowCenter", rb"1\2", "left out, since it is not of the form of the standard"),
+    ],
+)
+def test_what_is_mended_or_left_out_is_told(keyword: str, raw: bytes, what: str) -> None:
+    assert [(repair.attribute, repair.what) for repair in header_of(sent(**{keyword: raw})).repairs] == [
+        (keyword, what)
+    ]
+
+
 def test_pixel_data_comes_as_it_was_sent() -> None:
     ds = build("cr", rows=8, columns=8)
     assert read_radiograph(encode(ds)).pixel_data == ds.PixelData
@@ -240,6 +257,14 @@ def test_no_bytes_in_any_attribute_keep_a_header_from_being_read(sent_values: di
     ds = sent(**sent_values)
     assert header_of(ds).transfer_syntax == uids.ExplicitVRLittleEndian
     assert all(isinstance(value, str) for value in texts(ds, "PatientName"))
+
+
+def test_evidence_is_told_in_words() -> None:
+    evidence = (
+        Evidence(fact="view", value="PA", attribute="ViewPosition"),
+        Evidence(fact="body part", value="not stated", attribute=""),
+    )
+    assert describe(evidence) == "view: PA (View Position); body part: not stated"
 
 
 def test_a_header_is_the_same_from_bytes_and_from_a_data_set() -> None:

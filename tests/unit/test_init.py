@@ -1,5 +1,7 @@
 """`cxrnode init`: checked answers become a configuration that the node reads, with every comment of the reference."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,17 @@ def test_whatever_a_folder_is_called_it_is_read_back(text: str) -> None:
     answers = Answers(ae_title="A", port=1, pacs=None, store=Path("/srv") / text, certificate=None)
     Path("node.toml").write_text(configuration(answers))
     assert read_settings(Path("node.toml"), {}).store.path == Path("/srv") / text
+
+
+def test_a_file_that_root_writes_can_be_read_by_the_account_of_the_service(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        result = CliRunner().invoke(
+            app, ["init", str(tmp_path / "etc" / "cxrnode" / "node.toml"), "--yes", "--no-echo"]
+        )
+    finally:
+        os.umask(before)
+    assert result.exit_code == 0, result.output
+    assert stat.S_IMODE((tmp_path / "etc" / "cxrnode" / "node.toml").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "etc" / "cxrnode").stat().st_mode) == 0o755
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700, "a folder that was there stays as it was"

@@ -5,7 +5,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dicomnode import __version__
 from dicomnode.cli.check import _check_port
 from dicomnode.cli.main import app
 from dicomnode.cli.terminal import stop_with
@@ -45,7 +47,7 @@ def test_a_wrong_configuration_is_told_with_the_nearest_right_one(text: str, sai
         ("CXRNODE_SCP__PROT", "3", "scp.prot: there is no such setting; did you mean port?"),
         ("CXRNODE_SPC__PORT", "3", "spc: there is no such setting; did you mean scp?"),
         ("CXRNODE_SCP", "3", "scp: must be a section with settings of its own"),
-        ("CXRNODE_SCP__TLS__KEY", "/k", "scp.tls: settings of TLS without a certificate"),
+        ("CXRNODE_SCP__TLS__KEY", "/k", "scp.tls: TLS needs a certificate"),
         ("CXRNODE_ELIGIBILITY__MODALITIES", "CR", "cannot be read as JSON"),
     ],
 )
@@ -154,6 +156,20 @@ def test_an_error_of_several_lines_is_printed_in_lines(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         stop_with("the configuration is wrong:\n  scp.port: too large\n  a \x1b[31mcolour", 2)
     assert capsys.readouterr().err.splitlines()[:2] == ["error: the configuration is wrong:", "  scp.port: too large"]
+
+
+def test_help_lists_every_command_in_a_group_and_the_version_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = CliRunner().invoke(app, ["-h"])
+    assert told.exit_code == 0
+    groups = re.findall(r"^╭─ (\w+) ─", told.output, flags=re.MULTILINE)
+    assert groups == ["Options", "Run", "Look", "Repair", "Model", "Data"]
+    for command in ("serve", "status", "monitoring", "queue", "train", "data"):
+        assert re.search(rf"^│ {command} +[A-Z]", told.output, flags=re.MULTILINE), command
+    assert "watch" not in told.output
+    assert "Examples: " in told.output
+    assert CliRunner().invoke(app, ["queue", "retry", "-h"]).output.count("Usage") == 1
+    assert CliRunner().invoke(app, ["--version"]).output == f"cxrnode {__version__}\n"
 
 
 def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_signed_pixels_keep_their_sign(syntax, bits):
     assert np.array_equal(decoded(encode(ds, syntax)), expected)
 
 
-@pytest.mark.parametrize(("syntax", "tolerance"), [(uids.JPEGLSNearLossless, 2), (uids.JPEG2000, 100)], ids=name)
+@pytest.mark.parametrize(("syntax", "tolerance"), [(uids.JPEGLSNearLossless, 2), (uids.JPEG2000, 120)], ids=name)
 def test_signed_pixels_keep_their_sign_where_they_are_lossy(syntax, tolerance):
     ds = build("cr", rows=ROWS, columns=COLUMNS, signed=True)
     expected = stored(chest(ROWS, COLUMNS), signed=True).astype(int)

@@ -64,7 +64,10 @@ def test_the_pixels_are_the_picture() -> None:
     source = build("cr")
     context = SourceContext.of(header_of(source))
     picture = draw(
-        frame(context.ref, chest(400, 320)), assessment(context.ref, {"Pleural_Thickening": 0.7}), equipment()
+        frame(context.ref, chest(400, 320)),
+        assessment(context.ref, {"Pleural_Thickening": 0.7}),
+        equipment(),
+        orientation=context.patient_orientation,
     ).pixels
     assert np.array_equal(opened(heatmap(source)).pixel_array, picture)
 
@@ -133,7 +136,8 @@ def test_every_positive_finding_has_a_heatmap_of_it_alone() -> None:
     assert "Grad-CAM of: Pleural Thickening." in made[1].DerivationDescription
     assert not np.array_equal(made[0].pixel_array, made[1].pixel_array)
     assert [ds.InstanceNumber for ds in made] == [2, 2]
-    assert finding_heatmaps(source, {"Edema": 0.29}) == []
+    (whole,) = finding_heatmaps(source, {"Edema": 0.29})
+    assert whole.SeriesDescription == f"AI: Abnormality - {ResultSettings().mark}"
 
 
 def test_heatmaps_of_findings_have_series_and_instances_of_their_own() -> None:

@@ -47,7 +47,7 @@ def test_a_study_is_given_up_and_brought_back(own: Web) -> None:
     own.receive(image())
     assert "1 analyses and 0 deliveries given up" in own.post(f"/studies/{STUDY}", act="drop").text
     assert [entry.study for entry in own.store.ledger.jobs([JobState.DROPPED])] == [STUDY]
-    assert "to be tried again" in own.post(f"/studies/{STUDY}", act="retry").text
+    assert "will be tried again" in own.post(f"/studies/{STUDY}", act="retry").text
     assert own.store.watching.operations().jobs[JobState.WAITING].count == 1
 
 

@@ -34,6 +34,13 @@ def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None
     is_whole(Page(answer.text))
 
 
+def test_a_study_says_which_attribute_decided_on_view_and_body_part(web: Web) -> None:
+    analysed = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r"<dt>view</dt><dd>\w+ <span class=\"quiet\">View Position</span></dd>", analysed)
+    rejected = web.client.get(f"/studies/{HAND}").text
+    assert re.search(r"<dt>body part</dt><dd>[^<]+ <span class=\"quiet\">Body Part Examined</span></dd>", rejected)
+
+
 def test_a_former_address_leads_to_the_present_one(web: Web) -> None:
     answer = web.client.get("/letters?x=1", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (308, "/problems?x=1")
@@ -238,6 +245,24 @@ def test_a_study_shows_pictures_bars_report_and_story(web: Web) -> None:
         assert drawn.getchannel("A").getextrema() == (0, 255)
 
 
+def test_only_what_is_above_its_threshold_has_a_map(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}").text
+    (heat,) = [str(given["src"]) for tag, given in Page(text).elements if given.get("id") == "heat"]
+    offered = {
+        str(given["data-number"]) for tag, given in Page(text).elements if tag == "option" and "data-number" in given
+    }
+    statuses = {str(at): web.client.get(f"{heat.rsplit('/', 1)[0]}/{at}.png").status_code for at in range(15)}
+    assert offered
+    assert {at for at, status in statuses.items() if status == 200} == offered
+    assert set(statuses.values()) == {200, 404}
+
+
+def test_a_study_shows_its_impression_and_what_is_known_of_left_and_right(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r'class="impression"><strong>.* above threshold', text)
+    assert "The image does not state left and right" in text or "as the image states" in text
+
+
 def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
     text = web.client.get(f"/studies/{STUDY}?finding=Edema&opacity=30").text
     (heat,) = [given for tag, given in Page(text).elements if given.get("id") == "heat"]
@@ -252,14 +277,14 @@ def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Pa
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
     object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
-    assert "Another model said this" in text
+    assert "Another model read this image" in text
     assert 'id="heat"' not in text
 
 
 def test_a_rejected_study_says_why_and_shows_the_picture(web: Web) -> None:
     text = web.client.get(f"/studies/{HAND}").text
     assert "Other body part" in text
-    assert "What the model said" in text
+    assert "<h2>Findings</h2>" in text
     assert f"/studies/{HAND}/images/" in text
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dicomnode.analysis.look_ahead import PreparedAnswer
 from dicomnode.analysis.worker import Worker
-from dicomnode.domain.answer import ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
@@ -146,6 +146,15 @@ def test_a_study_without_a_route_is_an_error_in_the_log(caplog: pytest.LogCaptur
     worker(inbox, lambda *_: answer, routing=replace(ROUTING, default=())).work_once()
     (record,) = [record for record in caplog.records if record.message == "study-unrouted"]
     assert (record.levelname, record.calling_ae, record.delivered_elsewhere) == ("ERROR", ["STRANGER"], False)
+
+
+def test_a_study_of_two_patients_is_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    ref = InstanceRef(study="1.2.3", series="1.2.4", sop_class="1.2.5", sop_instance="1.2.6")
+    rejection = Rejection(source=ref, reason=RejectionReason.PATIENT_MISMATCH, detail="they differ")
+    inbox = FakeInbox(job())
+    worker(inbox, lambda *_: replace(ANSWER, rejections=(rejection,))).work_once()
+    assert len(inbox.finished) == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["patient-mismatch"]
 
 
 def test_without_work_nothing_happens() -> None:

@@ -137,7 +137,9 @@ def accepted_pdu(body: bytes | bytearray) -> bytes:
     for kind, data in _items(body[_FIXED.size :]):
         if kind == _CONTEXT_AC:
             context_id, item = _answered_context(data)
-            contexts.setdefault(context_id, item)
+            # Nobody proposed a context with an even identifier.
+            if context_id % 2:
+                contexts.setdefault(context_id, item)
         elif kind == _USER_INFORMATION:
             user.read(data)
     # PS3.8 9.3.3: the titles are not tested.

@@ -31,6 +31,7 @@ REQUESTOR_PDU_BYTES = 65_536
 _OBJECT_BYTES = 1_048_576
 _POLL_S = 0.2
 _END_S = 1.0
+_COMMENT_CHARACTERS = 64
 _LINGER_POLL_S = 0.05
 # PS3.4 Table J.3-1.
 _REQUEST_COMMITMENT = 1
@@ -61,6 +62,18 @@ class NoContextAccepted(PeerRefused):
     """The peer accepted the association but none of the proposed presentation contexts."""
 
 
+class NoResponse(PeerUnavailable):
+    """The peer took a request and was silent until its time was over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A peer's response: its status, and its Error Comment, which is a stranger's text and belongs in no log."""
+
+    status: int
+    comment: str = ""
+
+
 class RequestedAssociation:
     """An established association; leaving the `with` block releases it, or aborts it after an error."""
 
@@ -69,6 +82,7 @@ class RequestedAssociation:
         self._response_timeout_s = response_timeout_s
         self._aborts = aborts
         self._message_id = 0
+        self._is_silent = False
         self.contexts = tuple(
             AcceptedContext(
                 context_id=entry.context_id,
@@ -91,8 +105,8 @@ class RequestedAssociation:
                 self._association.abort()
         _close(self._association)
 
-    def echo(self) -> int:
-        """Send a C-ECHO and return the status.
+    def echo(self) -> Response:
+        """Send a C-ECHO and return its response.
 
         Raises: PeerUnavailable.
         """
@@ -100,10 +114,10 @@ class RequestedAssociation:
         request.AffectedSOPClassUID = self.contexts[0].abstract_syntax
         return self._exchange(request, self.contexts[0].context_id)
 
-    def store(self, data_set: bytes, sop_instance: str, context: AcceptedContext) -> int:
-        """Send an encoded data set as it is and return the C-STORE status.
+    def store(self, data_set: bytes, sop_instance: str, context: AcceptedContext) -> Response:
+        """Send an encoded data set as it is and return the response.
 
-        Raises: PeerUnavailable when the association ends or no response comes.
+        Raises: PeerUnavailable when the association ends, NoResponse when no response comes.
         """
         request = C_STORE()
         request.AffectedSOPClassUID = context.abstract_syntax
@@ -112,8 +126,8 @@ class RequestedAssociation:
         request.DataSet = BytesIO(data_set)
         return self._exchange(request, context.context_id)
 
-    def request_commitment(self, information: bytes, context: AcceptedContext) -> int:
-        """Send an encoded request for Storage Commitment and return the N-ACTION status. Source: PS3.4 J.3.2.
+    def request_commitment(self, information: bytes, context: AcceptedContext) -> Response:
+        """Send an encoded request for Storage Commitment and return the response. Source: PS3.4 J.3.2.
 
         A report of the peer's that overtakes its response is served all the same. Raises: PeerUnavailable.
         """
@@ -131,7 +145,7 @@ class RequestedAssociation:
             if until.wait(min(_LINGER_POLL_S, seconds)):
                 return
 
-    def _exchange(self, request: Any, context_id: int) -> int:
+    def _exchange(self, request: Any, context_id: int) -> Response:
         """Send one request and wait for its response.
 
         pynetdicom's own `send_c_store` decodes and re-encodes data sets; this sends the bytes at hand instead.
@@ -149,11 +163,13 @@ class RequestedAssociation:
             response = self._response()
         finally:
             association._reactor_checkpoint.set()  # noqa: SLF001
-        if response is None or not response.is_valid_response:
-            cause = self._why_ended() if response is None else "the response is not valid"
+        if response is None:
+            association.abort()
+            raise (NoResponse if self._is_silent else PeerUnavailable)(self._why_ended())
+        if cause := _disbelief(request, response):
             association.abort()
             raise PeerUnavailable(cause)
-        return int(response.Status)
+        return Response(status=int(response.Status), comment=_comment(response))
 
     def _response(self) -> Any:
         """Wait for the response; the time allowed begins when the last byte is on its way."""
@@ -162,14 +178,16 @@ class RequestedAssociation:
         while time.monotonic() < deadline:
             try:
                 context_id, message = association.dimse.msg_queue.get(timeout=_POLL_S)
-                if not (isinstance(message, N_EVENT_REPORT) and message.is_valid_request):
+                if message is None or not message.is_request:
                     return message
-                association._serve_request(message, context_id)  # noqa: SLF001 as the reactor would
+                if isinstance(message, N_EVENT_REPORT) and message.fault is None:
+                    association._serve_request(message, context_id)  # noqa: SLF001 as the reactor would
             except queue.Empty:
                 if not association.dul.is_alive():
                     return None
                 if not association.dul.to_provider_queue.empty():
                     deadline = time.monotonic() + self._response_timeout_s
+        self._is_silent = True
         self._aborts.append(f"no response within {self._response_timeout_s:g} s")
         return None
 
@@ -177,6 +195,21 @@ class RequestedAssociation:
         if not self._aborts and isinstance(self._association.dul.peek_next_pdu(), A_ABORT):
             return "the peer aborted the association"
         return self._aborts[0] if self._aborts else "the connection was lost"
+
+
+def _disbelief(request: Any, response: Any) -> str:
+    """Say why a message is not the response to a request, or nothing when it is."""
+    if type(response) is not type(request) or not response.is_valid_response:
+        return "the response is not valid"
+    if response.MessageIDBeingRespondedTo != request.MessageID:
+        return f"the response is to message {response.MessageIDBeingRespondedTo} instead of {request.MessageID}"
+    return ""
+
+
+def _comment(response: Any) -> str:
+    """Return the Error Comment of a response without control characters. Source: PS3.7 C.3, LO of 64 characters."""
+    text = str(getattr(response, "ErrorComment", None) or "")[:_COMMENT_CHARACTERS]
+    return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
 def open_association(

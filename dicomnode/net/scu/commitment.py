@@ -216,7 +216,7 @@ class Committer:
         ) as association:
             (context, *_) = association.contexts
             information = write_request(transaction, items, context.transfer_syntax)
-            status = association.request_commitment(information, context)
+            status = association.request_commitment(information, context).status
             if not is_success(status):
                 raise PeerUnavailable(f"the destination refused to commit itself: {describe(status)}")
             association.linger(self._destination.commitment_linger_s, reported)

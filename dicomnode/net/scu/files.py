@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dicomnode.dicom.part10 import read_file_head
+from dicomnode.dicom.part10 import read_file_head, with_even_lengths
 from dicomnode.domain.delivery import Accepted, Destination, StoreOutcome
 from dicomnode.domain.errors import CxrNodeError, UnreadableObject
 from dicomnode.net.scu.outgoing import Outgoing
@@ -90,7 +90,11 @@ def _outgoing(path: Path) -> Outgoing:
     head = read_file_head(_read(path, _HEAD_BYTES))
     if head.sop_class == MEDIA_DIRECTORY:
         raise UnreadableObject("a DICOMDIR, which is not sent")
-    return Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=partial(_read, path))
+    return Outgoing(sop_class=head.sop_class, transfer_syntax=head.transfer_syntax, read=partial(_read_even, path))
+
+
+def _read_even(path: Path) -> bytes:
+    return with_even_lengths(_read(path))
 
 
 def _read(path: Path, size: int = -1) -> bytes:

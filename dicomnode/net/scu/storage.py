@@ -1,17 +1,33 @@
 """Verification and Storage SCU: one association for a batch, one typed outcome for each instance."""
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dicomnode.dicom.part10 import FileHead, read_file_head
 from dicomnode.domain.delivery import Destination, NoAnswer, Refused, StoreOutcome
-from dicomnode.domain.errors import CxrNodeError, PeerRefused, Permanent, Transient
+from dicomnode.domain.errors import CxrNodeError, PeerRefused, PeerUnavailable, Permanent, Transient
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.net.contexts import UNCOMPRESSED, Proposal, group_by_contexts, proposals_for, verification_proposal
-from dicomnode.net.scu.association import AcceptedContext, NoContextAccepted, RequestedAssociation, open_association
-from dicomnode.net.scu.outgoing import AS_IT_IS, Form, Outgoing, Report, can_transcode, encoded_data_set
-from dicomnode.net.status import describe, is_success, outcome_for
+from dicomnode.net.scu.association import (
+    AcceptedContext,
+    NoContextAccepted,
+    NoResponse,
+    RequestedAssociation,
+    open_association,
+)
+from dicomnode.net.scu.outgoing import (
+    AS_IT_IS,
+    MOST_ABORTS,
+    MOST_SILENCES,
+    Form,
+    Outgoing,
+    Report,
+    can_transcode,
+    encoded_data_set,
+)
+from dicomnode.net.status import describe, is_class_not_supported, is_success, outcome_for
 from dicomnode.settings.delivery import DeliverySettings
 
 
@@ -31,7 +47,7 @@ def echo(destination: Destination, *, calling_ae: str, settings: DeliverySetting
             destination, verification_proposal(), calling_ae=calling_ae, settings=settings
         ) as association:
             began = time.perf_counter()
-            status = association.echo()
+            status = association.echo().status
             round_trip_ms = (time.perf_counter() - began) * 1000
     except NoContextAccepted:
         return EchoResult(succeeded=False, cause="the peer does not accept Verification", round_trip_ms=None)
@@ -55,8 +71,9 @@ def send(
 ) -> list[StoreOutcome]:
     """Send a batch over one association (over several only when it needs more than 128 contexts).
 
-    Each object goes in the best form that the peer accepts. Returns the outcomes in the order of the items. When the
-    association ends early, what was not answered is `NoAnswer`, and nothing is lost.
+    Each object goes in the best form that the peer accepts. Returns the outcomes in the order of the items. An object
+    over which the peer ends the association is `NoAnswer`, and the others go over a new one. When there is none to be
+    had, or the peer ends one after the other, what was not answered is `NoAnswer`, and nothing is lost.
     """
     outcomes: dict[int, StoreOutcome] = {}
 
@@ -94,14 +111,52 @@ def _send_group(
     form: Form,
     settle: Report,
 ) -> None:
-    with open_association(destination, proposals, calling_ae=calling_ae, settings=settings) as association:
-        for position, item in group.items():
-            prepared = _prepare(association, item, form)
-            if isinstance(prepared, _Prepared):
-                status = association.store(prepared.data_set, prepared.sop_instance, prepared.context)
-                settle(position, outcome_for(status), prepared.sent_as)
-            else:
-                settle(position, prepared, None)
+    """Send objects that share an association, and associate anew where the peer ends it.
+
+    An object is to blame over which the peer has ended an association that carried nothing before.
+
+    Raises: CxrNodeError, whose cause is that of every object without an outcome.
+    """
+    waiting = deque(group)
+    lost = 0
+    while waiting:
+        before = len(waiting)
+        association = open_association(destination, proposals, calling_ae=calling_ae, settings=settings)
+        try:
+            with association:
+                while waiting:
+                    _send_one(association, waiting[0], group[waiting[0]], form, settle)
+                    waiting.popleft()
+        except PeerUnavailable as error:
+            is_silent, has_answered = isinstance(error, NoResponse), len(waiting) < before
+            lost = 0 if has_answered else lost
+            # Some peers take so many objects an association and no more: then the object is not to blame.
+            if has_answered and not is_silent:
+                continue
+            lost += 1
+            if lost >= (MOST_SILENCES if is_silent else MOST_ABORTS):
+                raise
+            settle(waiting.popleft(), _failed(error), None)
+
+
+def _send_one(association: RequestedAssociation, position: int, item: Outgoing, form: Form, settle: Report) -> None:
+    """Send an object in the best form that the peer takes, and settle its outcome. Raises: PeerUnavailable."""
+    outcome: StoreOutcome = Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
+    sent_as = None
+    try:
+        for prepared in _forms(association, item.read(), form):
+            response = association.store(prepared.data_set, prepared.sop_instance, prepared.context)
+            outcome, sent_as = outcome_for(response.status, response.comment), prepared.sent_as
+            # A peer may accept the context of a class that its storage then refuses: the next class is tried.
+            if not is_class_not_supported(response.status):
+                break
+    except PeerUnavailable:
+        raise
+    except Permanent as error:
+        outcome, sent_as = Refused(status=None, cause=str(error), permanent=True), None
+    except Transient as error:
+        outcome, sent_as = NoAnswer(cause=str(error)), None
+    settle(position, outcome, sent_as)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,27 +167,23 @@ class _Prepared:
     sent_as: InstanceRef | None
 
 
-def _prepare(association: RequestedAssociation, item: Outgoing, form: Form) -> _Prepared | StoreOutcome:
-    """Read an object and bring it into the best form that the peer accepted, or say why that cannot be."""
-    try:
-        part10 = item.read()
-        sop_class = read_file_head(part10).sop_class
-        accepted = {entry.abstract_syntax for entry in association.contexts}
-        forms = (form.under(part10, entry) for entry in form.classes(sop_class) if entry in accepted)
-        chosen = next((entry for entry in forms if entry is not None), None)
-        if chosen is None:
-            return Refused(status=None, cause="no presentation context for the SOP class", permanent=True)
-        part10, sent_as = chosen
-        head = read_file_head(part10)
+def _forms(association: RequestedAssociation, part10: bytes, form: Form) -> Iterator[_Prepared]:
+    """Give an object as one of each SOP class that the peer accepted for it, the best first.
+
+    Raises: Permanent when the object cannot be read or encoded, or the peer takes none of its transfer syntaxes.
+    """
+    accepted = {entry.abstract_syntax for entry in association.contexts}
+    for entry in form.classes(read_file_head(part10).sop_class):
+        found = form.under(part10, entry) if entry in accepted else None
+        if found is None:
+            continue
+        own, sent_as = found
+        head = read_file_head(own)
         context = _context_for(head, association.contexts, form.syntax(head.sop_class))
         if context is None:
-            return Refused(status=None, cause="no presentation context for the transfer syntax", permanent=True)
-        data_set = _data_set(part10, head, context)
-        return _Prepared(data_set=data_set, sop_instance=head.sop_instance, context=context, sent_as=sent_as)
-    except Permanent as error:
-        return Refused(status=None, cause=str(error), permanent=True)
-    except Transient as error:
-        return NoAnswer(cause=str(error))
+            raise PeerRefused("no presentation context for the transfer syntax")
+        data_set = _data_set(own, head, context)
+        yield _Prepared(data_set=data_set, sop_instance=head.sop_instance, context=context, sent_as=sent_as)
 
 
 def _context_for(
