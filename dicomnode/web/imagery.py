@@ -27,7 +27,7 @@ from dicomnode.imaging.pixels import render
 from dicomnode.inference.operating import findings_of
 from dicomnode.results.body import BoolArray, body_mask, onto
 from dicomnode.results.overlay import heat_colours
-from dicomnode.results.presentation import Note, heat_of, notes_on, with_heat
+from dicomnode.results.presentation import Note, heat_of, notes_on, orientation_of, with_heat
 
 _LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600
 _KEPT = 12
@@ -116,7 +116,7 @@ class Gallery:
 
 def _notes(examined: AnalysedImage) -> tuple[Note, ...]:
     """Return what to know of an image; the answer's summary says whether it is unusual."""
-    orientation = examined.context.orientation_after(examined.frame.turned_from_source)
+    orientation = orientation_of(examined.frame, examined.context)
     return notes_on(examined.frame, orientation, is_unusual=False)
 
 

@@ -32,6 +32,11 @@ from dicomnode.settings.delivery import Encoding, SrClass
 BYTES_RAISE = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 """What pydicom and its decoders raise on bytes that they cannot make sense of."""
 
+MOST_ABORTS = 10
+"""After so many objects in a row over which a peer ends the association or connection, the others are not tried."""
+MOST_SILENCES = 2
+"""After so many in a row to which a peer does not respond; each costs the whole response timeout."""
+
 _PLAIN = frozenset({*UNCOMPRESSED, str(DeflatedExplicitVRLittleEndian)})
 
 

@@ -17,14 +17,18 @@ from dicomnode.net.scu.association import (
     RequestedAssociation,
     open_association,
 )
-from dicomnode.net.scu.outgoing import AS_IT_IS, Form, Outgoing, Report, can_transcode, encoded_data_set
+from dicomnode.net.scu.outgoing import (
+    AS_IT_IS,
+    MOST_ABORTS,
+    MOST_SILENCES,
+    Form,
+    Outgoing,
+    Report,
+    can_transcode,
+    encoded_data_set,
+)
 from dicomnode.net.status import describe, is_class_not_supported, is_success, outcome_for
 from dicomnode.settings.delivery import DeliverySettings
-
-_MOST_ABORTS = 10
-"""One object may be to blame for an end of the association, or a few; so many in a row are the peer's."""
-_MOST_SILENCES = 2
-"""Each costs the whole response timeout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,7 @@ def _send_group(
             if has_answered and not is_silent:
                 continue
             lost += 1
-            if lost >= (_MOST_SILENCES if is_silent else _MOST_ABORTS):
+            if lost >= (MOST_SILENCES if is_silent else MOST_ABORTS):
                 raise
             settle(waiting.popleft(), _failed(error), None)
 

@@ -9,34 +9,32 @@ import warnings
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from io import BytesIO
-from typing import Any
 
 import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 from requests.auth import AuthBase, HTTPBasicAuth
 
 from dicomnode.dicom.part10 import read_file_head, read_ref
 from dicomnode.domain.delivery import Accepted, NoAnswer, Refused, StoreOutcome
 from dicomnode.domain.errors import ConfigurationError, Permanent, Transient
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.net.scu.outgoing import Form, Outgoing, Report, encoded_file
+from dicomnode.net.scu.http import LARGEST_ANSWER_BYTES, AnswerTooLong, BoundedSession, HttpAnswer
+from dicomnode.net.scu.outgoing import BYTES_RAISE, MOST_ABORTS, MOST_SILENCES, Form, Outgoing, Report, encoded_file
 from dicomnode.net.scu.storage import EchoResult
-from dicomnode.net.status import is_unsupported_form, outcome_for
+from dicomnode.net.scu.stow_response import read_response
+from dicomnode.net.status import is_unsupported_form, outcome_of_failure
 from dicomnode.settings.delivery import DeliverySettings, StowDestination
 
-_JSON = ("application/dicom+json", "application/json")
-_XML = ("application/dicom+xml", "application/xml", "multipart/related")
+_JSON = "application/dicom+json"
 _WHOLE_BODY_BYTES = 1 << 40
 """The library splits longer bodies into chunks, which not every server takes."""
-
-# What the library and pydicom raise on an answer that they cannot make sense of.
-_READ_ERRORS = (AttributeError, KeyError, NotImplementedError, SyntaxError, TypeError, ValueError)
 
 _PASSING = {
     HTTPStatus.UNAUTHORIZED: "not authenticated, the secret may have to be renewed",
     HTTPStatus.REQUEST_TIMEOUT: "the request took too long",
+    HTTPStatus.LOCKED: "locked",
+    HTTPStatus.FAILED_DEPENDENCY: "what the service depends on has failed",
     HTTPStatus.TOO_EARLY: "too early",
     HTTPStatus.TOO_MANY_REQUESTS: "too many requests",
     HTTPStatus.INTERNAL_SERVER_ERROR: "the server failed",
@@ -140,16 +138,15 @@ class _Service:
 
     def __init__(self, destination: StowDestination, settings: DeliverySettings) -> None:
         self._url, self._settings = destination.url, settings
-        self._session = _session(destination)
-        self._answer: requests.Response | None = None
+        self._session = _session(destination, settings.response_timeout_s)
+        self._lost = 0
         self.failed = False
         self._timeouts = (settings.connect_timeout_s, settings.response_timeout_s)
         try:
             self._client = DICOMwebClient(
                 destination.url,
                 session=self._session,
-                headers={"Accept": _JSON[0]},
-                callback=self._keep,
+                headers={"Accept": _JSON},
                 chunk_size=_WHOLE_BODY_BYTES,
                 timeout=self._timeouts,
             )
@@ -165,41 +162,41 @@ class _Service:
         """Send one instance and say what became of it."""
         head = read_file_head(part10)
         ref = read_ref(part10[head.offset :], head.transfer_syntax)
-        self._answer = None
-        module: Dataset | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom quotes values that break the standard
-                module = self._client.store_instances([dcmread(BytesIO(part10))], ref.study)
-        except (requests.HTTPError, requests.exceptions.InvalidJSONError):
-            pass  # the answer itself is judged below
+                self._client.store_instances([dcmread(BytesIO(part10))], ref.study)
         except (requests.RequestException, OSError) as error:
-            self.failed = True
-            return NoAnswer(cause=self._why(error))
-        except _READ_ERRORS:
-            pass  # an answer that cannot be read is judged by its status
-        if self._answer is None:
+            return self._no_answer(error)
+        except BYTES_RAISE:
+            return Refused(status=None, cause="the object cannot be encoded for DICOMweb", permanent=True)
+        answer = self._session.answer
+        if answer is None:
             self.failed = True
             return NoAnswer(cause="the request could not be made")
-        self.failed = self._answer.status_code in _OF_THE_SERVICE
-        return outcome_of(self._answer, module)
+        self._lost = 0
+        self.failed = answer.code in _OF_THE_SERVICE
+        return outcome_of(answer)
+
+    def _no_answer(self, error: Exception) -> NoAnswer:
+        """Return the outcome of a request without an answer; the instance may be to blame, or the service."""
+        self._lost += 1
+        most = MOST_SILENCES if isinstance(error, requests.exceptions.Timeout) else MOST_ABORTS
+        self.failed = not self._session.was_sent or self._lost >= most
+        return NoAnswer(cause=self._why(error))
 
     def options(self) -> str | None:
         """Ask for the service's capabilities (PS3.18 8.9); return why it is of no use, or None."""
         try:
-            answer = self._session.options(f"{self._url}/studies", timeout=self._timeouts)
+            self._session.options(f"{self._url}/studies", timeout=self._timeouts)
         except (requests.RequestException, OSError) as error:
             return self._why(error)
+        code = self._session.answer.code if self._session.answer is not None else 0
         # Not every service tells its capabilities; one that is there and lets the node in says so in some way.
-        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status_code in (
-            HTTPStatus.UNAUTHORIZED,
-            HTTPStatus.FORBIDDEN,
-        ):
-            return f"HTTP {answer.status_code}: {_meaning(answer.status_code)}"
-        return f"HTTP {answer.status_code}: it points elsewhere" if answer.is_redirect else None
-
-    def _keep(self, answer: requests.Response, **_: Any) -> None:
-        self._answer = answer
+        if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return f"HTTP {code}: {_meaning(code)}"
+        points_elsewhere = HTTPStatus.MULTIPLE_CHOICES <= code < HTTPStatus.BAD_REQUEST
+        return f"HTTP {code}: it points elsewhere" if points_elsewhere else None
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, requests.exceptions.SSLError):
@@ -208,10 +205,17 @@ class _Service:
             return f"no connection to {self._url} within {self._settings.connect_timeout_s:g} s"
         if isinstance(error, requests.exceptions.Timeout):
             return f"no response within {self._settings.response_timeout_s:g} s"
-        if isinstance(error, requests.exceptions.ConnectionError):
-            return f"no connection to {self._url}"
         if not isinstance(error, requests.RequestException):
             return f"a certificate file cannot be used: {getattr(error, 'strerror', None) or type(error).__name__}"
+        return self._why_ended(error)
+
+    def _why_ended(self, error: requests.RequestException) -> str:
+        if isinstance(error, AnswerTooLong):
+            return f"the answer has more than {LARGEST_ANSWER_BYTES} bytes"
+        if self._session.was_sent:
+            return f"the connection to {self._url} ended before the answer did"
+        if isinstance(error, requests.exceptions.ConnectionError):
+            return f"no connection to {self._url}"
         return f"the request failed: {type(error).__name__}"
 
 
@@ -224,22 +228,12 @@ class _Bearer(AuthBase):
         return request
 
 
-class _StowSession(requests.Session):
-    """A session that goes where it is told: a POST that follows a redirect would be a GET, and its 200 a lie."""
-
-    def send(self, request: requests.PreparedRequest, **arguments: Any) -> requests.Response:
-        arguments["allow_redirects"] = False
-        # dicomweb-client sets a Host without the port; without a header of its own, the right one is made.
-        request.headers.pop("Host", None)
-        return super().send(request, **arguments)
-
-
-def _session(destination: StowDestination) -> _StowSession:
+def _session(destination: StowDestination, answer_within_s: float) -> BoundedSession:
     """Return a session with the destination's authentication and TLS, reading its secret anew.
 
     Raises: ConfigurationError.
     """
-    session = _StowSession()
+    session = BoundedSession(answer_within_s)
     # The environment could replace the certificate authorities (REQUESTS_CA_BUNDLE) and the authentication (.netrc);
     # proxies alone are taken from there.
     session.trust_env = False
@@ -258,48 +252,23 @@ def _session(destination: StowDestination) -> _StowSession:
     return session
 
 
-def outcome_of(answer: requests.Response, module: Dataset | None) -> StoreOutcome:
-    """Say what the answer to a request that held one instance means for it.
-
-    `module`: the Store Instances Response Module, if the library could read it. Source: PS3.18 10.5.3.
-    """
-    code = answer.status_code
-    media_type = answer.headers.get("Content-Type", "").split(";")[0].strip().lower()
-    if answer.content and media_type in _JSON:
-        module = _read_json(answer)
-    if (reason := _failure(module)) is not None:
-        return _refusal(code, reason, answer)
-    if not HTTPStatus.OK <= code < HTTPStatus.MULTIPLE_CHOICES:
-        return _refusal(code, None, answer)
-    if answer.content and (media_type not in (*_JSON, *_XML) or (media_type in _JSON and module is None)):
-        return Refused(status=None, cause=f"HTTP {code}, but no DICOMweb service answers there", permanent=False)
-    for item in (module.get("ReferencedSOPSequence") or ()) if module is not None else ():
-        if item.get("WarningReason") is not None:
-            return Accepted(warning=int(item.WarningReason))
-    return Accepted()
+def outcome_of(answer: HttpAnswer) -> StoreOutcome:
+    """Say what the answer to a request that held one instance means for it. Source: PS3.18 10.5.3."""
+    response = read_response(answer)
+    if response is not None and response.failure is not None and answer.code not in _OF_THE_SERVICE:
+        return _refusal(answer, response.failure)
+    if not HTTPStatus.OK <= answer.code < HTTPStatus.MULTIPLE_CHOICES:
+        return _refusal(answer, None)
+    if response is None:
+        cause = f"HTTP {answer.code}, but no DICOMweb service answers there"
+        return Refused(status=None, cause=cause, permanent=False)
+    return Accepted(warning=response.warning)
 
 
-def _read_json(answer: requests.Response) -> Dataset | None:
-    try:
-        body = answer.json()
-        # Some servers wrap the module in an array, as answers to queries are.
-        return Dataset.from_json(body[0] if isinstance(body, list) else body)
-    except (*_READ_ERRORS, IndexError):
-        return None
-
-
-def _failure(module: Dataset | None) -> int | None:
-    """Return the Failure Reason of the one instance, 0 if it failed without one, None if it did not fail."""
-    if module is None:
-        return None
-    failed = [*(module.get("FailedSOPSequence") or ()), *(module.get("OtherFailuresSequence") or ())]
-    return int(failed[0].get("FailureReason") or 0) if failed else None
-
-
-def _refusal(code: int, reason: int | None, answer: requests.Response) -> StoreOutcome:
-    retry_after_s = _retry_after_s(answer)
+def _refusal(answer: HttpAnswer, reason: int | None) -> StoreOutcome:
+    code, retry_after_s = answer.code, _retry_after_s(answer)
     if reason:
-        outcome = outcome_for(reason)
+        outcome = outcome_of_failure(reason)
         if isinstance(outcome, Refused):
             cause = f"HTTP {code}, {outcome.cause}"
             return Refused(status=reason, cause=cause, permanent=outcome.permanent, retry_after_s=retry_after_s)
@@ -312,11 +281,13 @@ def _refusal(code: int, reason: int | None, answer: requests.Response) -> StoreO
 def _meaning(code: int) -> str:
     if HTTPStatus.MULTIPLE_CHOICES <= code < HTTPStatus.BAD_REQUEST:
         return "it points elsewhere, which is not followed"
+    if code < HTTPStatus.MULTIPLE_CHOICES:
+        return "not stored, without a reason"
     known = {int(status): meaning for status, meaning in (_PASSING | _LASTING).items()}
     return known.get(code, "refused")
 
 
-def _retry_after_s(answer: requests.Response) -> float | None:
+def _retry_after_s(answer: HttpAnswer) -> float | None:
     """Return how long the server wants to be left alone; the form with a date is not heeded."""
     value = answer.headers.get("Retry-After", "").strip()
     return float(value) if value.isascii() and value.isdigit() else None
