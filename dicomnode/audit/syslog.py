@@ -54,7 +54,7 @@ class FileSink:
         self._path = path
 
     def send(self, lines: Sequence[bytes]) -> None:
-        """Append the messages that the file does not end with: a crash may have come before they were marked as sent."""
+        """Append the messages that the file does not end with: a crash may have come before they were marked sent."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)

@@ -258,7 +258,7 @@ def test_a_finished_study_is_analysed_again_after_a_question(shown: Shown) -> No
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Analyse the chosen again").click()
     page.locator("[role=status]").wait_for()
-    assert "1 studies to be analysed again" in page.locator("[role=status]").inner_text()
+    assert "1 studies will be analysed again" in page.locator("[role=status]").inner_text()
     assert shown.complaints == []
 
 
