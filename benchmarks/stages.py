@@ -59,7 +59,7 @@ def stages(folder: Path, bundle: Path, images: Images) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """What a study takes its way through, as the node's threads do between them."""
+    """The steps of a study, as the node's threads do them together."""
 
     store: Store
     pipeline: Pipeline

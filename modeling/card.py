@@ -4,9 +4,11 @@ from dataclasses import asdict, dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
 from modeling.card_evaluations import (
+    MAPS_UNMEASURED,
     StoredEvaluation,
     evaluation_sections,
     history_table,
+    measure_maps,
     overfitting_table,
     shown,
 )
@@ -273,8 +275,7 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _maps_unmeasured(facts: CardFacts) -> str:
-    measured = any(stored.metrics.get("localisation") for stored in facts.evaluations)
-    return "" if measured else "; maps were not measured against boxes"
+    return "" if measure_maps(facts.evaluations) else MAPS_UNMEASURED
 
 
 def _sources(facts: CardFacts) -> str:
