@@ -23,7 +23,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from modeling import commands
-from modeling.config import ApplicationModel, Lite0Model, RampSchedule, TrainingConfig, read_config
+from modeling.config import ApplicationModel, LiteModel, RampSchedule, TrainingConfig, read_config
 from modeling.sources import Sources
 
 log = logging.getLogger("recipes")
@@ -77,7 +77,7 @@ def train_within_budget(name: str, arguments: argparse.Namespace) -> None:
 
 def warms(name: str, config: TrainingConfig) -> bool:
     """Tell whether a recipe begins with weights that are at hand; the others begin with random ones."""
-    return isinstance(config.model, Lite0Model) and not name.endswith(FROM_NOTHING)
+    return isinstance(config.model, LiteModel) and not name.endswith(FROM_NOTHING)
 
 
 def comparable(name: str) -> TrainingConfig:

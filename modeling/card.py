@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
 from modeling.comparison import Comparison, Row
-from modeling.config import Lite0Model, TrainingConfig
+from modeling.config import LiteModel, TrainingConfig
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
 from modeling.metrics import MIN_POSITIVES, Estimate
@@ -211,7 +211,7 @@ def _gate(facts: CardFacts) -> str:
 
 def _gate_features(facts: CardFacts) -> str:
     model = facts.config.model
-    if isinstance(model, Lite0Model) and model.frozen_blocks:
+    if isinstance(model, LiteModel) and model.frozen_blocks:
         return "the frozen layers' features, averaged over cells,"
     return "edge strength by direction and brightness, averaged over cells (coarser than features of frozen layers),"
 
