@@ -1,24 +1,31 @@
-# These do all the set-up: `make demo` shows the node at work, `make serve` runs it, `make test` runs the tests.
+# These targets do all the set-up that they need. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+LOCK := --universal --python-version 3.11 --generate-hashes --constraint constraints.txt --no-annotate --no-header
 
-.PHONY: demo serve test lint unit conformance viewer soak fuzz bench clean lock
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test unit lint conformance viewer soak fuzz bench lock clean
 
-demo: $(VENV)/.serving
+help: ## List the targets
+	@echo 'make TARGET [ARGS="..."], with TARGET one of:'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '  %-12s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/.serving ## Show node, archive and page at work with drawn studies
 	$(BIN)/cxrnode demo $(ARGS)
 
-serve: $(VENV)/.serving
+serve: $(VENV)/.serving ## Run the node; ARGS="--config node.toml"
 	$(BIN)/cxrnode serve $(ARGS)
 
-test: $(VENV)/.developing
+test: $(VENV)/.developing ## Run all tests that this machine can; ARGS="tests/unit -k name"
 	$(BIN)/python -m pytest $(ARGS)
 
-unit: $(VENV)/.developing
+unit: $(VENV)/.developing ## Run the unit tests
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-lint: $(VENV)/.developing
+lint: $(VENV)/.developing ## Run ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,30 +45,30 @@ $(VENV)/.developing: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@ $(VENV)/.serving
 
-# Write CONFORMANCE.md from the node's own tables; a test fails where the two differ.
-conformance: $(VENV)/.developing
+# A test fails where CONFORMANCE.md and the node's tables differ.
+conformance: $(VENV)/.developing ## Write CONFORMANCE.md from the node's tables
 	$(BIN)/cxrnode conformance --out CONFORMANCE.md
 
-# A PACS with a viewer beside a running node, and a study sent through all of it; needs Orthanc, its DICOMweb plugin, npm.
-viewer: $(VENV)/.developing
+# It needs Orthanc, its DICOMweb plugin and npm.
+viewer: $(VENV)/.developing ## Send a study through a PACS with a viewer beside a running node
 	$(BIN)/python -m tests.peers.viewer $(ARGS)
 
-# Studies by the thousand with faults on all sides; ARGS="--studies 5000 --kills 50" for more.
-soak: $(VENV)/.developing
+soak: $(VENV)/.developing ## Send studies by the thousand amid faults; ARGS="--studies 5000 --kills 50"
 	$(BIN)/python -m tests.soak $(ARGS)
 
-# Coverage-guided fuzzing of what reads a peer's bytes; ARGS="--seconds 600 frame" for one target and longer.
-fuzz: $(VENV)/.developing
+fuzz: $(VENV)/.developing ## Fuzz what reads a peer's bytes; ARGS="--seconds 600 frame"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-# The node against its peers and the machine, into benchmarks/RESULTS.md; ARGS="receive growth" for some of it.
-bench: $(VENV)/.developing
+bench: $(VENV)/.developing ## Measure against peers into benchmarks/RESULTS.md; ARGS="receive growth"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Write the versions that are installed and tested now into constraints.txt.
-lock: $(VENV)/.developing
-	$(BIN)/python -m pip freeze --exclude-editable --exclude cxrnode | grep -v '@' > constraints.txt
+# The locks are for serving: every package with its hashes. constraints.txt is for development and training too.
+lock: $(VENV)/.developing ## Write the installed versions to constraints.txt and the lock files
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cxrnode --exclude uv | grep -v '@' > constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet $(LOCK) --output-file requirements.lock pyproject.toml
+	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet $(LOCK) --output-file requirements-build.lock -
 
-clean:
+clean: ## Remove the virtual environment, caches and build output
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

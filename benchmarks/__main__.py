@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, results_file
+from benchmarks import machine, table
 from benchmarks.bench import ROUNDS, Bench
 from benchmarks.table import HEADS, Section
 
@@ -44,7 +44,7 @@ def main() -> None:
         sections[name] = section.markdown(when)
         # After each one: a run that is interrupted keeps what it has.
         if not arguments.dry_run:
-            results_file.write(sections, BENCHMARKS)
+            table.write(sections, BENCHMARKS)
 
 
 def _parsed() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from benchmarks.table import Goal, Row
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.frame import FloatArray
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 SIDE, THREADS = 224, 2
 NOT_SLOWER = Goal(at_most=1.0)

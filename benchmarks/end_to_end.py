@@ -22,9 +22,9 @@ from benchmarks.stages import stages
 from benchmarks.studies import Bare
 from benchmarks.table import Goal, Measured, Row
 from dicomnode.bundle.reader import MANIFEST
-from dicomnode.net.part10 import read_file_head
-from dicomnode.settings import default_bundle
-from tests.processes import NodeProcess, Orthanc, free_port
+from dicomnode.dicom.part10 import read_file_head
+from dicomnode.settings.node import default_bundle
+from tests.support.processes import NodeProcess, Orthanc, free_port
 
 STUDIES, SUSTAINED, RESULTS = 9, 10, 2
 _WITHIN_S, _POLL_S = 120.0, 0.004
@@ -36,7 +36,7 @@ _serial = count()
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class StudyCase:
     what: str
     bundle: Path
     images: Images
@@ -47,9 +47,9 @@ def measure(bench: Bench) -> Iterator[Row]:
         yield Row(what="a study of one image", absent="Orthanc or DCMTK is not installed")
         return
     large, small = Images.uncompressed(), Images.compressed()
-    cases = [Case(f"{images.name}, shipped bundle", default_bundle(), images) for images in (large, small)]
+    cases = [StudyCase(f"{images.name}, shipped bundle", default_bundle(), images) for images in (large, small)]
     if (FLAGSHIP / MANIFEST).exists():
-        cases.append(Case(f"{large.name}, flagship's shape", FLAGSHIP.resolve(), large))
+        cases.append(StudyCase(f"{large.name}, flagship's shape", FLAGSHIP.resolve(), large))
     else:
         yield Row(what=f"{large.name}, flagship's shape", absent=f"there is no bundle in {FLAGSHIP}")
     shares = {}
@@ -80,7 +80,7 @@ class _Taken:
     sustained: Measured
 
 
-def _measured(bench: Bench, case: Case) -> _Taken:
+def _measured(bench: Bench, case: StudyCase) -> _Taken:
     bare = Bare(case.bundle)
     with ExitStack() as opened:
         folder = bench.folder / f"{next(_serial)}"
@@ -137,7 +137,7 @@ def _storescu(folder: Path, archive: Orthanc, results: Sequence[bytes]) -> float
     return taken_s
 
 
-def _deliver(bench: Bench, case: Case, port: int, archive: Orthanc, studies: int) -> float:
+def _deliver(bench: Bench, case: StudyCase, port: int, archive: Orthanc, studies: int) -> float:
     """Send studies of one image each, and return the time until the archive has the results, less the quiet time.
 
     Of one study from its last byte on; of several from the first byte of the first.

@@ -11,7 +11,7 @@ import numpy as np
 
 from dicomnode.bundle.manifest import Manifest, read_manifest
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 if TYPE_CHECKING:
     import keras

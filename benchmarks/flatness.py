@@ -13,7 +13,7 @@ from benchmarks.footprint import CONFIG, memory
 from benchmarks.receive import PDU_BYTES
 from benchmarks.send import sink
 from benchmarks.table import Row
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 STUDIES = int(os.environ.get("BENCH_STUDIES", "1000"))
 _REMOVED = "[retention]\nimages_days = 0.0\nresults_days = 0.0\n"

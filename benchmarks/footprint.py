@@ -25,8 +25,8 @@ from benchmarks.flagship import flagship_bundle
 from benchmarks.images import Images
 from benchmarks.receive import send
 from benchmarks.table import Goal, Measured, Row
-from dicomnode.settings import default_bundle
-from tests.processes import NodeProcess, free_port, wait_until
+from dicomnode.settings.node import default_bundle
+from tests.support.processes import NodeProcess, free_port, wait_until
 
 VERIFICATION = "1.2.840.10008.1.1"
 STUDIES, A_PART = int(os.environ.get("BENCH_STUDIES", "120")), 20
@@ -97,7 +97,7 @@ def memory(
 ) -> Iterator[Row]:
     """Give the node studies in parts, and read its memory after each."""
     node = NodeProcess(folder, port=free_port(), bundle=bundle, config=config, send_to=send_to).start()
-    images, seen = Images.uncompressed(), []
+    images, resident_mb = Images.uncompressed(), []
     try:
         for part in range(studies // A_PART):
             files = images.write(folder / f"files-{part}", A_PART, 1)
@@ -105,7 +105,7 @@ def memory(
             files.remove()
             done = (part + 1) * A_PART
             wait_until(partial(_answered, node, done), WITHIN_S, "the answers")
-            seen.append(_status_mb(node.pid, "VmRSS"))
+            resident_mb.append(_status_mb(node.pid, "VmRSS"))
         peak = _status_mb(node.pid, "VmHWM")
     finally:
         node.close()
@@ -114,12 +114,12 @@ def memory(
         ours=Measured((peak,), "MB"),
         goal=Goal(at_most=700.0, unit="MB"),
     )
-    half = len(seen) // 2
+    half = len(resident_mb) // 2
     yield Row(
         what=f"resident memory, {name}, last half of the studies",
-        ours=Measured(tuple(seen[-half:]), "MB"),
+        ours=Measured(tuple(resident_mb[-half:]), "MB"),
         peer="first half",
-        theirs=Measured(tuple(seen[-2 * half : -half]), "MB"),
+        theirs=Measured(tuple(resident_mb[-2 * half : -half]), "MB"),
         goal=Goal(at_most=1.1),
     )
 
@@ -156,7 +156,11 @@ def _install_sizes() -> dict[str, float]:
 
 def _needs(found: Distribution) -> list[str]:
     wanted = (Requirement(line) for line in found.requires or ())
-    return [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [
+        requirement.name
+        for requirement in wanted
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
 
 
 def _bytes(path: Path) -> int:

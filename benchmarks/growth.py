@@ -15,11 +15,12 @@ from pathlib import Path
 from benchmarks.bench import Bench, milliseconds, seconds
 from benchmarks.picture import curves
 from benchmarks.table import Goal, Row
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, RetryPolicy
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
+from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
-from dicomnode.store.places import DATABASE
-from tests.stores import accept, answer, at, claim, open_store
+from dicomnode.store.layout import DATABASE
+from tests.support.stores import accept, answer, at, claim, open_store
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 TIMED = 9
@@ -49,7 +50,10 @@ def measure(bench: Bench) -> Iterator[Row]:
         goal = Goal(at_most=50, unit="ms") if size == last else None
         yield Row(what=f"a page of the ledger among {int(size):,} studies", ours=taken, goal=goal)
     lines = {"a study, received to delivered": studies, "a page of the ledger": pages}
-    curves("growth", {name: {int(size): held.median for size, held in line.items()} for name, line in lines.items()})
+    curves(
+        "growth",
+        {name: {int(size): measured.median for size, measured in line.items()} for name, line in lines.items()},
+    )
     bench.note("![what a study and a page of the ledger cost as the store grows](../docs/growth.svg)")
 
 

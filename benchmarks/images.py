@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import uid as uids
 
-from dicomnode.demo.chest import draw_chest
-from tests import make
+from dicomnode.bundle.phantom import draw_chest
+from tests.support import make
 
 SIDE = 2240
 
@@ -74,7 +74,7 @@ class Images:
 def _encoded(transfer_syntax: str, ratio: int | None = None) -> bytes:
     # A chest that the shipped model's gate takes for one, with a detector's noise, which a compression has to carry.
     random = np.random.default_rng(1)
-    noisy = draw_chest(SIDE, random) + random.normal(0, 0.006, (SIDE, SIDE)).astype(np.float32)
+    noisy = draw_chest(SIDE, SIDE, random) + random.normal(0, 0.006, (SIDE, SIDE)).astype(np.float32)
     pixels = make.stored(np.clip(noisy, 0, 1))
     ds = make.build("cr", pixels=pixels, study_uid=_STUDY, sop_uid=_INSTANCE)
     return make.encode(ds, transfer_syntax, **({} if ratio is None else {"j2k_cr": [ratio]}))

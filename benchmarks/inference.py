@@ -17,7 +17,7 @@ from benchmarks.table import Goal, Row
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.frame import FloatArray
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 FASTER_THAN_KERAS = Goal(at_most=1 / 6)
 NEARLY_BARE = Goal(at_most=1 / 0.8)

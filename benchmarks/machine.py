@@ -42,6 +42,6 @@ def _peer(name: str) -> str | None:
     path = program(name)
     if path is None:
         return None
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
-    found = re.search(r"\d+\.\d+\.\d+", said)
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
+    found = re.search(r"\d+\.\d+\.\d+", printed)
     return f"{name} {found[0] if found else 'of unknown version'}"

@@ -13,16 +13,16 @@ from benchmarks.images import SIDE, Images
 from benchmarks.table import Goal, Row
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.imaging import codec_child
-from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
-from dicomnode.imaging.decoding import decode, read_layout
+from dicomnode.dicom.reader import read, ref_of
+from dicomnode.imaging.codecs import child as codec_child
+from dicomnode.imaging.codecs.decoding import decode, read_layout
+from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read, ref_of
-from dicomnode.settings import PixelSettings, default_bundle
-from tests import make
+from dicomnode.settings.node import PixelSettings, default_bundle
+from tests.support import make
 
 if TYPE_CHECKING:
-    from dicomnode.imaging.codec_child import Encoded, Request
+    from dicomnode.imaging.codecs.child import Encoded, Request
 
 SYNTAXES = {
     "uncompressed": uids.ExplicitVRLittleEndian,

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.bench import Bench, apart, milliseconds
 from benchmarks.flagship import flagship_bundle
 from benchmarks.table import Row
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -28,11 +28,11 @@ def measure(bench: Bench) -> Iterator[Row]:
             yield Row(what=what, absent="onnxruntime-openvino is not installed")
             continue
         with ExitStack() as stack:
-            ours, said = stack.enter_context(_reading("openvino", bundle, installed))
+            ours, about = stack.enter_context(_reading("openvino", bundle, installed))
             theirs, _ = stack.enter_context(_reading("cpu", bundle, None))
             found = bench.interleaved({"openvino": ours, "cpu": theirs}, "ms")
         yield Row(what=what, ours=found["openvino"], peer="the default provider", theirs=found["cpu"])
-        bench.note(f"{name}: {said}.")
+        bench.note(f"{name}: {about}.")
 
 
 def _reading(
@@ -58,10 +58,10 @@ def main() -> None:
     difference = predictor.replay_golden()
     print(f"ONNX Runtime {onnxruntime.__version__}, golden outputs to within {difference:.1g}", flush=True)
     side = bundle.manifest.input.side
-    one = milliseconds(lambda: predictor.read_batch([np.full((side, side), 0.5, np.float32)]))
-    one()
+    read_image = milliseconds(lambda: predictor.read_batch([np.full((side, side), 0.5, np.float32)]))
+    read_image()
     for _ in sys.stdin:
-        print(one(), flush=True)
+        print(read_image(), flush=True)
 
 
 if __name__ == "__main__":

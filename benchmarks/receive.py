@@ -17,7 +17,7 @@ from benchmarks import machine
 from benchmarks.bench import Bench, seconds
 from benchmarks.images import ImageFiles, Images
 from benchmarks.table import Goal, Row
-from tests.processes import Orthanc, free_port, wait_until
+from tests.support.processes import Orthanc, free_port, wait_until
 
 GOALS = {"Orthanc": Goal(at_least=2.5), "storescp": Goal(at_least=1.5), "dd": Goal(at_least=0.6)}
 PEERS = {"Orthanc": "Orthanc, synced", "storescp": "DCMTK storescp, not durable", "dd": "dd conv=fsync"}
@@ -28,7 +28,7 @@ Receive = Callable[[ImageFiles], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ReceiveCase:
     what: str
     images: Images
     files: int
@@ -38,10 +38,10 @@ class Case:
 def measure(bench: Bench) -> Iterator[Row]:
     large, small = Images.uncompressed(), Images.compressed()
     cases = (
-        Case("10 MB uncompressed, 1 association", large, 12, 1),
-        Case("10 MB uncompressed, 4 associations", large, 16, 4),
-        Case("500 kB compressed, 1 association", small, 30, 1),
-        Case("500 kB compressed, 4 associations", small, 60, 4),
+        ReceiveCase("10 MB uncompressed, 1 association", large, 12, 1),
+        ReceiveCase("10 MB uncompressed, 4 associations", large, 16, 4),
+        ReceiveCase("500 kB compressed, 1 association", small, 30, 1),
+        ReceiveCase("500 kB compressed, 4 associations", small, 60, 4),
     )
     with ExitStack() as opened:
         receivers = {
@@ -59,7 +59,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 _serial = count()
 
 
-def _rows(bench: Bench, case: Case, receivers: dict[str, Receive]) -> Iterator[Row]:
+def _rows(bench: Bench, case: ReceiveCase, receivers: dict[str, Receive]) -> Iterator[Row]:
     def contender(receive: Receive) -> Callable[[], float]:
         def rate() -> float:
             # Of new instances each time: a duplicate would be no reception.
@@ -101,7 +101,7 @@ def send_between(folder: Path, port: int, called_ae: str, files: ImageFiles) -> 
 
 
 @contextmanager
-def our_node(folder: Path, *options: str, said: list[str] | None = None) -> Iterator[Receive]:
+def our_node(folder: Path, *options: str, printed: list[str] | None = None) -> Iterator[Receive]:
     """Run our listener on a store in this folder; what it said at its end is added to `said`."""
     folder.mkdir()
     port = free_port()
@@ -111,8 +111,8 @@ def our_node(folder: Path, *options: str, said: list[str] | None = None) -> Iter
         process.stdout.readline()
         yield lambda files: send(folder, port, "CXRNODE", files)
         rest, _ = process.communicate()
-        if said is not None:
-            said.append(rest)
+        if printed is not None:
+            printed.append(rest)
 
 
 @contextmanager
@@ -174,14 +174,14 @@ def _profile(bench: Bench, *kinds: Images) -> str:
     """Say where the listener's threads were found while four associations sent, in shares of those not waiting."""
     told = []
     for number, images in enumerate(kinds):
-        said: list[str] = []
-        with our_node(bench.folder / f"profiled-{number}", "--profile", said=said) as receive:
+        printed: list[str] = []
+        with our_node(bench.folder / f"profiled-{number}", "--profile", printed=printed) as receive:
             files = images.write(bench.folder / f"files-{next(_serial)}", 48, 4)
             receive(files)
             files.remove()
-        seen = json.loads(said[0])
-        everything = sum(seen.values())
-        shares = sorted(seen.items(), key=lambda entry: -entry[1])
+        samples = json.loads(printed[0])
+        everything = sum(samples.values())
+        shares = sorted(samples.items(), key=lambda entry: -entry[1])
         listed = ", ".join(f"{place} {taken / everything:.0%}" for place, taken in shares if taken / everything >= 0.01)
         told.append(f"{images.name}: {listed}")
     return f"Where the listener's threads were found, sampled, with four associations. {'. '.join(told)}."

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from dicomnode.net.scp import StorageScp
-from dicomnode.settings import AssemblySettings, ScpSettings, StoreSettings
+from dicomnode.net.scp.server import StorageScp
+from dicomnode.settings.node import AssemblySettings, ScpSettings, StoreSettings
 from dicomnode.store import Store
 
 _SAMPLE_S = 0.002
@@ -39,23 +39,23 @@ def main() -> None:
             arriving=None if "--whole" in sys.argv else store.reception.arriving,
         )
         scp.start()
-        seen: Counter[str] = Counter()
+        samples: Counter[str] = Counter()
         if profile:
-            threading.Thread(target=_sample, args=(seen,), daemon=True).start()
+            threading.Thread(target=_sample, args=(samples,), daemon=True).start()
         print("listening", flush=True)
         sys.stdin.read()
         scp.stop(drain_s=5)
     if profile:
-        print(json.dumps(seen))
+        print(json.dumps(samples))
 
 
-def _sample(seen: Counter[str]) -> None:
+def _sample(samples: Counter[str]) -> None:
     me = threading.get_ident()
     while True:
         time.sleep(_SAMPLE_S)
         for thread, frame in sys._current_frames().items():  # noqa: SLF001 there is no public way to it
             if thread != me and (place := _place(frame)):
-                seen[place] += 1
+                samples[place] += 1
 
 
 def _place(frame: FrameType) -> str:

@@ -23,8 +23,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from modeling import commands
-from modeling.config import ApplicationModel, LiteModel, RampSchedule, TrainingConfig, read_config
-from modeling.sources import Sources
+from modeling.config import ApplicationModel, LiteModel, RampSchedule, Sources, TrainingConfig, read_config
 
 log = logging.getLogger("recipes")
 
@@ -117,8 +116,10 @@ def squeezed(config: TrainingConfig, images: int) -> TrainingConfig:
 
 def changed(config: TrainingConfig, **sections: dict[str, object]) -> TrainingConfig:
     """Return the configuration with some keys of some sections replaced, checked again."""
-    held = config.model_dump()
-    return TrainingConfig.model_validate(held | {name: held[name] | keys for name, keys in sections.items()})
+    sections_as_written = config.model_dump()
+    return TrainingConfig.model_validate(
+        sections_as_written | {name: sections_as_written[name] | keys for name, keys in sections.items()}
+    )
 
 
 def seconds_per_image(config: TrainingConfig, sources: Sources) -> float:

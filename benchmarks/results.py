@@ -8,15 +8,18 @@ from benchmarks.bench import Bench, seconds
 from benchmarks.images import Images
 from benchmarks.studies import Bare, image_of
 from benchmarks.table import Row
-from dicomnode.domain.job import Job, ResultInstance, StudyAnswer
+from dicomnode.dicom.header import header_of
+from dicomnode.domain.answer import ResultInstance, StudyAnswer
+from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs, ReportInputs
 from dicomnode.results.sc import write_heatmap
 from dicomnode.results.sr import write_report
-from dicomnode.settings import default_bundle
+from dicomnode.settings.node import default_bundle
 from dicomnode.store import Store
-from tests.assessments import NOW, assessment, equipment, frame, identity
-from tests.stores import accept, at, claim, open_store
+from tests.support.assessments import NOW, assessment, equipment, frame, identity
+from tests.support.stores import accept, at, claim, open_store
 
 PRESENT = {"Mass": 0.7, "Effusion": 0.4, "Nodule": 0.5}
 ROUNDS = 8
@@ -25,18 +28,19 @@ ROUNDS = 8
 def measure(bench: Bench) -> Iterator[Row]:
     part10 = Images.uncompressed().one()
     dataset = image_of(part10)
-    source = SourceContext.of(dataset)
+    source = SourceContext.of(header_of(dataset))
     bare = Bare(default_bundle())
     radiograph = frame(source.ref, bare.frame(part10).pixels)
-    said = assessment(source.ref, PRESENT, abnormality=0.8)
+    assessed = assessment(source.ref, PRESENT, abnormality=0.8)
     shared = {"equipment": equipment(), "identity": identity(source.ref.study), "now": NOW}
 
     def heatmap() -> ResultInstance:
-        return write_heatmap(source=source, frame=radiograph, assessment=said, **shared)
+        return write_heatmap(ImageResultInputs(source=source, frame=radiograph, assessment=assessed, **shared))
 
     def report() -> ResultInstance:
+        sources = {source.ref.sop_instance: source}
         return write_report(
-            sources={source.ref.sop_instance: source}, assessments=[said], rejections=(), predecessors=(), **shared
+            ReportInputs(sources=sources, assessments=[assessed], rejections=(), predecessors=(), **shared)
         )
 
     with open_store(bench.folder / "store") as store:
@@ -84,4 +88,4 @@ def _answer(job: Job, results: tuple[ResultInstance, ...], number: int) -> Study
         )
         for result in results
     )
-    return StudyAnswer(results=renewed, rejections=(), summary={}, analysed=images)
+    return StudyAnswer(results=renewed, rejections=(), analysed=images)

@@ -14,11 +14,11 @@ from benchmarks.bench import Bench, seconds
 from benchmarks.images import Images
 from benchmarks.receive import PDU_BYTES, answers
 from benchmarks.table import Row
-from dicomnode.delivery_settings import DeliverySettings
-from dicomnode.domain.job import Accepted, Destination
-from dicomnode.net.outgoing import Outgoing
-from dicomnode.net.scu import send
-from tests.processes import free_port, wait_until
+from dicomnode.domain.delivery import Accepted, Destination
+from dicomnode.net.scu.outgoing import Outgoing
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.delivery import DeliverySettings
+from tests.support.processes import free_port, wait_until
 
 FILES = 8
 _serial = count()

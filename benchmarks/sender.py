@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dicomnode.net.part10 import read_file_head
-from tests import wire
+from dicomnode.dicom.part10 import read_file_head
+from tests.support import wire
 
 _C_STORE, _MESSAGE_ID, _PRIORITY = 0x0001, 0x0110, 0x0700
 _LARGEST_PDU = 1_048_576

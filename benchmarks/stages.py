@@ -10,21 +10,23 @@ from time import perf_counter
 
 from benchmarks.images import Images
 from benchmarks.send import sink
-from dicomnode.delivery_settings import DeliverySettings
+from dicomnode.analysis.loading import load_pipeline
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.part10 import read_file_head, read_ref
+from dicomnode.dicom.reader import read
+from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.delivery import Accepted, Destination
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
-from dicomnode.domain.job import Accepted, Destination, Job, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
-from dicomnode.imaging.codecs import CODECS
+from dicomnode.imaging.codecs.process import CODECS
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read
-from dicomnode.net.outgoing import Outgoing
-from dicomnode.net.part10 import read_file_head, read_ref
-from dicomnode.net.scu import send
-from dicomnode.node import load_pipeline
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import InferenceSettings, Settings
+from dicomnode.net.scu.outgoing import Outgoing
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.delivery import DeliverySettings
+from dicomnode.settings.node import InferenceSettings, Settings
 from dicomnode.store import Store
-from tests.stores import at, claim, open_store
+from tests.support.stores import at, claim, open_store
 
 TIMES = 5
 Step = Callable[[str], AbstractContextManager[None]]
@@ -88,12 +90,12 @@ class _Path:
     def _answer(self, job: Job, now: float) -> StudyAnswer:
         (instance,) = job.instances
         with self.step("read back"):
-            held = self.store.blobs.read_instance(instance)
+            part10 = self.store.blobs.read_instance(instance)
         with self.step("decoded, grey scale"):
-            frame = render(read(held), instance.ref, self.pipeline.pixels)
+            frame = render(read(part10), instance.ref, self.pipeline.pixels)
         with self.step("inference"):
             self.pipeline.predictor.read(frame)
-        examination = self.pipeline.examine(instance, held)
+        examination = self.pipeline.examine(instance, part10)
         written = []
         for name, kind in (("report", ResultKind.STRUCTURED_REPORT), ("heatmap", ResultKind.SECONDARY_CAPTURE)):
             with self.step(name):

@@ -9,11 +9,11 @@ from pydicom import Dataset, dcmread
 from benchmarks.bench import seconds
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.frame import Frame
-from dicomnode.imaging.codecs import CODECS
+from dicomnode.imaging.codecs.process import CODECS
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import InferenceSettings, PixelSettings
-from tests.make import ref_of
+from dicomnode.settings.node import InferenceSettings, PixelSettings
+from tests.support.make import ref_of
 
 
 def image_of(part10: bytes) -> Dataset:

@@ -1,8 +1,10 @@
-"""What a benchmark says: rows of ours against a peer's, each a median with its spread, and whether the goal is met."""
+"""One row of a result, a section of rows, and RESULTS.md, in which sections that were not measured again stay."""
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,28 @@ def number(value: float) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+HEAD = """\
+# What was measured
+
+Written by `make bench`; each section says when, and on what machine. A figure is the median of rounds in which ours and
+its peers took turns (lowest–highest in parentheses), a ratio the median of the rounds' ratios, ours over the peer's.
+"""
+
+
+def write(sections: dict[str, str], order: Iterable[str], path: Path = RESULTS) -> None:
+    """Write sections by name, keeping those that are there and were not measured again."""
+    kept = read(path) | sections
+    known = [name for name in order if name in kept]
+    path.write_text("\n".join([HEAD, *(kept[name] for name in known)]))
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the sections of a results file by their names."""
+    if not path.exists():
+        return {}
+    parts = re.split(r"^(?=## )", path.read_text(), flags=re.MULTILINE)[1:]
+    return {part.splitlines()[0].removeprefix("## "): part.strip() + "\n" for part in parts}

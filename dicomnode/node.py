@@ -9,34 +9,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from dicomnode.ahead import WorkAhead
+from dicomnode.analysis.loading import load_pipeline
+from dicomnode.analysis.look_ahead import LookAhead
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.analysis.worker import POLL_S, Worker
 from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import sink_for
 from dicomnode.audit.trail import AuditTrail
-from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.certificates import Served
-from dicomnode.delivery_settings import DestinationSettings, DimseDestination, StowDestination
+from dicomnode.bundle.reader import Bundle
+from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.imaging.codecs import CODECS
-from dicomnode.inference.operating import choose_operating_point
-from dicomnode.inference.predictor import Predictor
-from dicomnode.net.delivery import Deliveries, Surroundings, deliveries
-from dicomnode.net.loop import Loop
-from dicomnode.net.scp import StorageScp
-from dicomnode.pipeline import Pipeline
-from dicomnode.results.fallback import fallback
-from dicomnode.settings import Settings, default_bundle
+from dicomnode.imaging.codecs.process import CODECS
+from dicomnode.loop import Loop
+from dicomnode.monitoring.health import Running, exposed_to_others
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.page_address import PageAddress, write_page_address
+from dicomnode.monitoring.views import monitoring_pages
+from dicomnode.net.scp.server import StorageScp
+from dicomnode.net.scu.destinations import Deliveries, Surroundings, deliveries
+from dicomnode.results.sr import fallback
+from dicomnode.settings.delivery import DestinationSettings, DimseDestination, StowDestination
+from dicomnode.settings.node import Settings
 from dicomnode.store import Store
-from dicomnode.watch.health import Running
-from dicomnode.watch.views import watch_pages
-from dicomnode.watch.watched import Watched
-from dicomnode.watch.whereabouts import Whereabouts, leave
 from dicomnode.web.app import create_app
+from dicomnode.web.context import PageContext
 from dicomnode.web.imagery import Gallery
-from dicomnode.web.parts import Parts
 from dicomnode.web.server import WebServer
-from dicomnode.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +45,8 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
-    """Open and verify the bundle, replay its golden vectors, and build the pipeline around it.
-
-    Raises: ConfigurationError, BundleInvalid.
-    """
-    bundle = open_bundle(settings.inference.bundle or default_bundle())
-    operating_point = choose_operating_point(bundle.manifest, settings.inference.operating_point)
-    predictor = Predictor(bundle, threads=settings.inference.threads, providers=settings.inference.providers)
-    predictor.replay_golden()
-    pipeline = Pipeline(
-        predictor=predictor,
-        manifest=bundle.manifest,
-        identity=bundle.identity,
-        operating_point=operating_point,
-        eligibility=settings.eligibility,
-        pixels=settings.pixels,
-        results=settings.results,
-    )
-    return bundle, pipeline
-
-
 class Node:
-    """A running node: one SCP, one worker, loops of their own for each destination, one store between them."""
+    """A running node: one SCP, one worker, one or two loops for each destination, and one store between them."""
 
     def __init__(
         self,
@@ -77,7 +55,8 @@ class Node:
         bundle: Bundle,
         store: Store,
         scp: StorageScp,
-        worker: Worker,
+        look_ahead: LookAhead,
+        worker: Loop,
         deliveries: Deliveries,
         retention: Loop,
         audit: AuditTrail | None,
@@ -86,7 +65,8 @@ class Node:
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
         self._settings, self._bundle, self._store = settings, bundle, store
-        self._scp, self._worker, self._deliveries, self._clock = scp, worker, deliveries, clock
+        self._scp, self._look_ahead, self._worker = scp, look_ahead, worker
+        self._deliveries, self._clock = deliveries, clock
         self._retention, self._audit, self._web = retention, audit, web
 
     @classmethod
@@ -111,7 +91,8 @@ class Node:
         )
         to_destinations = _deliveries(settings, store, clock, randomness)
         audit = _audit_trail(settings, store, clock, randomness)
-        worker = _worker(settings, store, pipeline, to_destinations.wake, clock)
+        look_ahead = LookAhead(pipeline, store.blobs)
+        worker = _worker(settings, store, look_ahead, to_destinations.wake, clock)
         scp = _scp(settings, store, worker, to_destinations, audit, clock)
         retention = _retention(store, clock)
         running = _running(scp, worker, to_destinations, retention, audit, lambda: web)
@@ -121,6 +102,7 @@ class Node:
             bundle=bundle,
             store=store,
             scp=scp,
+            look_ahead=look_ahead,
             worker=worker,
             deliveries=to_destinations,
             retention=retention,
@@ -130,7 +112,7 @@ class Node:
         )
 
     def start(self) -> None:
-        """Recover what a former run left open, then start from the end of the path to its beginning."""
+        """Recover what a former run left open, then start the parts from the end of a study's path to its beginning."""
         self._open_page()
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
         CODECS.start()
@@ -169,17 +151,18 @@ class Node:
             log.warning("page-not-served", extra={"cause": str(error)})
             self._web, why_not = None, str(error)
         try:
-            page = Whereabouts(port=self._web.port if self._web is not None else None, why_not=why_not)
-            leave(self._settings.store.path, page)
+            page = PageAddress(port=self._web.port if self._web is not None else None, why_not=why_not)
+            write_page_address(self._settings.store.path, page)
         except OSError as error:
             log.warning("page-not-noted", extra={"cause": error.strerror})
 
     def stop(self) -> None:
-        """Drain from the beginning of the path to its end: associations, the study at hand, the batch at hand."""
+        """Stop the parts from the beginning of a study's path to its end; each finishes what it is doing."""
         if self._web is not None:
             self._web.stop()
         self._scp.stop()
-        self._worker.stop()
+        self._worker.stop(drain_s=None)  # until the current study is answered
+        self._look_ahead.close()
         CODECS.stop()
         self._deliveries.stop()
         self._retention.stop()
@@ -189,7 +172,12 @@ class Node:
         log.info("node-stopped")
 
     def _warn(self) -> None:
-        """Say what an operator may not have meant."""
+        """Log what an operator may not have meant."""
+        if exposure := exposed_to_others(self._settings.store.path):
+            log.warning("store-exposed", extra={"cause": exposure})
+        http = self._settings.http
+        if self._web is not None and not http.is_local and http.certificate is None and not http.proxy_user_header:
+            log.warning("page-unencrypted", extra={"page": self._web.url})
         destinations = self._settings.delivery.destinations
         if not destinations:
             log.warning("no-destination", extra={"results_stay_in": str(Path(self._settings.store.path).resolve())})
@@ -221,26 +209,29 @@ def _deliveries(
 
 
 def _worker(
-    settings: Settings, store: Store, pipeline: Pipeline, answered: Callable[[], None], clock: Callable[[], datetime]
-) -> Worker:
-    ahead = WorkAhead(pipeline, store.blobs)
-    return Worker(
-        inbox=store.inbox,
+    settings: Settings,
+    store: Store,
+    look_ahead: LookAhead,
+    answered: Callable[[], None],
+    clock: Callable[[], datetime],
+) -> Loop:
+    worker = Worker(
+        jobs=store.inbox,
         read=store.blobs.read_instance,
-        answer=ahead.answer,
-        prepare=ahead.prepare,
+        analysis=look_ahead,
         routing=settings.delivery.routing(),
         settings=settings.work,
-        # Results carry the hospital's wall clock, unless the source states a zone of its own.
+        # Results state the hospital's local time, unless the source states a zone of its own.
         clock=lambda: clock().astimezone(),
         answered=answered,
     )
+    return Loop("worker", worker.step, worker.next_due, clock=clock, about={"of": "worker"}, poll_s=POLL_S)
 
 
 def _scp(
     settings: Settings,
     store: Store,
-    worker: Worker,
+    worker: Loop,
     to_destinations: Deliveries,
     audit: AuditTrail | None,
     clock: Callable[[], datetime],
@@ -269,20 +260,20 @@ def _retention(store: Store, clock: Callable[[], datetime]) -> Loop:
 
 def _running(
     scp: StorageScp,
-    worker: Worker,
+    worker: Loop,
     to_destinations: Deliveries,
     retention: Loop,
     audit: AuditTrail | None,
     page: Callable[[], WebServer | None],
 ) -> Running:
     """Return what the node says of itself while it runs; `page` gives its page, which is made later."""
-    loops = (*to_destinations.loops, retention)
+    loops = (worker, *to_destinations.loops, retention)
 
     def threads() -> dict[str, bool]:
-        told = {"audit": audit.running} if audit is not None else {}
-        return {"worker": worker.running} | {loop.name: loop.running for loop in loops} | told
+        audit_trail = {"audit": audit.running} if audit is not None else {}
+        return {loop.name: loop.running for loop in loops} | audit_trail
 
-    def certificates() -> dict[str, Served]:
+    def certificates() -> dict[str, ServedCertificate]:
         web = page()
         shown = {"listener": scp.certificate, "page": web.certificate if web is not None else None}
         return {of: served for of, served in shown.items() if served is not None}
@@ -293,7 +284,9 @@ def _running(
         associations=lambda: scp.associations,
         accepted=lambda: scp.accepted,
         refused=lambda: scp.refused,
-        left_alone=lambda: {name: breaker.circuit.is_open for name, breaker in to_destinations.breakers.items()},
+        circuit_breakers_open=lambda: {
+            name: breaker.state.is_open for name, breaker in to_destinations.breakers.items()
+        },
         certificates=certificates,
     )
 
@@ -308,7 +301,7 @@ def _web_page(
     clock: Callable[[], datetime],
 ) -> WebServer:
     """Return the server of the page, and of what watches the node."""
-    parts = Parts(
+    parts = PageContext(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -316,7 +309,7 @@ def _web_page(
         clock=clock,
         record_shown=audit.shown if audit is not None else lambda *_: None,
     )
-    watched = Watched(
+    monitored = MonitoredNode(
         settings=settings,
         store=store,
         bundle=bundle,
@@ -324,7 +317,7 @@ def _web_page(
         running=running,
         clock=clock,
     )
-    return WebServer(create_app(parts, extra=watch_pages(watched)), settings.http, clock)
+    return WebServer(create_app(parts, extra=monitoring_pages(monitored)), settings.http, clock)
 
 
 def _audit_trail(

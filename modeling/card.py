@@ -1,16 +1,24 @@
 """The model card: every number measured in the run that wrote it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
-from modeling.comparison import Comparison, Row
+from modeling.card_evaluations import (
+    StoredEvaluation,
+    evaluation_sections,
+    history_table,
+    overfitting_table,
+    shown,
+)
 from modeling.config import LiteModel, TrainingConfig
+from modeling.evaluation.results import HistoryResult, OverfittingResult
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
 from modeling.metrics import MIN_POSITIVES, Estimate
 from modeling.nih import Radiographs
+from modeling.out_of_fold import BOOTSTRAP_ROUNDS, GroupResult, OutOfFoldReport
 from modeling.recipe import recipe_in_words
-from modeling.report import BOOTSTRAP_ROUNDS, GroupResult, Report
+from modeling.recipe_comparison import RecipeComparison, RecipeRow
 
 NIH_REFERENCE = (
     "X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers. ChestX-ray8: Hospital-scale Chest X-ray Database and"
@@ -29,18 +37,21 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """Everything the card states."""
+    """Everything that the card states."""
 
     config: TrainingConfig
     radiographs: Radiographs
-    report: Report
+    report: OutOfFoldReport
     labels: tuple[LabelEntry, ...]
     warm_start: bool
     gate: GateFit
     foreign: tuple[KindResult, ...]
     parity: Parity
     refitted: tuple[str, ...]
-    comparison: Comparison | None
+    comparison: RecipeComparison | None
+    history: HistoryResult | None
+    overfitting: OverfittingResult
+    evaluations: tuple[StoredEvaluation, ...]
     licences: tuple[str, ...]
     intended_use: str
 
@@ -50,8 +61,9 @@ def write_card(facts: CardFacts) -> str:
     name = f"# Model card: {facts.config.bundle.name} {facts.config.bundle.version}"
     sections = (
         name, facts.intended_use, _outputs(facts.report.outputs), _data(facts), _recipe(facts),
-        _discrimination(facts.report), _groups(facts.report), _comparison(facts.comparison),
-        _operating_points(facts.labels), _gate(facts), _limits(facts), _sources(facts),
+        _discrimination(facts.report), _groups(facts.report), _patients(facts), _overfitting(facts),
+        _comparison(facts.comparison), _operating_points(facts.labels), _gate(facts),
+        evaluation_sections(facts.evaluations), _limits(facts), _sources(facts),
     )  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -63,11 +75,10 @@ def _outputs(outputs: tuple[str, ...]) -> str:
         " part."
     )
     return (
-        "## What it says\n\n"
-        f"Outputs for one frontal chest radiograph: {len(outputs)}. The first, {outputs[0]}, was learnt from NIH's"
-        ' label "No Finding": it says that at least one of NIH\'s 14 findings was named, which is less than "abnormal".'
-        + (others if findings else "")
-        + "\n\n"
+        "## Outputs\n\n"
+        f"{len(outputs)} for one frontal chest radiograph. The first, {outputs[0]}, was learnt from NIH's label"
+        ' "No Finding": it is positive when at least one of NIH\'s 14 findings was named, which does not cover every'
+        " abnormality." + (others if findings else "") + "\n\n"
         "A label's probability is Platt's sigmoid of the members' mean logit. Its class activation map is the exact"
         " Grad-CAM of that mean logit before the ReLU: over all cells it sums to the logit less its bias."
     )
@@ -107,7 +118,7 @@ def _recipe(facts: CardFacts) -> str:
     return text + note
 
 
-def _discrimination(report: Report) -> str:
+def _discrimination(report: OutOfFoldReport) -> str:
     whole = report.groups[0]
     rows = [
         f"| {name} | {whole.positives[c]} | {_shown(whole.aucs[c])} | {report.view_only[c]:.3f} |"
@@ -125,10 +136,29 @@ def _discrimination(report: Report) -> str:
         + "\n".join(rows)
         + "\n"
         f"| **mean of the {len(report.outputs) - 1} findings** | | **{_shown(whole.mean_findings)}** | | | |"
+        + _unconfounded(report)
     )
 
 
-def _groups(report: Report) -> str:
+def _unconfounded(report: OutOfFoldReport) -> str:
+    if not report.confounded:
+        return ""
+    others = len(report.outputs) - 1 - len([name for name in report.confounded if name != report.outputs[0]])
+    names = ", ".join(report.confounded)
+    return f"\n| **mean of {others} findings, without {names}** | | **{_shown(report.mean_unconfounded)}** | | | |"
+
+
+def _patients(facts: CardFacts) -> str:
+    if facts.history is None:
+        return ""
+    return "## By the patients' histories, out of fold\n\n" + history_table(asdict(facts.history), shown)
+
+
+def _overfitting(facts: CardFacts) -> str:
+    return "## In-sample against out-of-fold\n\n" + overfitting_table(asdict(facts.overfitting), shown)
+
+
+def _groups(report: OutOfFoldReport) -> str:
     groups = report.groups[1:]
     if not groups:
         return ""
@@ -145,7 +175,7 @@ def _groups(report: Report) -> str:
     )
 
 
-def _comparison(comparison: Comparison | None) -> str:
+def _comparison(comparison: RecipeComparison | None) -> str:
     if comparison is None:
         return ""
     rows = "\n".join(_compared(row) for row in comparison.rows)
@@ -162,7 +192,7 @@ def _comparison(comparison: Comparison | None) -> str:
     )
 
 
-def _compared(row: Row) -> str:
+def _compared(row: RecipeRow) -> str:
     cells = (
         row.config.bundle.name, row.config.model.backbone, "pretrained" if row.warm else "random",
         row.config.train.batch_size, row.epochs, row.images_seen, f"{row.minutes:.0f}",
@@ -233,13 +263,18 @@ def _limits(facts: CardFacts) -> str:
     return (
         "## Limits\n\n"
         "- Labels were mined from one hospital's reports; probabilities carry the frequency of labels in this subset."
-        " Never compared with radiologists, never tried prospectively; maps were not measured against boxes.\n"
+        f" Never compared with radiologists, never tried prospectively{_maps_unmeasured(facts)}.\n"
         f"- It sees {facts.config.input.source_side} px: small nodules and fine lines are beyond it.\n"
         "- Maps are coarse and show where the evidence of a logit lies, not where disease ends.\n"
-        "- A frontal radiograph of another body region is met by the gate only as far as it looks unlike a chest.\n"
+        "- The gate rejects a frontal radiograph of another body region only if it looks unlike a chest.\n"
         f"- Weights are stored as float16: logits differ by at most {facts.parity.rounding:.1e} from training's; the"
         f" ONNX graph agrees with Keras on the same weights to {facts.parity.onnx:.1e} of each output's scale."
     )
+
+
+def _maps_unmeasured(facts: CardFacts) -> str:
+    measured = any(stored.metrics.get("localisation") for stored in facts.evaluations)
+    return "" if measured else "; maps were not measured against boxes"
 
 
 def _sources(facts: CardFacts) -> str:

@@ -1,4 +1,4 @@
-"""What the command line calls. Importing this module loads no training framework; running a command does."""
+"""`cxrnode train` and `cxrnode export`. Importing this module loads no training framework; running a command does."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from modeling.config import Sources
     from modeling.nih import Radiographs
     from modeling.run import Run
-    from modeling.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ def train(
     """
     backend = choose_backend(tpu=tpu)
     from modeling.devices import spread_over_devices
-    from modeling.following import follow
-    from modeling.held_out import store_out_of_fold
     from modeling.network import build_network
     from modeling.nih import check_folds
+    from modeling.out_of_fold import store_out_of_fold
     from modeling.run import Run
+    from modeling.run_reporting import report_run
     from modeling.train import is_finished, train_folds
 
     unknown = [fold for fold in folds or () if not 0 <= fold < config.train.folds]
@@ -56,8 +56,10 @@ def train(
     check_folds(run.labels, run.folds, run.outputs)
     spread = spread_over_devices()
     run.claim_folder(spread)
+    if not any(run.records(fold) for fold in range(config.train.folds)) and spread.is_first:
+        _check_export(run, backend)
     network = build_network(run, spread)
-    with follow(run, network, folds=folds) as watch:
+    with report_run(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
         store_out_of_fold(run, network)
         if not network.spread.is_first or not is_finished(run):
@@ -69,28 +71,83 @@ def train(
 
 
 def export(
-    folder: Path, bundle: Path, *, images: Path | None = None, beside: Sequence[Path] = (), run: "Run | None" = None
+    folder: Path,
+    bundle: Path,
+    *,
+    images: Path | None = None,
+    beside: Sequence[Path] = (),
+    evaluations: Sequence[Path] = (),
+    run: "Run | None" = None,
 ) -> Path:
     """Write the bundle of the finished run in `folder`, and return its folder.
 
-    `images`: where the run's images are now, if they have moved. `beside`: runs on the same images whose held-out
-    results the model card shows beside this one's. `run`: the run, if it is in memory already.
+    `images`: where the run's images are now, if they have moved. For the model card, `beside`: runs on the same images
+    whose held-out results stand beside this one's; `evaluations`: folders that `cxrnode evaluate` wrote of this run's
+    model. `run`: the run, if it is in memory already.
 
     Raises: ConfigurationError when the folder holds no finished run, or the images are others.
     """
-    if (chosen := os.environ.setdefault("KERAS_BACKEND", "tensorflow")) != "tensorflow":
-        raise ConfigurationError(f"export needs the TensorFlow backend, KERAS_BACKEND says {chosen}")
-    from modeling.comparison import read_held_out
+    _require_tensorflow()
+    from modeling.card_evaluations import read_evaluation
     from modeling.export import export_bundle
+    from modeling.recipe_comparison import read_held_out
     from modeling.train import is_finished
 
     run = run or reopened(folder, images)
     if not is_finished(run):
-        raise ConfigurationError(f"{folder} is not finished: go on with `cxrnode train` into the same folder")
+        raise ConfigurationError(f"{folder} is not finished: continue with `cxrnode train` into the same folder")
     others = [read_held_out(other) for other in beside]
-    export_bundle(run, bundle, created=datetime.now(tz=UTC), beside=others)
+    stored = [read_evaluation(evaluated) for evaluated in evaluations]
+    export_bundle(run, bundle, created=datetime.now(tz=UTC), beside=others, evaluations=stored)
     log.info("bundle written to %s", bundle)
     return bundle
+
+
+def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
+    """Write the sections about evaluations in a bundle's model card anew, from folders of `cxrnode evaluate`.
+
+    The manifest changes with the card, and so does the bundle's hash; the model stays.
+
+    Raises: ConfigurationError when an evaluation is of another model; BundleInvalid.
+    """
+    from dicomnode.bundle.reader import CARD, MANIFEST, MODEL, file_sha256, open_bundle
+    from modeling.card_evaluations import evaluation_sections, read_evaluation, require_same_model, with_sections
+    from modeling.export import manifest_text
+    from modeling.files import write_durably
+
+    manifest = open_bundle(bundle).manifest
+    stored = [read_evaluation(folder) for folder in evaluations]
+    require_same_model(stored, manifest.files[MODEL])
+    card = with_sections((bundle / CARD).read_text(encoding="utf-8"), evaluation_sections(stored))
+    write_durably(bundle / CARD, card.encode())
+    changed = manifest.model_copy(update={"files": manifest.files | {CARD: file_sha256(bundle / CARD)}})
+    write_durably(bundle / MANIFEST, manifest_text(changed).encode())
+
+
+def check_export(folder: Path, images: Path | None = None) -> None:
+    """Try what export needs for the run in the folder, whether or not it has trained.
+
+    Raises: ConfigurationError.
+    """
+    _require_tensorflow()
+    from modeling.export_check import check_export as check
+
+    check(reopened(folder, images))
+
+
+def _check_export(run: "Run", backend: str) -> None:
+    """Try what export needs: in this process, or in one of its own where Keras runs on JAX and TensorFlow is there."""
+    if backend == "tensorflow":
+        from modeling.export_check import check_export as check
+
+        check(run)
+    elif find_spec("tensorflow") is not None and find_spec("tf2onnx") is not None:
+        _apart("export", str(run.folder), "--check", failed="this configuration cannot be exported; see above")
+
+
+def _require_tensorflow() -> None:
+    if (chosen := os.environ.setdefault("KERAS_BACKEND", "tensorflow")) != "tensorflow":
+        raise ConfigurationError(f"export needs the TensorFlow backend, KERAS_BACKEND says {chosen}")
 
 
 def reopened(folder: Path, images: Path | None) -> "Run":
@@ -113,15 +170,21 @@ def reopened(folder: Path, images: Path | None) -> "Run":
 
 def _export_apart(folder: Path, bundle: Path) -> Path | None:
     """Export in a process of its own, since this one's Keras runs on JAX; None where TensorFlow is not installed."""
-    command = [sys.executable, "-m", "dicomnode", "export", str(folder), "--out", str(bundle)]
     if find_spec("tensorflow") is None:
         log.warning("trained; TensorFlow is not installed here, so export where it is: cxrnode export %s", folder)
         return None
+    failed = f"trained, but the export failed; after correcting the cause: cxrnode export {folder}"
+    _apart("export", str(folder), "--out", str(bundle), failed=failed)
+    return bundle
+
+
+def _apart(*arguments: str, failed: str) -> None:
+    """Run a command in a process whose Keras runs on TensorFlow and the CPU. Raises: ConfigurationError(failed)."""
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *HOSTS)}
     environment |= {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "dicomnode", *arguments]
     if subprocess.run(command, env=environment, check=False).returncode:  # noqa: S603 - our own program, arguments apart
-        raise ConfigurationError(f"trained, but not exported; when the cause is mended: cxrnode export {folder}")
-    return bundle
+        raise ConfigurationError(failed)
 
 
 def training_images(
@@ -134,10 +197,9 @@ def training_images(
 
     Raises: ConfigurationError; DiskFull.
     """
-    from modeling.nih import patient_folds, read_radiographs
+    from modeling.nih import first_systems_set, patient_folds, read_radiographs, training_set
     from modeling.preparation.dataset import DATASET, open_prepared
     from modeling.preparation.records import SUFFIX
-    from modeling.preparation.training_set import first_systems_set, training_set
 
     records = next(images.glob(f"*{SUFFIX}"), None) is not None
     if records and labels is not None:

@@ -5,9 +5,10 @@ nothing is accepted and ignored.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -288,8 +289,8 @@ class AugmentSection(_Section):
 class ConfoundingSection(_Section):
     """What to do about labels that are confounded with the source of the images.
 
-    A source informs of a label when the label is at least `least_source_frequency` times as frequent there as in the
-    source richest in it. Outputs with uninformative sources are fitted again without them, by logistic regression
+    A source is informative of a label when the label is at least `least_source_frequency` times as frequent there as in
+    the source richest in it. Outputs with uninformative sources are fitted again without them, by logistic regression
     whose penalty grows as `inverse_ridge` falls.
     """
 
@@ -301,7 +302,8 @@ class GateSection(_Section):
     """The pixel gate: fitted on `images` training images, along the `components` largest axes of their variation.
 
     `residual_weight` is the weight of the distance from those axes against the mean distance along them. `quantile`
-    of upright training images, out of fold, pass as typical. An orientation of at least `certain`
+    of upright training images, out of fold, pass as typical; the `unusual` most distant share of them is what the node
+    calls unusual where it passes. An orientation of at least `certain`
     probability is repaired.
     """
 
@@ -309,6 +311,7 @@ class GateSection(_Section):
     components: int = Field(default=60, ge=2)
     residual_weight: float = Field(default=0.4, ge=0)
     quantile: float = Field(default=0.9875, gt=0.5, lt=1)
+    unusual: float = Field(default=0.05, gt=0, lt=0.5)
     certain: float = Field(default=0.99, gt=0.5, le=1)
 
 
@@ -339,13 +342,13 @@ class TrainingConfig(_Section):
     tracking: TrackingSection = TrackingSection()
 
 
-def read_config(path: Path) -> TrainingConfig:
-    """Read a training configuration.
+def read_config(path: Path, changes: Sequence[str] = ()) -> TrainingConfig:
+    """Read a training configuration, with settings changed by `section.key=value`; values are TOML or plain words.
 
     Raises: ConfigurationError, naming the key that is wrong.
     """
     try:
-        return TrainingConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TrainingConfig.model_validate(_changed(tomllib.loads(path.read_text(encoding="utf-8")), changes))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -355,6 +358,37 @@ def read_config(path: Path) -> TrainingConfig:
         raise ConfigurationError(f"{path}: {'.'.join(_keys(first['loc']))}: {first['msg']}") from error
 
 
+def _changed(sections: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Return the sections with every change; whether a key exists is judged with the rest of the configuration."""
+    for change in changes:
+        name, equals, text = change.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not section or not key or "." in key:
+            raise ConfigurationError(f"--set wants section.key=value, not {change!r}")
+        if not isinstance(sections.setdefault(section, {}), dict):
+            raise ConfigurationError(f"--set {change}: {section} is no section")
+        sections[section] = {**sections[section], key: _value(text.strip())}
+    return sections
+
+
+def _value(text: str) -> Any:
+    """Return a TOML value (number, true, string, list), or the text itself where it is none, such as a word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def _keys(location: tuple[int | str, ...]) -> Iterator[str]:
     """Yield the keys of an error's place, without the names of the choices that pydantic puts between them."""
     yield from (str(part) for part in location if part not in _CHOICES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Paths of a run's inputs: images, labels, a warm start, and images of known kind to measure the gate on."""
+
+    images: Path
+    labels: Path | None = None
+    warm_start: Path | None = None
+    gate_images: Path | None = None

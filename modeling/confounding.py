@@ -1,8 +1,9 @@
-"""Labels that a source of images was sampled away from, and outputs that must not learn to tell the sources apart.
+"""Outputs whose label is confounded with the source of the images.
 
-A set enriched in one label and combined with sets that nearly lack it teaches the network to recognise the set: its
-sharpness, its compression. Such an output looks excellent and says nothing of the patient. Its row of the last layer
-is therefore fitted again, on images of the sources that inform of the label.
+If one source is rich in a label that the other sources nearly lack, the network learns to recognise the source, for
+instance by its sharpness or compression, instead of the finding. The AUC of such an output is high and has no clinical
+meaning. Its row of the last layer is therefore fitted again on the informative sources alone: those in which the label
+is frequent enough.
 
 Source: Kirichenko et al., "Last layer re-training is sufficient for robustness to spurious correlations", ICLR 2023.
 """
@@ -26,9 +27,10 @@ LEAST_DEVIATION = 1e-3
 
 
 def judged_labels(labels: FloatArray, source_px: npt.NDArray[np.int64], least_frequency: float) -> FloatArray:
-    """Return the (N, outputs) labels, NaN also where the image's source says nothing of the label.
+    """Return the (N, outputs) labels, NaN also where the image's source is not informative of the label.
 
-    That is where the label is less than `least_frequency` times as frequent as in the source richest in it.
+    A source is not informative of a label that is less than `least_frequency` times as frequent in it as in the source
+    where the label is most frequent.
     """
     judged = labels.copy()
     rows = [source_px == source for source in np.unique(source_px)]

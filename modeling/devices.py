@@ -56,7 +56,7 @@ def choose_backend(*, tpu: bool) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosts:
-    """Where the first process of a run listens, HOST:PORT, how many there are, and which of them this one is."""
+    """The address of a run's first process, HOST:PORT, the number of processes, and the place of this one."""
 
     first: str
     count: int
@@ -132,24 +132,24 @@ class Spread:
         return np.concatenate(outputs) if outputs else np.empty((0, *model.output.shape[1:]), dtype=np.float32)
 
     def meet(self) -> None:
-        """Wait until every process has come here: what the first has written, the others may read."""
+        """Wait until every process has reached this point, so that all can read what the first has written."""
         if self.process_count > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("cxrnode")
 
     def agree(self, look: Callable[[], int]) -> bool:
-        """Tell whether every process comes to see the same number; all of them must ask.
+        """Tell whether every process reads the same number; all processes must call this.
 
-        A network file system may show one host late what another wrote, so they look again for a minute.
+        A network file system may show a host's writes to another host late, so they read again for up to a minute.
         """
         if self.process_count == 1:
             return True
         from jax.experimental import multihost_utils
 
         for _ in range(LOOKS):
-            seen = look()
-            if np.all(multihost_utils.process_allgather(np.int32(seen)) == seen):
+            number = look()
+            if np.all(multihost_utils.process_allgather(np.int32(number)) == number):
                 return True
             time.sleep(1)
         return False
@@ -249,7 +249,7 @@ def _join_hosts() -> None:
 
 
 def _shared_prediction(model: "keras.Model") -> Callable[[FloatArray], Any]:
-    """Return what computes a batch on all devices of all hosts, and gives each host every row.
+    """Return a function that computes a batch on all devices of all hosts and gives each host every row.
 
     Keras' own prediction leaves the rows where they were computed, and a host cannot read those of another.
     """

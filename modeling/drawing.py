@@ -1,4 +1,4 @@
-"""How plots look, whatever they show."""
+"""The style that all plots share."""
 
 from typing import Any
 

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dicomnode.bundle.manifest import CodeEntry, GateSpec, LabelEntry, Manifest, Provenance, ScoreReference
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
@@ -18,40 +20,50 @@ from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
 from modeling.calibration import DERIVED_ON, fit_calibration, operating_points, probabilities, with_frequency
 from modeling.card import CardFacts, Parity, write_card
-from modeling.comparison import HeldOut, compared
+from modeling.card_evaluations import StoredEvaluation
 from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
 from modeling.evaluation.assess import measurable
 from modeling.evaluation.curves import curves_of, with_intervals
-from modeling.evaluation.resampling import Resampler
+from modeling.evaluation.intervals import Resampler
 from modeling.gate import GateFit, fit_gate, sample_features
 from modeling.gate_check import measure_gate
-from modeling.held_out import store_out_of_fold
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
-from modeling.phantom import chest_phantom
-from modeling.report import Report, build_report
+from modeling.out_of_fold import OutOfFoldReport, build_report, history_of, overfitting_of, store_out_of_fold
+from modeling.recipe_comparison import HeldOut, compared
 from modeling.run import Run
+from modeling.training_images import TRAINING_IMAGES, write_training_images
 
 log = logging.getLogger(__name__)
 
 DEFAULT_OPERATING_POINT = "standard"
-"""Youden's point for the binary head; for each finding a specificity of 95 %, and more for a rare one until one mark in
-ten is right: with 14 labels, laxer thresholds would find something in nearly every normal image."""
+"""For the binary head a specificity of 90 % among patients who never had a finding: Youden's point, chosen among patients
+of whom most are ill at some time, called nearly every chest of another hospital abnormal. For each finding a
+specificity of 95 %, and more for a rare one until one mark in ten is right: with 14 labels, laxer thresholds would find
+something in nearly every normal image."""
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or for decisions about patients."
 LICENCES = (
     "NIH ChestX-ray14: free use; asks for citation of Wang et al., CVPR 2017, and naming of the NIH Clinical Center",
-    "EfficientNet-Lite0 ImageNet weights (TensorFlow Hub): Apache-2.0",
+    "EfficientNet-Lite ImageNet weights (TensorFlow's models): Apache-2.0",
 )
 GOLDEN_IMAGES = 4
 PARITY_IMAGES = 32
 CURVE_ROUNDS = 1000
 
 
-def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence[HeldOut] = ()) -> Manifest:
+def export_bundle(
+    run: Run,
+    folder: Path,
+    *,
+    created: datetime,
+    beside: Sequence[HeldOut] = (),
+    evaluations: Sequence[StoredEvaluation] = (),
+) -> Manifest:
     """Write the bundle of a finished run: graph, golden vectors, model card, and last the manifest that names them.
 
-    `beside`: what other recipes reached on the same images, for the card.
+    `beside`: what other recipes reached on the same images, for the card. `evaluations`: of this run's model, likewise;
+    those of another model are left out with a warning.
 
     Raises: CxrNodeError when the written graph does not compute what Keras does.
     """
@@ -69,6 +81,7 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
     write_graph(ensemble, folder / MODEL)
     parity = Parity(onnx=measure_parity(ensemble, folder / MODEL, _parity_images(run)), rounding=rounding)
     _write_golden(run, folder)
+    write_training_images(folder / TRAINING_IMAGES, run.radiographs.names, run.radiographs.pixels)
     known = run.sources.gate_images
     foreign = measure_gate(folder / MODEL, run.config.input, gate.spec, known) if known else ()
     facts = CardFacts(
@@ -82,6 +95,9 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
         parity=parity,
         refitted=refitted,
         comparison=compared(run, judged, beside),
+        history=history_of(run, logits, entries[0], report.confounded),
+        overfitting=overfitting_of(run, network, logits),
+        evaluations=_of_this_model(evaluations, folder / MODEL),
         licences=_licences(run),
         intended_use=INTENDED_USE,
     )
@@ -89,19 +105,30 @@ def export_bundle(run: Run, folder: Path, *, created: datetime, beside: Sequence
     return _write_manifest(run, entries, gate.spec, folder, created)
 
 
+def _of_this_model(evaluations: Sequence[StoredEvaluation], model: Path) -> tuple[StoredEvaluation, ...]:
+    sha256 = file_sha256(model)
+    for stored in evaluations:
+        if stored.model_sha256 != sha256:
+            log.warning(
+                "%s evaluated another model and is left out of the card; evaluate the bundle, then run `cxrnode card`",
+                stored.folder,
+            )
+    return tuple(stored for stored in evaluations if stored.model_sha256 == sha256)
+
+
 def _licences(run: Run) -> tuple[str, ...]:
     return LICENCES if run.sources.warm_start is not None else LICENCES[:1]
 
 
-def label_entries(run: Run, report: Report, judged: FloatArray, logits: FloatArray) -> tuple[LabelEntry, ...]:
-    """Return what the manifest says of every output, from (N, outputs) labels and out-of-fold logits."""
+def label_entries(run: Run, report: OutOfFoldReport, judged: FloatArray, logits: FloatArray) -> tuple[LabelEntry, ...]:
+    """Return the manifest's entry of every output, from (N, outputs) labels and out-of-fold logits."""
     resampler = Resampler(run.radiographs.patients, rounds=CURVE_ROUNDS, seed=run.config.train.seed)
     columns = zip(judged.T, logits.T, strict=True)
     return tuple(_label_entry(run, report, resampler, *column, at) for at, column in enumerate(columns))
 
 
 def _label_entry(
-    run: Run, report: Report, resampler: Resampler, judged: FloatArray, logits: FloatArray, index: int
+    run: Run, report: OutOfFoldReport, resampler: Resampler, judged: FloatArray, logits: FloatArray, index: int
 ) -> LabelEntry:
     """Calibrate one output, choose its operating points and draw its curves, from (N,) labels and logits."""
     name, known = run.outputs[index], ~np.isnan(judged)
@@ -110,11 +137,12 @@ def _label_entry(
     fitted = fit_calibration(truth, logits[known])
     calibration = with_frequency(fitted, fitted=float(truth.mean()), wanted=everywhere)
     calibrated = probabilities(calibration, logits[known])
-    points, curves = operating_points(truth, calibrated, frequency=everywhere), None
+    points = operating_points(truth, calibrated, frequency=everywhere, never_ill=_never_ill(run)[known])
+    curves = None
     if measurable(truth):
-        points = {rule: with_intervals(one, truth, calibrated, resampler, known) for rule, one in points.items()}
+        points = {rule: with_intervals(point, truth, calibrated, resampler, known) for rule, point in points.items()}
         curves = curves_of(truth, calibrated, points, resampler, known, frequency=everywhere, derived_on=DERIVED_ON)
-    points[DEFAULT_OPERATING_POINT] = points["ppv_10" if name in NIH_TERMS else "youden"]
+    points[DEFAULT_OPERATING_POINT] = points["ppv_10" if name in NIH_TERMS else "never_ill_90"]
     term, measured = NIH_TERMS.get(name), report.groups[0].aucs[index]
     return LabelEntry(
         name=name,
@@ -125,9 +153,16 @@ def _label_entry(
         auc=measured.value if measured else None,
         auc_interval=(measured.low, measured.high) if measured else None,
         positives=int(truth.sum()),
+        prevalence=everywhere,
         scores=ScoreReference(bounds=SCORE_BOUNDS, counts=score_counts(calibrated.tolist())),
         curves=curves,
     )
+
+
+def _never_ill(run: Run) -> npt.NDArray[np.bool_]:
+    """Return (N,) whether the image is of a patient of whom no image here has a finding."""
+    patients = run.radiographs.patients
+    return ~np.isin(patients, np.unique(patients[run.labels[:, 0] != 0]))
 
 
 def _code_entry(code: Code) -> CodeEntry:
@@ -155,7 +190,9 @@ def _parity_images(run: Run) -> FloatArray:
 def _write_golden(run: Run, folder: Path) -> None:
     """Store drawn chests with the graph's outputs; a bundle that gives others is damaged or wrongly computed."""
     random, spec = np.random.default_rng(run.config.train.seed), run.config.input
-    drawn = [preprocess(chest_phantom(2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)]
+    drawn = [
+        preprocess(draw_chest(2 * spec.source_side, 2 * spec.source_side, random), spec) for _ in range(GOLDEN_IMAGES)
+    ]
     images = np.stack(drawn)[..., np.newaxis]
     with (folder / GOLDEN).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, image=images, **run_graph(folder / MODEL, images))
@@ -186,13 +223,13 @@ def _write_manifest(
             recipe=config.model_dump_json(exclude={"bundle", "input", "tracking"}),
             licences=LICENCES,
         ),
-        files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD)},
+        files={name: file_sha256(folder / name) for name in (MODEL, GOLDEN, CARD, TRAINING_IMAGES)},
     )
     (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return manifest
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Return a manifest as JSON that people can read: what is one column of a curve is one line."""
+    """Return a manifest as readable JSON: each list of numbers is on one line."""
     indented = manifest.model_dump_json(indent=2) + "\n"
     return re.sub(r"\[\n[-+.,\deE\s]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), indented)

@@ -12,7 +12,7 @@ BoolArray = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.floating]
 
 MIN_POSITIVES = 30
-"""An AUC of fewer positives (or negatives) says too little to be reported."""
+"""An AUC of fewer positives (or negatives) is too uncertain to be reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

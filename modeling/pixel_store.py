@@ -1,4 +1,4 @@
-"""Standardised pixels of many images: in memory, or beyond a size in a file that is mapped into it."""
+"""Standardised pixels of many images: in memory, or above a size in a memory-mapped file."""
 
 import errno
 import fcntl
@@ -19,8 +19,8 @@ from dicomnode.bundle.manifest import InputSpec
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.domain.errors import ConfigurationError, DiskFull
 from modeling.augment import PixelStore
-from modeling.preparation.records import some
-from modeling.preparation.sources import decoded
+from modeling.files import decoded
+from modeling.preparation.problems import first_few
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ Sides = npt.NDArray[np.int64]
 class EncodedImages:
     """Images to be standardised. `where` they come from; `names`, for messages, are as many as `read` yields.
 
-    `read` yields each image's encoded bytes, or the reason why there are none. `content` says what the bytes depend
-    on, such as the files' names and sizes: other content is other pixels. `least_side`: smaller ones are refused.
+    `read` yields each image's encoded bytes, or the reason why there are none. `content` identifies the bytes, for
+    instance by file names and sizes: when it changes, the pixels are written anew. `least_side`: smaller ones are
+    refused.
     """
 
     where: Path
@@ -53,8 +54,8 @@ class EncodedImages:
 def stored_pixels(images: EncodedImages, spec: InputSpec, cache: Path | None) -> tuple[PixelStore, Sides]:
     """Return (N, s, s) uint8 pixels as `PixelStore` says, and (N,) the longer side that each image came with.
 
-    Beyond `IN_MEMORY_BYTES` the pixels are a file in the folder `cache`, if one is given: complete or absent, and
-    read again only while images and specification are the same.
+    Above `IN_MEMORY_BYTES` the pixels are a file in the folder `cache`, if one is given. The file is complete or
+    absent, and is reused only for the same images and specification.
 
     Raises: ConfigurationError when images cannot be read or are too small, counted and named; DiskFull.
     """
@@ -74,8 +75,14 @@ def stored_pixels(images: EncodedImages, spec: InputSpec, cache: Path | None) ->
         raise ConfigurationError(f"{error.filename or cache}: {error.strerror or error}") from error
 
 
+def standardised(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Return (source_side, source_side) pixels of a grey image, as training stores them."""
+    stored = spec.model_copy(update={"side": spec.source_side})
+    return np.asarray(np.rint(preprocess(image.astype(np.float32) / 255.0, stored) * 255.0), dtype=np.uint8)
+
+
 def _kept(cache: Path, shape: tuple[int, int, int], identity: str) -> tuple[PixelStore, Sides] | None:
-    """Return what an earlier call wrote of the same images, if it is there and whole."""
+    """Return the pixels that an earlier call wrote of the same images, if the file is complete."""
     try:
         note = json.loads((cache / NOTE).read_bytes())
         pixels, sides = np.load(cache / PIXELS, mmap_mode="r"), np.array(note["sides"], dtype=np.int64)
@@ -93,12 +100,12 @@ def _written(
     try:
         pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         with partial.open("r+b") as file:
-            # A full disk is an error here; at the write to a mapped page it would be the end of the process.
+            # Reserves the space: with a full disk, a write to a mapped page would kill the process.
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
             sides = _fill(pixels, images, spec)
             pixels.flush()
             os.fsync(file.fileno())
-        # The pixels come last: without them the note counts for nothing, and a kill between the two leaves none.
+        # The pixels get their name last: a note without pixels is ignored, so a kill in between leaves no wrong pair.
         (cache / PIXELS).unlink(missing_ok=True)
         (cache / NOTE).write_text(json.dumps({"identity": _identity(images, spec), "sides": sides.tolist()}))
         partial.replace(cache / PIXELS)
@@ -109,14 +116,13 @@ def _written(
 
 def _fill(pixels: PixelStore, images: EncodedImages, spec: InputSpec) -> Sides:
     """Decode and standardise every image into its row, in threads: the decoders release the interpreter's lock."""
-    stored = spec.model_copy(update={"side": spec.source_side})
 
     def fill(row: int, encoded: bytes | str) -> tuple[int, int] | str:
         image = encoded if isinstance(encoded, str) else decoded(encoded)
         if isinstance(image, str):
             return image
         if min(image.shape) >= images.least_side:
-            pixels[row] = np.rint(preprocess(image.astype(np.float32) / 255.0, stored) * 255.0)
+            pixels[row] = standardised(image, spec)
         return image.shape[0], image.shape[1]
 
     found: list[tuple[int, int] | str] = []
@@ -132,12 +138,14 @@ def _sides(images: EncodedImages, found: Sequence[tuple[int, int] | str]) -> Sid
     named = list(zip(images.names, found, strict=True))
     unreadable = [f"{name} ({reason})" for name, reason in named if isinstance(reason, str)]
     if unreadable:
-        raise ConfigurationError(f"{len(unreadable)} images of {images.where} cannot be decoded: {some(unreadable)}")
+        raise ConfigurationError(
+            f"{len(unreadable)} images of {images.where} cannot be decoded: {first_few(unreadable)}"
+        )
     shapes = [shape for shape in found if not isinstance(shape, str)]
     small = [name for name, shape in zip(images.names, shapes, strict=True) if min(shape) < images.least_side]
     if small:
         raise ConfigurationError(
-            f"{len(small)} images of {images.where} are smaller than {images.least_side} px: {some(small)}"
+            f"{len(small)} images of {images.where} are smaller than {images.least_side} px: {first_few(small)}"
         )
     return np.array([max(shape) for shape in shapes], dtype=np.int64)
 

@@ -1,11 +1,13 @@
-"""A configuration in words, for the model card."""
+"""Describes a configuration in sentences, for the model card."""
 
+from dicomnode.domain.errors import ConfigurationError
 from modeling.config import (
     Adam,
     AdamW,
     ApplicationModel,
     AugmentSection,
     BinaryCrossEntropy,
+    ConstantSchedule,
     CosineSchedule,
     FocalLoss,
     LiteModel,
@@ -15,6 +17,7 @@ from modeling.config import (
     PlateauSchedule,
     RampSchedule,
     ScheduleSection,
+    Sgd,
     TrainingConfig,
     TrainSection,
     WeightedBinaryCrossEntropy,
@@ -22,7 +25,7 @@ from modeling.config import (
 
 
 def recipe_in_words(config: TrainingConfig, *, warm_start: bool) -> str:
-    """Return what is trained and how, in sentences."""
+    """Return model, loss, optimiser, schedule and augmentation in sentences."""
     sentences = (
         _model(config.model, warm_start=warm_start),
         f"{_loss(config.loss)}; {_optimiser(config.optimiser)}; {_schedule(config.schedule)}.",
@@ -57,6 +60,8 @@ def _loss(loss: LossSection) -> str:
             text = "Binary cross-entropy weighted by class frequency, its shift of the logits undone"
         case FocalLoss():
             text = f"Focal loss (gamma {loss.gamma:g}, alpha {loss.alpha:g})"
+        case _:
+            raise _undescribed("loss", loss)
     weight = "" if loss.abnormality_weight == 1 else f", weight {loss.abnormality_weight:g} on the first output"
     smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
     return text + weight + smoothing
@@ -68,8 +73,10 @@ def _optimiser(optimiser: OptimiserSection) -> str:
             text = f"AdamW, weight decay {optimiser.weight_decay:g}"
         case Adam():
             text = "Adam"
-        case _:
+        case Sgd():
             text = f"SGD, momentum {optimiser.momentum:g}"
+        case _:
+            raise _undescribed("optimiser", optimiser)
     clipped = f", gradient norm clipped at {optimiser.clip_norm:g}" if optimiser.clip_norm else ""
     averaged = f", weights averaged over {optimiser.average_steps} steps" if optimiser.average_steps else ""
     return text + clipped + averaged
@@ -91,8 +98,17 @@ def _schedule(schedule: ScheduleSection) -> str:
                 f"rate {schedule.rate:g}, times {schedule.factor:g} when the held-out loss has not fallen for"
                 f" {schedule.patience} epochs"
             )
-        case _:
+        case ConstantSchedule():
             return f"rate {schedule.rate:g}"
+        case _:
+            raise _undescribed("schedule", schedule)
+
+
+def _undescribed(section: str, settings: object) -> ConfigurationError:
+    kind = getattr(settings, "kind", type(settings).__name__)
+    return ConfigurationError(
+        f"{section}.kind: modeling/recipe.py does not describe {kind!r}, which the model card needs; add it there"
+    )
 
 
 def _train(train: TrainSection) -> str:

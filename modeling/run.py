@@ -1,4 +1,4 @@
-"""A run's folder: who it belongs to, what it works on, and each fold's last finished epoch."""
+"""A run's folder: its description, its data, and a checkpoint of each fold's last finished epoch."""
 
 import hashlib
 import json
@@ -16,11 +16,10 @@ from pydantic import ValidationError
 from dicomnode.bundle.reader import file_sha256
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.config import ApplicationModel, LiteModel, TrainingConfig
+from modeling.config import ApplicationModel, LiteModel, Sources, TrainingConfig
 from modeling.devices import Spread, alone
 from modeling.nih import LABELS, Radiographs
 from modeling.optimise import State
-from modeling.sources import Sources
 from modeling.tracking.history import EpochRecord
 
 RUN = "run.json"
@@ -45,7 +44,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a training run works on. `folds`: (N,) each image's fold; `folder` holds the checkpoints."""
+    """A training run: its configuration, images and folds.
+
+    `folds`: (N,) each image's fold; `folder` holds the checkpoints.
+    """
 
     config: TrainingConfig
     radiographs: Radiographs
@@ -109,17 +111,17 @@ class Run:
         return self.folder / f"output-{fold}.npz"
 
     def records(self, fold: int) -> tuple[EpochRecord, ...]:
-        """Return what is known of the fold's finished epochs."""
+        """Return the records of the fold's finished epochs."""
         return _records(self.checkpoint(fold))
 
     def _is_described_in(self, folder: Path) -> bool:
-        """Tell whether the folder's run is this one; a choice that it did not know yet has its default."""
-        held, (config, _) = _read_description(folder / RUN)["identity"], described(folder)
+        """Tell whether the folder belongs to this run; settings newer than the folder count as their defaults."""
+        former, (config, _) = _read_description(folder / RUN)["identity"], described(folder)
         own = self._identity()
-        return own == {name: held.get(name) for name in own} and _recipe(config) == _recipe(self.config)
+        return own == {name: former.get(name) for name in own} and _recipe(config) == _recipe(self.config)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share besides its recipe: images, labels, folds and first weights."""
+        """Return what a resumed run must have in common with the folder besides its recipe."""
         images = hashlib.sha256("\n".join(self.radiographs.names).encode())
         images.update(self.folds.astype("<i8").tobytes())
         images.update(self.labels.astype("<f4").tobytes())
@@ -128,7 +130,7 @@ class Run:
 
 
 def _recipe(config: TrainingConfig) -> dict[str, Any]:
-    """Return what of a configuration changes what is trained."""
+    """Return the part of a configuration that changes the training."""
     return config.model_dump(mode="json", exclude=set(_NOT_TRAINING))
 
 
@@ -137,10 +139,10 @@ def described(folder: Path) -> tuple[TrainingConfig, Sources]:
 
     Raises: ConfigurationError when it holds no run, or one that another version wrote.
     """
-    held = _read_description(folder / RUN)
+    description = _read_description(folder / RUN)
     try:
-        paths = {name: Path(path) for name, path in held["sources"].items() if path}
-        return TrainingConfig.model_validate(held["config"]), Sources(**paths)
+        paths = {name: Path(path) for name, path in description["sources"].items() if path}
+        return TrainingConfig.model_validate(description["config"]), Sources(**paths)
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ConfigurationError(f"{folder / RUN} does not describe a run that this version can read") from error
 
@@ -162,11 +164,11 @@ def read_checkpoint(path: Path, *, states: bool = True) -> Checkpoint:
 
     Raises: ConfigurationError when it is damaged.
     """
-    held = read_arrays(path, only=None if states else ("history",))
+    arrays = read_arrays(path, only=None if states else ("history",))
     try:
-        records = tuple(EpochRecord(**record) for record in json.loads(str(held.pop("history"))))
-        is_final = held.pop(FINAL, None) is not None
-        state = [held[f"v{index}"] for index in range(len(held))]
+        records = tuple(EpochRecord(**record) for record in json.loads(str(arrays.pop("history"))))
+        is_final = arrays.pop(FINAL, None) is not None
+        state = [arrays[f"v{index}"] for index in range(len(arrays))]
         return Checkpoint(records=records, state=state, is_final=is_final)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
@@ -188,8 +190,8 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, n
     Raises: ConfigurationError when the file is missing or damaged.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            return {name: held[name] for name in (held.files if only is None else only)}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in (arrays.files if only is None else only)}
     except FileNotFoundError as error:
         raise ConfigurationError(f"{path} is missing: the fold has not been trained") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -206,14 +208,14 @@ def _records(checkpoint: Path) -> tuple[EpochRecord, ...]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path.parent} holds no run: {RUN} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigurationError(f"{path} is damaged") from error
-    if not isinstance(held, dict) or "identity" not in held:
+    if not isinstance(description, dict) or "identity" not in description:
         raise ConfigurationError(f"{path} is damaged")
-    return held
+    return description
 
 
 def _replace(path: Path, content: bytes) -> None:

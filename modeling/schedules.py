@@ -40,7 +40,7 @@ Rate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
 def build_schedule(settings: ScheduleSection, *, steps_per_epoch: int, epochs: int) -> Rate:
-    """Return what the optimiser takes as its learning rate; a plateau's is its first."""
+    """Return the learning rate that the optimiser takes; of a plateau schedule, its first rate."""
     match settings:
         case CosineSchedule():
             return _Cosine(settings, steps_per_epoch * epochs)

@@ -187,13 +187,13 @@ def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ..
     if not epoch.number:
         start_fold(run, network, epoch.fold)
         return ()
-    held = read_checkpoint(run.checkpoint(epoch.fold))
-    if held.is_final:
+    checkpoint = read_checkpoint(run.checkpoint(epoch.fold))
+    if checkpoint.is_final:
         raise ConfigurationError(f"{run.checkpoint(epoch.fold)} holds final weights: no training goes on from them")
-    write_state(network.head, network.optimiser, held.state)
+    write_state(network.head, network.optimiser, checkpoint.state)
     if isinstance(run.config.schedule, PlateauSchedule):
-        network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(held.records))
-    return held.records
+        network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(checkpoint.records))
+    return checkpoint.records
 
 
 def _judge(run: Run, network: Network, epoch: _Epoch) -> dict[str, float | None]:

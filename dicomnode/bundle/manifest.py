@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dicomnode.domain.coding import fault_in
 from dicomnode.domain.errors import BundleInvalid
 from dicomnode.domain.finding import Code
+from dicomnode.domain.validation import sentence
 
 MOST_POINTS, MOST_BINS = 256, 50
 AREA_TOLERANCE = 0.02
@@ -177,7 +178,8 @@ class LabelEntry(_Strict):
     """One output of the model. `auc` is out of fold, with its 95 % interval; None when too few positives.
 
     `scores`: the probabilities that drift is measured against; `curves`: of the images that `positives` counts. Both
-    are absent from bundles made before there were any, `curves` also where there are too few positives.
+    are absent from bundles made before there were any, `curves` also where there are too few positives. `prevalence`:
+    share of the training images that have the label, where `positives` does not count all of them.
 
     `name` is what pictures and pages show, with spaces for underscores; ASCII, as their fonts are.
     """
@@ -190,6 +192,7 @@ class LabelEntry(_Strict):
     auc: float | None = Field(default=None, ge=0, le=1)
     auc_interval: tuple[float, float] | None = None
     positives: int = Field(ge=0)
+    prevalence: Share | None = None
     scores: ScoreReference | None = None
     curves: Curves | None = None
 
@@ -210,10 +213,13 @@ class GateSpec(_Strict):
 
     An image is out of distribution when its `typicality` output exceeds `typicality_threshold`. `orientations` names
     the classes of the `orientation` output in order (`upright`, `rot90` …, `inverted-upright` …); a class other than
-    `upright` is repaired when its softmax probability is at least `certain`, and rejects the image otherwise.
+    `upright` is repaired when its softmax probability is at least `certain`, and rejects the image otherwise. Beyond
+    `unusual_threshold` an image is read, and the results say that it is unlike most of the training images; bundles
+    made before there was one have none.
     """
 
     typicality_threshold: float
+    unusual_threshold: float | None = None
     orientations: tuple[str, ...]
     certain: float = Field(gt=0.5, le=1)
 
@@ -221,6 +227,8 @@ class GateSpec(_Strict):
     def _knows_upright(self) -> Self:
         if "upright" not in self.orientations:
             raise ValueError("gate.orientations must contain 'upright'")
+        if self.unusual_threshold is not None and self.unusual_threshold > self.typicality_threshold:
+            raise ValueError("gate.unusual_threshold is at most gate.typicality_threshold")
         return self
 
 
@@ -256,6 +264,13 @@ class Manifest(_Strict):
     gate: GateSpec
     provenance: Provenance
     files: dict[str, str]
+
+    def base_rate(self, label: LabelEntry) -> float | None:
+        """Return the share of the training images that have a label: its prevalence, else its positives among all."""
+        if label.prevalence is not None:
+            return label.prevalence or None
+        share = label.positives / self.provenance.images if self.provenance.images > 0 else 0.0
+        return share if 0 < share < 1 else None
 
     @property
     def has_curves(self) -> bool:
@@ -299,5 +314,5 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
+        what = sentence(first["type"], first.get("ctx", {}))
         raise BundleInvalid(f"{path} is not a bundle manifest this version reads: {where}: {what}") from error

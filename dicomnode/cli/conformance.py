@@ -1,4 +1,4 @@
-"""`cxrnode conformance`."""
+"""`cxrnode conformance`: write the DICOM Conformance Statement."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ def conformance(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file to write, else standard output.")
     ] = None,
 ) -> None:
-    """Write the DICOM Conformance Statement of this version, from the tables that the node works by."""
+    """Write the DICOM Conformance Statement of this version, made from the tables in the node's code."""
     statement = conformance_statement()
     if output is None:
         out.print(statement, end="", markup=False, emoji=False)

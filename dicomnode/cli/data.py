@@ -18,7 +18,7 @@ from dicomnode.cli.terminal import err, escape, out
 from dicomnode.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from modeling.preparation.prepare import Request
+    from modeling.preparation.prepare import PreparationRequest
 
 data = typer.Typer(no_args_is_help=True, help="Prepare images and labels for training, and look at them.")
 
@@ -38,6 +38,14 @@ LabelsOption = Annotated[Path, typer.Option("--labels", metavar="CSV", help="NIH
 OfficialSplitOption = Annotated[
     Path | None,
     typer.Option("--official-split", metavar="DIR", help="Folder of train_val_list.txt and test_list.txt."),
+]
+RandomSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--random-split",
+        metavar="80/5/15",
+        help="Percent of training, validation and test images, by patient, in place of --official-split and --folds.",
+    ),
 ]
 BinaryLabelsOption = Annotated[
     list[Path] | None,
@@ -86,8 +94,11 @@ def prepare(
     labels: LabelsOption,
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The records; an unfinished run goes on.")],
     official_split: OfficialSplitOption = None,
+    random_split: RandomSplitOption = None,
     binary_labels: BinaryLabelsOption = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=2, max=100, help="Folds that no patient crosses; by default 5.")
+    ] = None,
     side: Annotated[int, typer.Option("--side", min=32, max=2048, help="Side of the stored squares in pixels.")] = 256,
     min_side: MinSideOption = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="png is lossless.")] = ImageFormat.PNG,
@@ -98,14 +109,19 @@ def prepare(
 ) -> None:
     """Check images and labels, assign patient-wise folds, and write TFRecords; nothing is dropped in silence."""
     with _training_extra():
-        from modeling.preparation.prepare import Request
-    request = Request(
+        from modeling.preparation.prepare import PreparationRequest
+        from modeling.preparation.splits import parse_shares
+    if random_split is not None and (official_split is not None or folds is not None):
+        raise ConfigurationError("--random-split goes with neither --official-split nor --folds")
+    shares = None if random_split is None else parse_shares(random_split)
+    request = PreparationRequest(
         images=images,
         labels=labels,
         out=output,
         official_split=official_split,
+        random_split=shares,
         binary_labels=tuple(binary_labels or ()),
-        folds=folds,
+        folds=shares.folds if shares else folds or 5,
         side=side,
         min_side=min_side,
         image_format=image_format.value,
@@ -117,7 +133,7 @@ def prepare(
     _prepare(request)
 
 
-def _prepare(request: "Request") -> None:
+def _prepare(request: "PreparationRequest") -> None:
     from modeling.preparation.prepare import PROBLEMS, prepare
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -139,7 +155,9 @@ def _prepare(request: "Request") -> None:
 
 @data.command()
 def summary(
-    source: Annotated[Path, typer.Option("--data", metavar="DIR|CSV", help="Prepared folder, TFRecords, or a table.")],
+    source: Annotated[
+        Path, typer.Option("--data", "--labels", metavar="DIR|CSV", help="Prepared folder, TFRecords, or a table.")
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where PNG and JSON are written.")],
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR|ZIP", help="A table's images, for the sample sheet.")
@@ -152,7 +170,7 @@ def summary(
 ) -> None:
     """Count labels, pairs of labels, views, ages, sexes, folds and shared patients; draw sheets of samples."""
     with _training_extra():
-        from modeling.preparation.summarise import write_summary
+        from modeling.preparation.summary import write_summary
     named = dict(_named_list(text) for text in lists or ())
     if len(named) < len(lists or ()):
         raise ConfigurationError("two lists have the same name")

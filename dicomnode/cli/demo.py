@@ -1,4 +1,4 @@
-"""`cxrnode demo`: what the node does, on this machine, with studies that belong to nobody."""
+"""`cxrnode demo`: run node, archive and page on this machine, with drawn studies or files of one's own."""
 
 import sys
 import tempfile
@@ -13,16 +13,16 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.process import keep_to_oneself
 from dicomnode.cli.terminal import BundleOption, asked_to_stop, err, escape, out
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import Reported
-from dicomnode.demo.stage import SENDER, Outcome, Stage, staged
+from dicomnode.demo.run import SENDER, DemoRun, Outcome, running_demo
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.net.files import SentFile
+from dicomnode.net.scu.files import SentFile
 from dicomnode.node import utc_now
-from dicomnode.settings import LogSettings
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.settings.node import LogSettings
+from dicomnode.telemetry import log_uncaught, start_logging
 
 _STRONGEST = 3
 _MARKS = {"Present": "*", "Undetermined": "?"}
@@ -41,27 +41,27 @@ def demo(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the node's page.")] = True,
     bundle: BundleOption = None,
 ) -> None:
-    """Run node and archive on this machine, send studies through, and show what came back; Ctrl-C ends it."""
+    """Run node and archive on this machine, send studies through them, and show the results, until Ctrl-C."""
     for path in paths or ():
         if not path.exists():
             raise ConfigurationError(f"there is no file or folder {path}: name DICOM files, or none for drawn chests")
     keep_to_oneself()
     start_logging(LogSettings(level="WARNING", format="text"))
-    tell_uncaught()
+    log_uncaught()
     ended = asked_to_stop()
     with _folders(output) as (store, kept):
         _say("Loading the model: hashes and golden vectors are checked before anything is received.")
-        with staged(store, kept / "archive", bundle=bundle, show_patients=not paths) as stage:
-            complete, outcomes = _show(stage, paths or _draw(kept / "sent"), ended)
+        with running_demo(store, kept / "archive", bundle=bundle, show_patients=not paths) as run:
+            complete, outcomes = _show(run, paths or _draw(kept / "sent"), ended)
             _tell_where(kept, is_kept=output is not None, is_drawn=not paths)
             if not (once or ended.is_set()):
-                _stay(stage, _to_open(stage, outcomes), browser, ended)
+                _stay(run, _to_open(run, outcomes), browser, ended)
     sys.exit(0 if complete else 1)
 
 
 @contextmanager
 def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Give the store's folder, which is removed at the end, and the one for objects, which stays if asked for."""
+    """Give the folder of the store, which is removed at the end, and that of the objects, which stays with --out."""
     with tempfile.TemporaryDirectory(prefix="cxrnode-demo-") as temporary:
         kept = output or Path(temporary) / "out"
         try:
@@ -77,17 +77,17 @@ def _draw(folder: Path) -> list[Path]:
     return studies
 
 
-def _show(stage: Stage, paths: Sequence[Path], ended: threading.Event) -> tuple[bool, tuple[Outcome, ...]]:
+def _show(run: DemoRun, paths: Sequence[Path], ended: threading.Event) -> tuple[bool, tuple[Outcome, ...]]:
     """Send, wait, and print what came back; return whether every study has its answer, and the answers."""
-    _say(f"Node {stage.node} and archive {stage.archive.peer} are listening.")
+    _say(f"Node {run.node} and archive {run.archive.peer} are listening.")
     with Progress(*_COLUMNS, console=err, transient=True) as progress:
         task = progress.add_task("sending", total=None)
-        report = stage.send(paths, lambda _, done, total: progress.update(task, completed=done, total=total))
+        report = run.send(paths, lambda _, done, total: progress.update(task, completed=done, total=total))
         sent = [entry for entry in report if entry.delivered]
         _say(f"{SENDER} sent {len(sent)} of {len(report)} files by C-STORE; the node has them on disk.")
         _complain(report)
         progress.update(task, description="analysing", completed=0, total=None)
-        outcomes = stage.settle(ended, lambda done, total: progress.update(task, completed=done, total=total))
+        outcomes = run.settle(ended, lambda done, total: progress.update(task, completed=done, total=total))
     objects = sum(len(outcome.archived) for outcome in outcomes)
     _say(f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
     out.print(_table(outcomes))
@@ -106,7 +106,7 @@ def _complain(report: Sequence[SentFile]) -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(caption="* present, ? undetermined at its operating point", caption_justify="left")
+    table = Table(caption="* above its threshold, ? undetermined", caption_justify="left")
     table.add_column("study", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("abnormal", no_wrap=True)
@@ -147,19 +147,19 @@ def _tell_where(kept: Path, *, is_kept: bool, is_drawn: bool) -> None:
     out.print("   Research use only, not for diagnosis.")
 
 
-def _to_open(stage: Stage, outcomes: Sequence[Outcome]) -> str | None:
+def _to_open(run: DemoRun, outcomes: Sequence[Outcome]) -> str | None:
     """Return the page of the first study that has pictures, or the node's own."""
     study = next((outcome.study for outcome in outcomes if outcome.pictures), None)
-    return stage.page if study is None else stage.page_of(study)
+    return run.page if study is None else run.page_of(study)
 
 
-def _stay(stage: Stage, page: str | None, browser: bool, ended: threading.Event) -> None:
-    """Open the page, and wait until somebody has seen enough."""
+def _stay(run: DemoRun, page: str | None, browser: bool, ended: threading.Event) -> None:
+    """Open the page, and wait for Ctrl-C."""
     if page is not None:
         _say(f"The node's page shows the first result: {page}")
         if browser:
             webbrowser.open(page)
-    out.print(f"   Send it more: cxrnode send {stage.node} PATH...   Ctrl-C ends the demo.")
+    out.print(f"   Send it more: cxrnode send {run.node} PATH...   Ctrl-C ends the demo.")
     ended.wait()
 
 

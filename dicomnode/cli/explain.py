@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +23,9 @@ from dicomnode.inference.operating import choose_operating_point, findings_of
 from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
 from dicomnode.results.context import Equipment
-from dicomnode.results.overlay import Picture, draw, findings_to_show
-from dicomnode.settings import PixelSettings, default_bundle
+from dicomnode.results.overlay import Picture, draw
+from dicomnode.results.presentation import by_evidence, findings_with_heat
+from dicomnode.settings.node import PixelSettings, default_bundle
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ALL = "all"
@@ -73,11 +74,13 @@ def explain(
     finding: Annotated[
         list[str] | None,
         typer.Option(
-            "--finding", metavar="NAME|all", help="Draw these findings instead of those present. May be repeated."
+            "--finding",
+            metavar="NAME|all",
+            help="Draw these findings instead of those above threshold. May be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Write one Grad-CAM overlay per finding and image as PNG: of those present, or else of the strongest."""
+    """Write one Grad-CAM overlay per finding and image as PNG: of those above threshold, else of the strongest."""
     settings = settings_from(config, bundle=bundle)
     opened = open_bundle(settings.inference.bundle or default_bundle())
     asked = _asked(finding or (), opened)
@@ -114,11 +117,12 @@ def _explain(explainer: _Explainer, path: Path, folder: Path, asked: Sequence[st
     frame, assessment, doubt = explainer.assess(raw, utc_now())
     lines = [f"[yellow]the node would not analyse this image: it seems {doubt}[/]"] if doubt else []
     by_label = {one.label: one for one in (assessment.abnormality, *assessment.findings)}
-    drawn = asked or [one.label for one in findings_to_show(assessment)]
+    strongest = by_evidence(assessment.findings or (assessment.abnormality,))[:1]
+    drawn = asked or [one.label for one in findings_with_heat(assessment) or strongest]
     maps = {entry.label: entry.values for entry in assessment.saliency}
     for label in drawn:
         one = by_label[label]
-        overlay = draw(frame, replace(assessment, findings=(one,)), explainer.equipment)
+        overlay = draw(frame, assessment, explainer.equipment, is_stated=False, only=one)
         file = folder / f"{_UNSAFE.sub('_', label)}.png"
         _save(overlay.pixels, file)
         state = "" if one.presence is Presence.PRESENT else f", {one.presence.value}"

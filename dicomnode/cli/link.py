@@ -8,12 +8,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicomnode.cli.terminal import ConfigOption, PeerArgument, err, escape, out, settings_from
-from dicomnode.delivery_settings import DimseDestination
+from dicomnode.domain.delivery import Accepted, Destination, Refused, StoreOutcome
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.job import Accepted, Destination, StoreOutcome
-from dicomnode.net import scu
-from dicomnode.net.files import SentFile, send_files
-from dicomnode.settings import Settings, parse_destination
+from dicomnode.net.scu import storage as scu
+from dicomnode.net.scu.files import SentFile, send_files
+from dicomnode.settings.delivery import DimseDestination
+from dicomnode.settings.node import Settings, parse_destination
 
 CallingOption = Annotated[
     str | None, typer.Option("--ae-title", help="AE title to call with; the node's own by default.")
@@ -109,4 +109,7 @@ def _why_not(entry: SentFile) -> str:
 
 
 def _cause(outcome: StoreOutcome) -> str:
-    return "" if isinstance(outcome, Accepted) else outcome.cause
+    if isinstance(outcome, Accepted):
+        return ""
+    comment = outcome.comment if isinstance(outcome, Refused) else ""
+    return f"{outcome.cause} ({comment})" if comment else outcome.cause

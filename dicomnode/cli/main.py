@@ -1,4 +1,6 @@
-"""The `cxrnode` command: its subcommands, and what an error becomes for the person who typed it."""
+"""The `cxrnode` command: its subcommands, and how an error is printed."""
+
+from typing import Annotated
 
 import pydicom.config
 import typer
@@ -13,41 +15,66 @@ from dicomnode.cli.evaluate import compare, evaluate
 from dicomnode.cli.explain import explain
 from dicomnode.cli.init import init
 from dicomnode.cli.link import echo, send
+from dicomnode.cli.monitoring import monitoring
 from dicomnode.cli.queue import queue
 from dicomnode.cli.serve import serve
 from dicomnode.cli.status import status
 from dicomnode.cli.store import store
 from dicomnode.cli.support import support_bundle
 from dicomnode.cli.terminal import out, stop_with
-from dicomnode.cli.train import export, train
-from dicomnode.cli.watch import watch
+from dicomnode.cli.train import card, export, train
 from dicomnode.cli.why import why
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="A DICOM-native AI node for chest X-rays. Research use only.",
+    epilog="Examples: cxrnode demo · cxrnode init node.toml · cxrnode serve -c node.toml · cxrnode COMMAND -h",
 )
-_NODE = (demo, init, serve, status, check, analyze, echo, send, why, conformance)
-for command in (*_NODE, train, export, evaluate, compare, explain):
-    app.command()(command)
-app.command("support-bundle")(support_bundle)
-app.add_typer(queue, name="queue")
-app.add_typer(store, name="store")
-app.add_typer(watch, name="watch")
-app.add_typer(data, name="data")
+_COMMANDS = {
+    "Run": (demo, init, check, serve, analyze),
+    "Look": (status, why, conformance),
+    "Repair": (echo, send),
+    "Model": (train, export, card, evaluate, compare, explain),
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(monitoring, name="monitoring", rich_help_panel="Look")
+app.add_typer(queue, name="queue", rich_help_panel="Repair")
+app.add_typer(store, name="store", rich_help_panel="Repair")
+app.command("support-bundle", rich_help_panel="Repair")(support_bundle)
+app.add_typer(data, name="data", rich_help_panel="Data")
+# The former name of the command; it goes with the release after 0.1.
+app.add_typer(monitoring, name="watch", hidden=True)
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"cxrnode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
+@app.command(hidden=True)
 def version() -> None:
-    """Print the version."""
-    out.print(f"cxrnode {__version__}")
+    """Print the version; `cxrnode --version` does the same."""
+    _print_version(True)
 
 
 def run() -> None:
     """Run the command line; exit with 2 when the configuration or an argument is wrong, 1 on any other failure."""
-    # A misspelt DICOM keyword is invisible to a type checker, so let it be an error.
+    # A type checker does not see a misspelt DICOM keyword, so it is an error at run time.
     pydicom.config.INVALID_KEYWORD_BEHAVIOR = "RAISE"
     try:
         app()

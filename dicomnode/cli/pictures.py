@@ -1,4 +1,4 @@
-"""Image files of any kind that users have, PNG, JPEG or DICOM, to frames as the model should see them."""
+"""Frames for the model from PNG, JPEG and DICOM files."""
 
 import hashlib
 import io
@@ -6,13 +6,13 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dicomnode.dicom.reader import read, ref_of
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read, ref_of
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _FORMATS = ("PNG", "JPEG")
@@ -21,7 +21,7 @@ _UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionB
 
 
 def frame_of(raw: bytes, settings: PixelSettings) -> Frame:
-    """Decode a file; PNG and JPEG are taken as they look, their largest value being white.
+    """Decode a file. In PNG and JPEG the largest value is white.
 
     Raises: UnreadableObject, UndecodablePixels.
     """
@@ -31,7 +31,7 @@ def frame_of(raw: bytes, settings: PixelSettings) -> Frame:
     pixels = _picture(raw, settings.maximum_pixels)
     pixels.setflags(write=False)
     digest = hashlib.sha256(raw).hexdigest()
-    # A picture has no UIDs, and a frame needs some: these belong to its bytes.
+    # A frame needs UIDs, and a picture has none: these derive from its bytes.
     uids = {part: derive_uid("picture", digest, part) for part in ("study", "series", "sop_class", "sop_instance")}
     return Frame(source=InstanceRef(**uids), pixels=pixels)
 
@@ -41,7 +41,7 @@ def _picture(raw: bytes, maximum_pixels: int) -> FloatArray:
         with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
             if image.width * image.height > maximum_pixels:
                 raise UndecodablePixels(f"more than {maximum_pixels} pixels")
-            # Pillow's own conversion of 16-bit images to 8 bits cuts instead of scaling.
+            # Pillow converts 16-bit images to 8 bits by clipping instead of scaling.
             deep = image.mode.startswith("I")
             values = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
     except UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""`cxrnode queue`: what waits, what failed and why; try it again, give it up, or have it analysed anew."""
+"""`cxrnode queue`: list unfinished analyses and deliveries; try them again, drop them, or analyse studies again."""
 
 import re
 import sys
@@ -11,18 +11,21 @@ from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, account, escape, out, settings_from
 from dicomnode.domain.commitment import CommitmentState
+from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import DeliveryState, JobState
+from dicomnode.domain.job import JobState
+from dicomnode.formatting import format_time
 from dicomnode.node import utc_now
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
+from dicomnode.store.counters import UNANSWERED
 from dicomnode.store.ledger import DeliveryEntry, JobEntry
-from dicomnode.store.studies import Wanted
-from dicomnode.store.watching import UNANSWERED
-from dicomnode.web.shown import shown_time
+from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob, Selection
+from dicomnode.store.studies import StudyQuery
 
-queue = typer.Typer(no_args_is_help=True, help="What waits or failed, and why; try again, give up, analyse anew.")
+queue = typer.Typer(
+    no_args_is_help=True, help="List what waits or failed, with the reason; try it again, give it up, analyse again."
+)
 
 _UNFINISHED_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEAD)
 _PER_PAGE = 500
@@ -62,7 +65,7 @@ def list_entries(
     if overdue := sum(entry.overdue_commitments for entry in operations.destinations.values()):
         out.print(f"{overdue} results are delivered, but their destination has not answered for keeping them in time")
     if operations.waiting.since is not None:
-        out.print(f"the oldest has waited since {shown_time(operations.waiting.since)}")
+        out.print(f"the oldest has waited since {format_time(operations.waiting.since)}")
 
 
 @queue.command()
@@ -91,7 +94,14 @@ def retry(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Try again now what waits, is dead, or was dropped; a running node takes it up within a second."""
+    """Try again now what waits, is dead, or was dropped; a running node takes it up within a second.
+
+    Exit code 0: something is tried again.
+    1: nothing was in a state to be tried again.
+    2: there is no such entry.
+
+    Examples: cxrnode queue retry D34 · cxrnode queue retry --all-dead
+    """
     _act(
         entries,
         all_dead,
@@ -109,7 +119,12 @@ def drop(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Give up what waits or is dead; its records stay, and `retry` brings it back."""
+    """Give up what waits or is dead; its records stay, and `retry` brings it back.
+
+    Exit code 0: something is given up.
+    1: nothing was in a state to be given up.
+    2: there is no such entry.
+    """
     _act(entries, all_dead, config, store, lambda opened, chosen: opened.ledger.drop(chosen, utc_now()), "dropped")
 
 
@@ -120,7 +135,7 @@ def reanalyse(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Have finished studies analysed again, by the model and settings of now; what comes out the same is not resent."""
+    """Analyse finished studies again, with the present model and settings; equal results are not sent again."""
     if bool(studies) == all_rejected:
         raise ConfigurationError("name studies by their Study Instance UIDs, or --all-rejected, not both")
     named = [checked_uid(study) for study in studies or ()]
@@ -141,7 +156,7 @@ def _rejected(opened: Store) -> list[str]:
     """Return every study whose newest answer is a rejection and whose images are kept, the oldest first."""
     found: list[str] = []
     before: int | None = None
-    while page := opened.studies.page(Wanted(states=(JobState.REJECTED,)), limit=_PER_PAGE, before=before):
+    while page := opened.studies.page(StudyQuery(states=(JobState.REJECTED,)), limit=_PER_PAGE, before=before):
         found += [entry.study for entry in page if entry.is_kept]
         before = page[-1].number
     return found[::-1]
@@ -165,11 +180,29 @@ def _act(
         raise ConfigurationError("name entries (A12, D34 or a Study Instance UID), or --all-dead, not both")
     selections = [AllDead()] if all_dead else [_selection(entry) for entry in entries or ()]
     with open_beside_node(config, store) as opened:
+        for selection in selections:
+            _require_entry(opened, selection)
         changes = [action(opened, selection) for selection in selections]
     jobs, deliveries = sum(change.jobs for change in changes), sum(change.deliveries for change in changes)
     out.print(f"{jobs} analyses and {deliveries} deliveries {done}")
     if not jobs + deliveries:
         sys.exit(1)
+
+
+def _require_entry(opened: Store, selection: Selection) -> None:
+    """Refuse an entry that is not in the store.
+
+    Raises: ConfigurationError.
+    """
+    name = ""
+    if isinstance(selection, OneJob):
+        jobs = opened.ledger.jobs(tuple(JobState), limit=1, after=selection.job_id - 1)
+        name = "" if selection.job_id in {entry.job_id for entry in jobs} else f"A{selection.job_id}"
+    if isinstance(selection, OneDelivery):
+        found = opened.ledger.deliveries(tuple(DeliveryState), limit=1, after=selection.delivery_id - 1)
+        name = "" if selection.delivery_id in {entry.delivery_id for entry in found} else f"D{selection.delivery_id}"
+    if name:
+        raise ConfigurationError(f"there is no such entry: {name}; `cxrnode queue list` lists them")
 
 
 def _selection(entry: str) -> Selection:
@@ -206,7 +239,7 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            shown_time(entry.due_at),
+            format_time(entry.due_at),
             entry.last_error or "",
         )
 
@@ -219,7 +252,7 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            shown_time(entry.next_attempt_at or entry.commitment_next_at),
+            format_time(entry.next_attempt_at or entry.commitment_next_at),
             entry.last_error or entry.commitment_error or "",
         )
 

@@ -1,14 +1,13 @@
-"""`cxrnode serve`."""
+"""`cxrnode serve`: run the node until SIGTERM or Ctrl-C."""
 
 from typing import Annotated
 
 import typer
 
-from dicomnode.cli.hardening import keep_to_oneself
-from dicomnode.cli.memory import return_images_at_once, return_what_is_free
+from dicomnode.cli.process import keep_to_oneself, return_images_at_once, return_what_is_free
 from dicomnode.cli.terminal import BundleOption, ConfigOption, StoreOption, asked_to_stop, settings_from
 from dicomnode.node import Node
-from dicomnode.telemetry import start_logging, tell_uncaught
+from dicomnode.telemetry import log_uncaught, start_logging
 
 
 def serve(
@@ -18,7 +17,7 @@ def serve(
     store: StoreOption = None,
     send_to: Annotated[
         list[str] | None,
-        typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go; may be given several times."),
+        typer.Option("--send-to", metavar="AET@HOST:PORT", help="Where results go (repeatable)."),
     ] = None,
     bundle: BundleOption = None,
     http: Annotated[
@@ -28,7 +27,12 @@ def serve(
         str | None, typer.Option("--log-format", metavar="auto|json|text", help="Format of the log on standard error.")
     ] = None,
 ) -> None:
-    """Receive studies, analyse them, send the results; SIGTERM or Ctrl-C finishes the work at hand and exits 0."""
+    """Receive studies, analyse them, and send the results, until SIGTERM or Ctrl-C.
+
+    The node then finishes open associations and the study in work, and exits with 0.
+
+    Examples: cxrnode serve --config node.toml · cxrnode serve --send-to PACS@pacs.example.org:104
+    """
     settings = settings_from(
         config,
         store=store,
@@ -42,7 +46,7 @@ def serve(
     keep_to_oneself()
     return_images_at_once()
     start_logging(settings.log)
-    tell_uncaught()
+    log_uncaught()
     ended = asked_to_stop()
     node = Node.build(settings)
     return_what_is_free()

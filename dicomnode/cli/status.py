@@ -1,4 +1,4 @@
-"""`cxrnode status`: how the node fares, in the terminal; once, or again and again."""
+"""`cxrnode status`: the state of the node in the terminal, once or repeatedly."""
 
 import json
 import sys
@@ -16,10 +16,10 @@ from rich.text import Text
 from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.domain.job import JobState
+from dicomnode.formatting import format_age, format_time
+from dicomnode.monitoring.status import Status, look
 from dicomnode.node import utc_now
-from dicomnode.store.watching import DestinationFigures
-from dicomnode.watch.status import Status, look
-from dicomnode.web.shown import shown_age, shown_time
+from dicomnode.store.counters import DestinationFigures
 
 _STATES = {
     JobState.COLLECTING: "still arriving",
@@ -32,11 +32,21 @@ _STATES = {
 def status(
     config: ConfigOption = None,
     store: StoreOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it repeatedly, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     every_s: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often, with --watch.")] = 2,
 ) -> None:
-    """Say how the node fares, whether it runs or not; exit 0 when it runs and all is well, 1 when not."""
+    """Show the state of the node; works beside a running node and without one.
+
+    Exit code 0: the node runs, and nothing needs attention.
+
+    1: no node runs, a check fails, there is a dead letter, a destination is down,
+    a commitment is overdue, or little disk is free.
+
+    2: the configuration is wrong.
+
+    Example: cxrnode status --config node.toml --watch
+    """
     settings = settings_from(config, store=store)
     with open_beside_node(config, store) as opened:
         if watch and not as_json:
@@ -57,6 +67,7 @@ def shown(found: Status) -> RenderableType:
     return Group(
         Text.from_markup(_headline(found)),
         *(Text.from_markup(_check(check.name, check.passed, check.reason)) for check in found.checks),
+        *(Text.from_markup(f"[red]![/]   {escape(alarm.text)}") for alarm in found.alarms),
         "",
         _studies(found),
         _destinations(found.destinations, found.at),
@@ -75,7 +86,7 @@ def _ticks(every_s: float) -> Iterator[None]:
 
 def _headline(found: Status) -> str:
     colour = "green" if found.passed else "yellow" if found.running else "red"
-    return f"[bold {colour}]{escape(found.said)}[/]  {shown_time(found.at)}"
+    return f"[bold {colour}]{escape(found.said)}[/]  {format_time(found.at)}"
 
 
 def _check(name: str, passed: bool, reason: str) -> str:
@@ -86,7 +97,7 @@ def _check(name: str, passed: bool, reason: str) -> str:
 def _studies(found: Status) -> Table:
     table = Table("studies", "", "oldest", box=None, pad_edge=False)
     for state, waiting in found.operations.jobs.items():
-        table.add_row(_STATES[state], str(waiting.count), shown_age(waiting.age_s(found.at)))
+        table.add_row(_STATES[state], str(waiting.count), format_age(waiting.age_s(found.at)))
     for outcome, count in sorted(found.operations.outcomes.items()):
         table.add_row(f"{outcome} so far", str(count), "")
     return table
@@ -101,6 +112,6 @@ def _destinations(destinations: tuple[DestinationFigures, ...], now: datetime) -
         if entry.overdue_commitments:
             state += f", {entry.overdue_commitments} not committed in time"
         numbers = (str(entry.dead), str(entry.delivered), str(entry.failed))
-        age = shown_age(entry.waiting.age_s(now))
+        age = format_age(entry.waiting.age_s(now))
         table.add_row(escape(entry.name), state, str(entry.waiting.count), age, *numbers)
     return table

@@ -1,4 +1,4 @@
-"""`cxrnode store`: whether a store keeps its promise, and what can be done when it does not."""
+"""`cxrnode store`: check that a store is whole, and repair one that is not."""
 
 import sys
 from collections.abc import Sequence
@@ -8,19 +8,18 @@ import typer
 from rich.table import Table
 
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
+from dicomnode.dicom.header import read_header
+from dicomnode.dicom.part10 import read_file_head, read_ref
 from dicomnode.domain.errors import ConfigurationError, UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging.eligibility import is_own_result
-from dicomnode.imaging.reader import read
-from dicomnode.net.part10 import read_file_head, read_ref
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings
-from dicomnode.store.checking import Check, check_store, opened
-from dicomnode.store.lock import StoreLock
-from dicomnode.store.places import BLOBS, DATABASE, LOCK
-from dicomnode.store.repair import quarantine, rebuild
+from dicomnode.settings.node import Settings
+from dicomnode.store.engine.lock import StoreLock
+from dicomnode.store.layout import BLOBS, DATABASE, LOCK
+from dicomnode.store.repair import StoreCheck, check_store, opened, rebuild, repair
 
-store = typer.Typer(no_args_is_help=True, help="Whether a store keeps its promise; repair one that does not.")
+store = typer.Typer(no_args_is_help=True, help="Check that a store is whole, and repair one that is not.")
 
 
 @store.callback()
@@ -32,8 +31,12 @@ def _commands() -> None:
 def check(
     config: ConfigOption = None,
     folder: StoreOption = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Rebuild a damaged database from the blobs; move damaged blobs aside.")
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Rebuild a damaged database from the images, take in images without a row, move damaged files aside.",
+        ),
     ] = False,
 ) -> None:
     """Read the whole store of a node that does not run; exit 0 when all is well, 1 when not. Deletes nothing."""
@@ -44,7 +47,7 @@ def check(
     lock = StoreLock.acquire(path / LOCK)
     try:
         checks = check_store(path)
-        if repair and any(one.wrong for one in checks):
+        if mend and any(one.wrong for one in checks):
             out.print(_table(checks))
             _repair(settings, damaged=checks[0].name == "database")
             checks = check_store(path)
@@ -63,11 +66,16 @@ def _repair(settings: Settings, *, damaged: bool) -> None:
         former = "" if rebuilt.former is None else f"; the former one is in {rebuilt.former.name}"
         out.print(escape(f"the database was rebuilt: {rebuilt.images} images, {rebuilt.studies} studies{former}"))
     with opened(path) as database:
-        aside = quarantine(path, database, settings.assembly, now)
-    if aside:
+        done = repair(path, database, settings.assembly, _identify, now)
+    if done.written_off:
         out.print(
-            f"{aside} damaged or missing blobs were written off; `cxrnode queue list` shows what was owed for them"
+            f"{done.written_off} damaged or missing blobs were written off; "
+            "`cxrnode queue list` shows what was owed for them"
         )
+    if done.taken_in:
+        out.print(f"{done.taken_in} acknowledged images without a row were taken in; the next start analyses them")
+    if done.quarantined:
+        out.print(f"{done.quarantined} files that hold no readable or no current image were moved to quarantine")
 
 
 def _identify(part10: bytes) -> tuple[InstanceRef, str] | None:
@@ -81,17 +89,17 @@ def _identify(part10: bytes) -> tuple[InstanceRef, str] | None:
     except UnreadableObject:
         return None
     try:
-        own = is_own_result(read(part10))
+        own = is_own_result(read_header(part10))
     except UnreadableObject:
         own = False
     return None if own else (ref, head.transfer_syntax)
 
 
-def _table(checks: Sequence[Check]) -> Table:
+def _table(checks: Sequence[StoreCheck]) -> Table:
     table = Table()
     for column in ("what", "examined", "wrong", ""):
         table.add_column(column, justify="right" if column in {"examined", "wrong"} else "left", overflow="fold")
-    for one in checks:
-        mark = "[bold red]" if one.wrong else "[green]"
-        table.add_row(escape(one.name), str(one.examined), f"{mark}{one.wrong}[/]", escape(one.detail))
+    for found in checks:
+        mark = "[bold red]" if found.wrong else "[green]"
+        table.add_row(escape(found.name), str(found.examined), f"{mark}{found.wrong}[/]", escape(found.detail))
     return table

@@ -1,4 +1,4 @@
-"""`cxrnode support-bundle`: what somebody needs to help, and nothing that names a patient, a host or a secret."""
+"""`cxrnode support-bundle`: an archive for a support case that names no patient, no host and no secret."""
 
 import hashlib
 import hmac
@@ -25,8 +25,9 @@ from dicomnode.cli.queue import open_beside_node
 from dicomnode.cli.terminal import ConfigOption, StoreOption, escape, out, settings_from
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings, default_bundle
-from dicomnode.store.statistics import Figures, sqlite_version
+from dicomnode.settings.node import Settings, default_bundle
+from dicomnode.store.counters import Figures
+from dicomnode.store.engine import engine_version
 
 _LIBRARIES = (
     "pydicom", "pynetdicom", "highdicom", "numpy", "onnxruntime", "opencv-python", "pylibjpeg", "pylibjpeg-openjpeg",
@@ -35,7 +36,7 @@ _LIBRARIES = (
 _REDACTED = "(set, not shown)"
 _LOG_LINES = 2000
 _LOG_BYTES = 4 << 20
-# Fields of a log line whose values are the node's own words or numbers.
+# Fields of a log line whose values are the node's own words or numbers, never a peer's.
 _LOG_PLAIN = frozenset(
     {
         "at",
@@ -60,7 +61,7 @@ Hashing = Callable[[str], str]
 
 
 def support_bundle(
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.zip", help="The archive to write; must not exist.")],
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.zip", help="The archive to write; a new file.")],
     config: ConfigOption = None,
     store: StoreOption = None,
     log: Annotated[
@@ -68,12 +69,12 @@ def support_bundle(
         typer.Option("--log", metavar="FILE", help="The node's log (JSON lines), if it was kept in a file."),
     ] = None,
 ) -> None:
-    """Write an archive for whoever is to help: versions, settings, figures; no patients, UIDs, hosts or secrets."""
+    """Write an archive for a support case: versions, settings, figures; no patients, UIDs, hosts or secrets."""
     settings = settings_from(config, store=store)
     key = secrets.token_bytes(32)
 
     def hashed(text: str) -> str:
-        # The key is thrown away: the same UID is the same word within one archive, and says nothing outside of it.
+        # The key is not kept: equal UIDs get equal digests within one archive, and nobody can try UIDs against them.
         return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:12]
 
     parts = {
@@ -91,7 +92,7 @@ def support_bundle(
 
 
 def redacted(model: BaseModel) -> dict[str, Any]:
-    """Return settings in which every text stands only if it is a default, or one of a closed set of words."""
+    """Return the settings, with each text replaced unless it is a default or one of a closed set of words."""
     return {
         name: _redacted_value(getattr(model, name), field.annotation, field.get_default(call_default_factory=True))
         for name, field in type(model).model_fields.items()
@@ -117,7 +118,7 @@ def _versions() -> dict[str, Any]:
         "cxrnode": __version__,
         "made_at": utc_now().isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "sqlite": sqlite_version(),
+        "database": engine_version(),
         "libraries": {name: _version_of(name) for name in _LIBRARIES},
     }
 

@@ -1,4 +1,4 @@
-"""What every command shares: its consoles, and how settings are made of options."""
+"""What all commands share: the consoles, common options, and the settings made of options."""
 
 import os
 import pwd
@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dicomnode.settings import Settings, parse_destination, parse_http, read_settings
+from dicomnode.settings.node import Settings, parse_destination, parse_http, read_settings
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -67,7 +67,7 @@ def settings_from(
 
 
 def asked_to_stop() -> threading.Event:
-    """Return what SIGTERM and Ctrl-C set from now on; they no longer end the process by themselves."""
+    """Return an event that SIGTERM and Ctrl-C set from now on, instead of ending the process."""
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
@@ -75,7 +75,7 @@ def asked_to_stop() -> threading.Event:
 
 
 def account() -> str:
-    """Return the name of who runs the command, or the account's number where it has no name, as in containers."""
+    """Return the name of the account that runs the command, or its number if it has no name, as in containers."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -92,5 +92,5 @@ def stop_with(message: str, code: int) -> NoReturn:
 
 
 def escape(text: str) -> str:
-    """Return text that rich prints as it is; control characters, which a peer may have chosen, become marks."""
+    """Return text for rich to print unchanged; control characters, which a peer may have sent, become U+FFFD."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("[", r"\[")

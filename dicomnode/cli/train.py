@@ -9,10 +9,16 @@ from typing import Annotated
 
 import typer
 
+from dicomnode.bundle.reader import CARD
 from dicomnode.cli.terminal import out
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import LogSettings
+from dicomnode.settings.node import LogSettings
 from dicomnode.telemetry import start_logging
+
+EvaluationOption = Annotated[
+    list[Path] | None,
+    typer.Option("--evaluation", metavar="DIR", help="A folder of `cxrnode evaluate`, for the card (repeatable)."),
+]
 
 
 def train(
@@ -36,6 +42,10 @@ def train(
         list[int] | None,
         typer.Option("--fold", metavar="K", help="Train only this fold, counted from 0 (repeatable)."),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe (repeatable)."),
+    ] = None,
 ) -> None:
     """Train the ensemble fold by fold, calibrate it out of fold, and export the bundle to DIR/bundle.
 
@@ -43,10 +53,9 @@ def train(
     """
     with _training_code():
         from modeling import commands
-        from modeling.config import read_config
-        from modeling.sources import Sources
+        from modeling.config import Sources, read_config
 
-        recipe = read_config(config)
+        recipe = read_config(config, changes or ())
         sources = Sources(images=images, labels=labels, warm_start=warm_start, gate_images=gate_images)
         bundle = commands.train(recipe, sources, output, tpu=tpu, folds=fold)
     out.print(f"bundle written to {bundle}" if bundle else f"trained into {output}; no bundle was written yet")
@@ -54,7 +63,7 @@ def train(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    bundle: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")],
+    bundle: Annotated[Path | None, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")] = None,
     images: Annotated[
         Path | None, typer.Option("--images", metavar="ZIP|DIR", help="Where the run's images are now, if moved.")
     ] = None,
@@ -62,13 +71,32 @@ def export(
         list[Path] | None,
         typer.Option("--beside", metavar="RUN", help="A run to show beside it in the model card (repeatable)."),
     ] = None,
+    evaluation: EvaluationOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only try what export needs, also of a new run.")] = False,
 ) -> None:
     """Write the bundle of a finished run: ONNX graph, calibration, operating points, golden vectors, model card."""
     with _training_code():
         from modeling import commands
 
-        commands.export(run, bundle, images=images, beside=beside or ())
-    out.print(f"bundle written to {bundle}")
+        if check:
+            commands.check_export(run, images)
+        elif bundle is None:
+            raise ConfigurationError("export needs --out BUNDLE, or --check")
+        else:
+            commands.export(run, bundle, images=images, beside=beside or (), evaluations=evaluation or ())
+    out.print("this run can be exported" if check else f"bundle written to {bundle}")
+
+
+def card(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle whose model card is written.")],
+    evaluation: EvaluationOption = None,
+) -> None:
+    """Write the results of evaluations into a bundle's model card, in place of those that stand there."""
+    with _training_code():
+        from modeling import commands
+
+        commands.update_card(bundle, evaluation or ())
+    out.print(f"model card written: {bundle / CARD}")
 
 
 @contextmanager

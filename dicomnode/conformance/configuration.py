@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dicomnode.conformance.markdown import code, section, table
-from dicomnode.settings import Settings
+from dicomnode.settings.node import Settings
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 _SECURITY = (

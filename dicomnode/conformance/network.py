@@ -8,8 +8,8 @@ from itertools import groupby
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicomnode.conformance.markdown import code, table
+from dicomnode.domain.delivery import Accepted, NoAnswer, StoreOutcome
 from dicomnode.domain.errors import CxrNodeError, DiskFull, StoreUnavailable, UidMismatch, UnreadableObject
-from dicomnode.domain.job import Accepted, NoAnswer, StoreOutcome
 from dicomnode.net.contexts import (
     COMPRESSED_RESULTS,
     ENCODINGS,
@@ -22,7 +22,7 @@ from dicomnode.net.contexts import (
     verification_proposal,
 )
 from dicomnode.net.status import StoreStatus, describe, outcome_for, status_for
-from dicomnode.settings import ScpSettings
+from dicomnode.settings.node import ScpSettings
 
 _LAST_STATUS = 0xFFFF
 

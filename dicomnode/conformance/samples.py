@@ -15,17 +15,19 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.manifest import LabelEntry, Manifest, read_manifest
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.reader import MANIFEST
+from dicomnode.domain.answer import ResultKind, Wanted
 from dicomnode.domain.finding import ModelIdentity, SaliencyMap, Score
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job, ResultKind, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.inference.gate import UPRIGHT
 from dicomnode.inference.predictor import Predictor, Reading
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
+from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
 
 _NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 _LATER = datetime(2025, 6, 7, 8, 9, 10, tzinfo=UTC)
@@ -282,8 +284,7 @@ def _broken(ds: Dataset) -> Dataset:
 
 
 def _add_pixels(ds: Dataset, rows: int, columns: int) -> None:
-    y, x = np.mgrid[0:rows, 0:columns]
-    values = ((y * 7 + x * 3) % 4096).astype("<u2")
+    values = np.round(draw_chest(rows, columns, np.random.default_rng(rows)) * 4095).astype("<u2")
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Rows, ds.Columns = rows, columns
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0

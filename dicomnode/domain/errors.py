@@ -14,6 +14,7 @@
         ├── UidMismatch             command set and data set disagree
         ├── UnreadableObject        the bytes are not a DICOM object this node can parse
         ├── UndecodablePixels       pixel data absent, damaged, or over the decoder's limits
+        │   └── UnsupportedPixels   pixel data sound, but of an encoding this node does not read
         ├── BlobDamaged             stored bytes no longer match their SHA-256
         ├── UnknownStudy            the store holds nothing of that study
         └── PeerRefused             the destination said no, for good
@@ -76,6 +77,10 @@ class UnreadableObject(Permanent):
 
 class UndecodablePixels(Permanent):
     """Pixel data is absent, damaged, or over the decoder's limits."""
+
+
+class UnsupportedPixels(UndecodablePixels):
+    """Pixel data is encoded in a way that this node does not read, which does not make it damaged."""
 
 
 class BlobDamaged(Permanent):

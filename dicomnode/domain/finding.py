@@ -61,7 +61,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A score read at an operating point."""
+    """A score read at an operating point.
+
+    `base_rate`: share of the model's training images that have the label, None where the bundle does not state it.
+    """
 
     label: str
     code: Code
@@ -70,6 +73,12 @@ class Finding:
     spread: float
     operating_point: OperatingPoint
     presence: Presence
+    base_rate: float | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the operating point."""
+        return self.operating_point.threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +105,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """Everything the model said of one image. `abnormality` is the finding of the binary head."""
+    """Everything the model said of one image. `abnormality` is the finding of the binary head.
+
+    `is_unusual`: the image is far from the training distribution, so that its probabilities are less reliable, but not
+    so far that it is rejected.
+    """
 
     source: InstanceRef
     model: ModelIdentity
@@ -104,3 +117,4 @@ class Assessment:
     findings: tuple[Finding, ...]
     saliency: tuple[SaliencyMap, ...]
     assessed_at: datetime
+    is_unusual: bool = False

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from dicomnode.domain.answer import DEFAULT_OUTPUTS, ResultKind, Wanted
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import DEFAULT_OUTPUTS, ResultKind, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,11 @@ class Route:
     def is_missing(self) -> bool:
         """Whether there are destinations, but none for this study."""
         return bool(self.unrouted) and not self.recipients
+
+    @property
+    def calling_aes(self) -> tuple[str, ...]:
+        """The AE titles of the senders that no rule speaks of, each once."""
+        return tuple(dict.fromkeys(sender.calling_ae for sender in self.unrouted))
 
     def wanted(self) -> tuple[Wanted, ...]:
         """Return the sets of results that the recipients want in union, one for each prefix.

@@ -7,8 +7,8 @@ against the check digits. The findings here are those of the shipped model's lab
 
 from dataclasses import dataclass
 
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.finding import Code
-from dicomnode.domain.job import RejectionReason
 
 ABNORMALITY = "Abnormal"
 """The label of the binary head."""
@@ -94,6 +94,7 @@ ALL_SUCCEEDED_WITH_FINDINGS = _summary("111242", "All algorithms succeeded; with
 NOT_ALL_SUCCEEDED_WITHOUT_FINDINGS = _summary("111243", "Not all algorithms succeeded; without findings")
 NOT_ALL_SUCCEEDED_WITH_FINDINGS = _summary("111244", "Not all algorithms succeeded; with findings")
 NONE_SUCCEEDED = _summary("111245", "No algorithms succeeded; without findings")
+IMPRESSION = _entry(_DCM, "121073", "Impression", "PS3.16 CID 6053")
 COMMENT = _entry(_DCM, "121106", "Comment", "PS3.16 CID 12101")
 
 # Other objects
@@ -118,6 +119,8 @@ REJECTION_REASONS: dict[RejectionReason, Entry] = {
     RejectionReason.CORRUPT_PIXELS: _own("CORRUPT_PIXELS", "Pixel data corrupt"),
     RejectionReason.NOT_CHEST_FRONTAL: _own("NOT_FRONTAL", "Pixels not those of a frontal chest"),
     RejectionReason.ORIENTATION: _own("ORIENTATION", "Orientation uncertain"),
+    RejectionReason.PATIENT_MISMATCH: _own("PATIENT_MISMATCH", "Images of different patients in one study"),
+    RejectionReason.RAW_OF_PROCESSED: _own("RAW_IMAGE", "Processed image of the same exposure analysed"),
 }
 
 # The labels of NIH ChestX-ray14 (Wang et al., CVPR 2017)

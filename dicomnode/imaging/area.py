@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicomnode.imaging.codecs import StoredArray
-from dicomnode.imaging.decoding import PixelLayout
-from dicomnode.imaging.tags import integer, numbers, texts
+from dicomnode.dicom.attributes import integer, numbers, texts
+from dicomnode.imaging.codecs.decoding import PixelLayout
+from dicomnode.imaging.codecs.process import StoredArray
 from dicomnode.imaging.values import Grid, Values, percentile
 
 BoolArray = npt.NDArray[np.bool_]

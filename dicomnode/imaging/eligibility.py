@@ -1,4 +1,4 @@
-"""May this model read this image? What the tags say of it, rule by rule.
+"""May this model read this image? What its header says of it, rule by rule.
 
 The rules stand in `_RULES`, in order; the first that objects decides. A tag that says the wrong thing rejects. Where
 body part or view are absent, or say nothing this node understands, the pixels decide (`inference.gate`), which
@@ -6,17 +6,18 @@ always look too. Sentences are the node's own: no text of a data set is repeated
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from typing import TypeVar
 
-from pydicom import Dataset
 from pydicom import uid as uids
 
+from dicomnode.dicom.attributes import quiet
+from dicomnode.dicom.header import RadiographHeader, Statement
+from dicomnode.domain.answer import RejectionReason
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging.tags import integer, items, quiet, text, texts
 from dicomnode.imaging.vocabulary import (
     FORMER_SCHEMES,
     FRONTAL_VIEWS,
@@ -27,7 +28,7 @@ from dicomnode.imaging.vocabulary import (
     part_of,
     view_of,
 )
-from dicomnode.settings import EligibilitySettings
+from dicomnode.settings.node import EligibilitySettings
 
 RADIOGRAPHS = frozenset(
     {
@@ -54,19 +55,8 @@ _OTHER_PROJECTIONS = frozenset(
         uids.XRayRadiofluoroscopicImageStorage,
     }
 )
-_IMAGE_DESCRIPTIONS = (
-    "SeriesDescription",
-    "ProtocolName",
-    "AcquisitionDeviceProcessingDescription",
-    "AcquisitionDeviceProcessingCode",
-    "PerformedProcedureStepDescription",
-    "AcquisitionProtocolName",
-)
-_STUDY_DESCRIPTIONS = ("RequestedProcedureDescription", "StudyDescription")
-_IMAGE_CODES = ("PerformedProtocolCodeSequence", "SeriesDescriptionCodeSequence")
-_STUDY_CODES = ("ProcedureCodeSequence", "RequestedProcedureCodeSequence")
+_T = TypeVar("_T")
 _AGE = re.compile(r"([0-9]{1,3})\s*([DWMYA]?)[A-Z]*")
-_DATE = re.compile(r"([0-9]{4})[.\-]?([0-9]{2})[.\-]?([0-9]{2})")
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0, "A": 1.0, "": 1.0}
 _OLDEST_YEARS = 130.0
 
@@ -95,148 +85,170 @@ class Ineligible:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    ds: Dataset
-    sop_class: str
+class _Candidate:
+    header: RadiographHeader
     settings: EligibilitySettings
     maximum_pixels: int
+
+    @property
+    def sop_class(self) -> str:
+        return self.header.ref.sop_class
 
 
 _Objection = tuple[RejectionReason, str] | None
 
 
 def judge(
-    ds: Dataset, ref: InstanceRef, settings: EligibilitySettings, *, maximum_pixels: int = 80_000_000
+    header: RadiographHeader, settings: EligibilitySettings, *, maximum_pixels: int = 80_000_000
 ) -> Eligible | Ineligible:
     """Tell whether the model may read the image, and on what evidence."""
-    case = _Case(ds=ds, sop_class=ref.sop_class, settings=settings, maximum_pixels=maximum_pixels)
+    candidate = _Candidate(header=header, settings=settings, maximum_pixels=maximum_pixels)
     for rule in _RULES:
-        objection = rule(case)
+        objection = rule(candidate)
         if objection is not None:
             reason, detail = objection
-            return Ineligible(source=ref, reason=reason, detail=detail)
-    view, view_evidence = _view(ds)
-    part, part_evidence = _part(ds)
+            return Ineligible(source=header.ref, reason=reason, detail=detail)
+    view, view_evidence = _view(header)
+    _, part_evidence = _part(header)
     return Eligible(
-        source=ref,
+        source=header.ref,
         view=view.value if view in (View.PA, View.AP) else None,
-        view_evidence=view_evidence,
-        body_part_evidence=part_evidence if part is not None else None,
+        view_evidence=view_evidence or None,
+        body_part_evidence=part_evidence or None,
     )
 
 
-def age_years(ds: Dataset) -> float | None:
+def evidence_of(header: RadiographHeader) -> tuple[Evidence, ...]:
+    """Return which element said what of view, body part and orientation, and what was repaired in reading.
+
+    Values are the node's own words, so that they may stand in the ledger.
+    """
+    view, view_attribute = _view(header)
+    part, part_attribute = _part(header)
+    found = [
+        Evidence(fact="view", value=view.value if view else "not stated", attribute=view_attribute),
+        Evidence(fact="body part", value=part.value if part else "not stated", attribute=part_attribute),
+    ]
+    if header.patient_orientation is not None:
+        value = "\\".join(header.patient_orientation)
+        found.append(Evidence(fact="orientation", value=value, attribute="PatientOrientation"))
+    found.extend(Evidence(fact="repair", value=one.what, attribute=one.attribute) for one in header.repairs)
+    return tuple(found)
+
+
+def age_years(header: RadiographHeader) -> float | None:
     """Return the patient's age in years, or None when no plausible one is stated.
 
     Patient's Age is read with or without its unit (years when absent); failing that, birth date and study date.
     """
-    match = _AGE.fullmatch(text(ds, "PatientAge").upper())
+    match = _AGE.fullmatch(header.patient_age)
     if match is not None:
         years = int(match[1]) * _YEARS[match[2]]
         return years if years <= _OLDEST_YEARS else None
-    born, studied = _date(text(ds, "PatientBirthDate")), _date(text(ds, "StudyDate"))
-    if born is None or studied is None:
+    if header.birth_date is None or header.study_date is None:
         return None
-    years = (studied - born).days / 365.25
+    years = (header.study_date - header.birth_date).days / 365.25
     return years if 0 <= years <= _OLDEST_YEARS else None
 
 
-def is_own_result(ds: Dataset) -> bool:
+def is_own_result(header: RadiographHeader) -> bool:
     """Tell whether this node made the object: all it makes carries its model name, as (contributing) equipment."""
-    devices = (ds, *items(ds, "ContributingEquipmentSequence"))
-    return any(text(device, "ManufacturerModelName").lower() == OWN_MODEL_NAME for device in devices)
+    return any(model.lower() == OWN_MODEL_NAME for model in header.makers)
 
 
-def _own_result(case: _Case) -> _Objection:
+def _own_result(candidate: _Candidate) -> _Objection:
     """Keep the node's own results out."""
-    if is_own_result(case.ds):
+    if is_own_result(candidate.header):
         return RejectionReason.OWN_RESULT, "the object is one of this node's own results"
     return None
 
 
-def _storage_class(case: _Case) -> _Objection:
+def _storage_class(candidate: _Candidate) -> _Objection:
     """CR, DX and Secondary Capture hold projections the model may know; other storage classes say what they are."""
-    if case.sop_class in RADIOGRAPHS | CAPTURES:
+    if candidate.sop_class in RADIOGRAPHS | CAPTURES:
         return None
     with quiet():
-        known = uids.UID(case.sop_class).name
-    name = known if known != case.sop_class else "an unknown storage class"
-    if case.sop_class in _OTHER_PROJECTIONS:
+        known = uids.UID(candidate.sop_class).name
+    name = known if known != candidate.sop_class else "an unknown storage class"
+    if candidate.sop_class in _OTHER_PROJECTIONS:
         return RejectionReason.MODALITY, f"the object is of {name}, not a CR, DX or Secondary Capture image"
     return RejectionReason.NOT_A_PROJECTION, f"the object is of {name}, not a projection radiograph"
 
 
-def _modality(case: _Case) -> _Objection:
+def _modality(candidate: _Candidate) -> _Objection:
     """Modality must be configured. A CR or DX object may lack it; a Secondary Capture may not.
 
     A capture can hold a screen, a page or a dose report: only its Modality says that a radiograph is in it, and OT
     says that none is.
     """
-    stated = text(case.ds, "Modality").upper()
-    if stated in case.settings.modalities or (not stated and case.sop_class in RADIOGRAPHS):
+    stated = candidate.header.modality
+    if stated in candidate.settings.modalities or (not stated and candidate.sop_class in RADIOGRAPHS):
         return None
-    wanted = " or ".join(case.settings.modalities)
+    wanted = " or ".join(candidate.settings.modalities)
     if not stated:
         return RejectionReason.MODALITY, f"a Secondary Capture without Modality does not say that it holds {wanted}"
     return RejectionReason.MODALITY, f"Modality is not {wanted}"
 
 
-def _image_type(case: _Case) -> _Objection:
+def _image_type(candidate: _Candidate) -> _Objection:
     """Localizers are no exposures, and a derived capture with burned-in annotation is a result of something else."""
-    types = {value.upper() for value in texts(case.ds, "ImageType")}
+    types = set(candidate.header.image_type)
     if "LOCALIZER" in types:
         return RejectionReason.NOT_A_PROJECTION, "Image Type names a localizer"
-    annotated = text(case.ds, "BurnedInAnnotation").upper() == "YES"
-    if case.sop_class in CAPTURES and "DERIVED" in types and annotated and items(case.ds, "SourceImageSequence"):
+    annotated = candidate.header.burned_in_annotation == "YES"
+    if candidate.sop_class in CAPTURES and "DERIVED" in types and annotated and candidate.header.exposure.has_sources:
         return RejectionReason.NOT_A_PROJECTION, "the object is an annotated capture made from another image"
     return None
 
 
-def _single_frame(case: _Case) -> _Objection:
+def _single_frame(candidate: _Candidate) -> _Objection:
     """Refuse cine and tomosynthesis: the model reads one exposure."""
-    frames = integer(case.ds, "NumberOfFrames")
+    frames = candidate.header.pixels.number_of_frames
     if frames is not None and frames > 1:
         return RejectionReason.MULTI_FRAME, f"the object holds {frames} frames, and a radiograph is one"
     return None
 
 
-def _size(case: _Case) -> _Objection:
+def _size(candidate: _Candidate) -> _Objection:
     """Refuse what holds too little to read, and what is too much to decode."""
-    rows, columns = integer(case.ds, "Rows") or 0, integer(case.ds, "Columns") or 0
+    rows, columns = candidate.header.pixels.rows or 0, candidate.header.pixels.columns or 0
     if rows < 1 or columns < 1:
         return RejectionReason.CORRUPT_PIXELS, "Rows or Columns is missing or not a number above 0"
-    if min(rows, columns) < case.settings.minimum_side:
-        least = case.settings.minimum_side
+    if min(rows, columns) < candidate.settings.minimum_side:
+        least = candidate.settings.minimum_side
         return RejectionReason.TOO_SMALL, f"the image has {rows} x {columns} pixels; the shorter side must have {least}"
-    if rows * columns > case.maximum_pixels:
-        return RejectionReason.TOO_LARGE, f"the image has {rows} x {columns} pixels; the limit is {case.maximum_pixels}"
+    if rows * columns > candidate.maximum_pixels:
+        return (
+            RejectionReason.TOO_LARGE,
+            f"the image has {rows} x {columns} pixels; the limit is {candidate.maximum_pixels}",
+        )
     return None
 
 
-def _body_part(case: _Case) -> _Objection:
+def _body_part(candidate: _Candidate) -> _Objection:
     """Refuse what names another part than the chest."""
-    part, evidence = _part(case.ds)
+    part, attribute = _part(candidate.header)
     if part is None or part is Part.CHEST:
         return None
-    return RejectionReason.BODY_PART, f"{_name(evidence)} names {part.value}, not the chest"
+    return RejectionReason.BODY_PART, f"{name_of(attribute)} names {part.value}, not the chest"
 
 
-def _projection(case: _Case) -> _Objection:
+def _projection(candidate: _Candidate) -> _Objection:
     """Refuse what names a view that is not frontal. A lateral decubitus is frontal, but no model here has seen one."""
-    view, evidence = _view(case.ds)
+    view, attribute = _view(candidate.header)
     if view is None or view in FRONTAL_VIEWS:
         return None
     if view is View.LATERAL:
-        return RejectionReason.LATERAL_VIEW, f"{_name(evidence)} names a lateral view"
-    return RejectionReason.UNKNOWN_VIEW, f"{_name(evidence)} names a {view.value} view, not a frontal one"
+        return RejectionReason.LATERAL_VIEW, f"{name_of(attribute)} names a lateral view"
+    return RejectionReason.UNKNOWN_VIEW, f"{name_of(attribute)} names a {view.value} view, not a frontal one"
 
 
-def _age(case: _Case) -> _Objection:
+def _age(candidate: _Candidate) -> _Objection:
     """Apply the configured bounds, if any; a missing age passes unless the configuration says otherwise."""
-    least, most = case.settings.minimum_age_years, case.settings.maximum_age_years
-    years = age_years(case.ds)
+    least, most = candidate.settings.minimum_age_years, candidate.settings.maximum_age_years
+    years = age_years(candidate.header)
     if years is None:
-        missing = case.settings.reject_missing_age
+        missing = candidate.settings.reject_missing_age
         return (
             (RejectionReason.AGE, "no plausible age is stated, and the configuration asks for one") if missing else None
         )
@@ -245,7 +257,7 @@ def _age(case: _Case) -> _Objection:
     return None
 
 
-_RULES: tuple[Callable[[_Case], _Objection], ...] = (
+_RULES: tuple[Callable[[_Candidate], _Objection], ...] = (
     _own_result,
     _storage_class,
     _modality,
@@ -258,85 +270,61 @@ _RULES: tuple[Callable[[_Case], _Objection], ...] = (
 )
 
 
-def _part(ds: Dataset) -> tuple[Part | None, str | None]:
+def _part(header: RadiographHeader) -> tuple[Part | None, str]:
     """Return the body part and the keyword of the element that names it.
 
     Body Part Examined and the coded regions are asked first, and any of them that names another part than the chest
     decides; descriptions are asked only when none of these says anything.
     """
-    stated = [(part, keyword) for part, keyword in _stated_parts(ds) if part is not None]
+    tags = header.projection
+    stated = list(_named((tags.body_part_examined, *tags.body_regions), _part_named))
     for part, keyword in stated:
         if part is not Part.CHEST:
             return part, keyword
     if stated:
         return stated[0]
-    described = (*_descriptions(ds, _IMAGE_DESCRIPTIONS, _IMAGE_CODES), *_study_descriptions(ds))
-    named = ((one, keyword) for keyword, words in described if (one := part_of(words)) is not None)
-    return next(named, (None, None))
+    described = _named((*tags.image_descriptions, *tags.study_descriptions), lambda one: part_of(one.words))
+    return next(described, (None, ""))
 
 
-def _stated_parts(ds: Dataset) -> Iterator[tuple[Part | None, str]]:
-    yield part_of(text(ds, "BodyPartExamined")), "BodyPartExamined"
-    for keyword in ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence"):
-        for item in items(ds, keyword):
-            yield PART_CODES.get(_code(item)) or part_of(text(item, "CodeMeaning")), keyword
-
-
-def _view(ds: Dataset) -> tuple[View | None, str | None]:
+def _view(header: RadiographHeader) -> tuple[View | None, str]:
     """Return the view and the keyword of the element that names it, by the ladder of evidence.
 
     View Position, View Code Sequence, a view misplaced in Patient Position, descriptions of the image or series,
     descriptions of the study. Devices fill View Position with a default, so a rung that says lateral outweighs one
     above it that says frontal; descriptions of the study speak only when nothing nearer does.
     """
-    nearer = [(view, keyword) for view, keyword in _stated_views(ds) if view is not None]
+    tags = header.projection
+    ladder = (tags.view_position, *tags.view_codes, tags.patient_position, *tags.image_descriptions)
+    nearer = list(_named(ladder, _view_named))
     for view, keyword in nearer:
         if view not in FRONTAL_VIEWS:
             return view, keyword
     directed = [found for found in nearer if found[0] is not View.FRONTAL]
     if nearer:
         return (directed or nearer)[0]
-    named = ((one, keyword) for keyword, words in _study_descriptions(ds) if (one := view_of(words)) is not None)
-    return next(named, (None, None))
+    return next(_named(tags.study_descriptions, lambda one: view_of(one.words)), (None, ""))
 
 
-def _stated_views(ds: Dataset) -> Iterator[tuple[View | None, str]]:
-    yield view_of(text(ds, "ViewPosition")), "ViewPosition"
-    for item in items(ds, "ViewCodeSequence"):
-        yield VIEW_CODES.get(_code(item)) or view_of(text(item, "CodeMeaning")), "ViewCodeSequence"
-    yield view_of(text(ds, "PatientPosition")), "PatientPosition"
-    for keyword, words in _descriptions(ds, _IMAGE_DESCRIPTIONS, _IMAGE_CODES):
-        yield view_of(words), keyword
+def _named(statements: Iterable[Statement], read: Callable[[Statement], _T | None]) -> Iterator[tuple[_T, str]]:
+    """Return what statements name, each with the keyword of its element, leaving out those that name nothing."""
+    for statement in statements:
+        named = read(statement)
+        if named is not None:
+            yield named, statement.attribute
 
 
-def _study_descriptions(ds: Dataset) -> Iterator[tuple[str, str]]:
-    return _descriptions(ds, _STUDY_DESCRIPTIONS, _STUDY_CODES)
+def _part_named(statement: Statement) -> Part | None:
+    return PART_CODES.get(_code(statement)) or part_of(statement.words)
 
 
-def _descriptions(ds: Dataset, fields: tuple[str, ...], codes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for keyword in fields:
-        yield keyword, " ; ".join(texts(ds, keyword))
-    for keyword in codes:
-        for item in items(ds, keyword):
-            yield keyword, text(item, "CodeMeaning")
+def _view_named(statement: Statement) -> View | None:
+    return VIEW_CODES.get(_code(statement)) or view_of(statement.words)
 
 
-def _code(item: Dataset) -> tuple[str, str]:
+def _code(statement: Statement) -> tuple[str, str]:
     """Return scheme and value; SNOMED's former designators all mean the same codes. Source: PS3.16 8.1."""
-    scheme = text(item, "CodingSchemeDesignator").upper()
-    return FORMER_SCHEMES.get(scheme, scheme), text(item, "CodeValue")
-
-
-def _name(keyword: str | None) -> str:
-    """Return the keyword as words."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword or "")
-
-
-def _date(value: str) -> date | None:
-    match = _DATE.fullmatch(value)
-    if match is None:
-        return None
-    try:
-        return date(int(match[1]), int(match[2]), int(match[3]))
-    except ValueError:
-        return None
+    if statement.code is None:
+        return "", ""
+    scheme = statement.code.scheme.upper()
+    return FORMER_SCHEMES.get(scheme, scheme), statement.code.value

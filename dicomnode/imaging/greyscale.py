@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom import Dataset
 
+from dicomnode.dicom.attributes import integer, items, number, numbers, text, values
 from dicomnode.domain.frame import FloatArray
-from dicomnode.imaging.tags import integer, items, number, numbers, text, values
 from dicomnode.imaging.values import Transformation, percentile
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
 
 # Of 1,500 of NIH's renderings, 99 % have no more than 3 % of their centre within 3/255 of black and none of it within
 # 3/255 of white, and all spread their centre over at least 0.28 of the grey scale.
@@ -34,11 +34,15 @@ class GreyScale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupTable:
-    """A table whose first entry belongs to the input `first`; `top` is the greatest output its bits can hold."""
+    """A table whose first entry belongs to the input `first`.
+
+    `tops`: what may be its greatest output, by the bits that it claims and by those that its entries need. Agfa claims
+    16 bits and fills 12.
+    """
 
     first: int
     entries: FloatArray
-    top: float
+    tops: tuple[float, ...]
 
     def look_up(self, inputs: FloatArray) -> FloatArray:
         """Return the entries of rounded inputs; beyond its ends the table is constant. Source: PS3.3 C.11.1.1.1."""
@@ -116,21 +120,31 @@ def read_table(ds: Dataset, keyword: str) -> LookupTable | None:
         # A table for signed input may have been written with an unsigned descriptor.
         signed = integer(ds, "PixelRepresentation") == 1 or (number(ds, "RescaleIntercept") or 0.0) < 0
         first = int(descriptor[1]) - (65536 if descriptor[1] >= 32768 and signed else 0)
-        top = max(float((1 << bits) - 1), float(entries.max()))
-        return LookupTable(first=first, entries=entries, top=top)
+        return LookupTable(first=first, entries=entries, tops=_tops(entries, bits))
     return None
 
 
 def _own(ds: Dataset, whole: tuple[float, float] | None) -> Iterator[GreyScale]:
     table = read_table(ds, "VOILUTSequence")
     if table is not None:
-        span = np.float32(table.top)
-        yield GreyScale(name="voi-lut-sequence", apply=lambda inputs: table.look_up(inputs) / span)
+        for top in table.tops:
+            yield GreyScale(name="voi-lut-sequence", apply=_scaled(table, top))
     window = _window(ds)
     if window is not None:
         yield window
     if whole is not None and whole[0] < whole[1]:
         yield GreyScale(name="as-stored", apply=_line(*whole))
+
+
+def _tops(entries: FloatArray, bits: int) -> tuple[float, ...]:
+    greatest = float(entries.max())
+    claimed, needed = float((1 << bits) - 1), float((1 << int(greatest).bit_length()) - 1)
+    return (claimed, needed) if needed < claimed else (max(claimed, greatest),)
+
+
+def _scaled(table: LookupTable, top: float) -> Transformation:
+    span = np.float32(top)
+    return lambda inputs: table.look_up(inputs) / span
 
 
 def _window(ds: Dataset) -> GreyScale | None:

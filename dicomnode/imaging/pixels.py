@@ -1,22 +1,25 @@
 """From pixel data to one `Frame`, bright where the patient is dense, whatever the device made of it."""
 
+import logging
 import math
 
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
+from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
-from dicomnode.imaging.codecs import CODECS, CodecProcess, StoredArray
-from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
+from dicomnode.imaging.codecs.decoding import PixelLayout, decode, read_layout
+from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
 from dicomnode.imaging.greyscale import GreyScale
-from dicomnode.imaging.tags import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
 from dicomnode.imaging.values import Grid, Transformation, Values
-from dicomnode.settings import PixelSettings
+from dicomnode.settings.node import PixelSettings
+
+log = logging.getLogger(__name__)
 
 _SAMPLE = 400_000
 _MARGIN = 8
@@ -30,12 +33,13 @@ def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings, codecs: Codec
     Padding and what a shutter hides come out black. Raises: UndecodablePixels, DecoderUnavailable.
     """
     layout = read_layout(ds, settings.maximum_pixels)
-    stored = decode(ds, layout, codecs)
+    decoded = decode(ds, layout, codecs)
     with quiet(), np.errstate(all="ignore"):
         try:
-            pixels, scale = _brightness(ds, stored, layout, settings)
+            pixels, scale = _brightness(ds, decoded.stored, decoded.layout, settings)
         except HOSTILE_DATA_RAISES as error:
-            raise UndecodablePixels(f"the grey scale cannot be computed ({type(error).__name__})") from None
+            log.warning("grey-scale-not-computed", extra={"error": type(error).__name__})
+            raise UndecodablePixels("the grey scale cannot be computed") from None
     pixels.setflags(write=False)
     return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=scale.name, window=scale.window)
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from dicomnode.domain.frame import FloatArray
-from dicomnode.imaging.codecs import StoredArray
+from dicomnode.imaging.codecs.process import StoredArray
 
 Transformation = Callable[[FloatArray], FloatArray]
 """Maps (…) float32 to (…) float32, each element by itself, and leaves its argument as it is."""

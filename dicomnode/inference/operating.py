@@ -28,8 +28,7 @@ def choose_operating_point(manifest: Manifest, name: str | None) -> str:
 def findings_of(scores: Sequence[Score], manifest: Manifest, operating_point: str) -> tuple[Finding, ...]:
     """Return one finding per score, in the manifest's order, abnormality first."""
     return tuple(
-        _finding(score, label, operating_point, manifest.undetermined_spread)
-        for score, label in zip(scores, manifest.labels, strict=True)
+        _finding(score, label, manifest, operating_point) for score, label in zip(scores, manifest.labels, strict=True)
     )
 
 
@@ -46,7 +45,7 @@ def presence_of(score: Score, threshold: float, undetermined_spread: float) -> P
     return Presence.PRESENT if score.probability >= threshold else Presence.ABSENT
 
 
-def _finding(score: Score, label: LabelEntry, name: str, undetermined_spread: float) -> Finding:
+def _finding(score: Score, label: LabelEntry, manifest: Manifest, name: str) -> Finding:
     entry = label.operating_points[name]
     return Finding(
         label=label.name,
@@ -62,7 +61,8 @@ def _finding(score: Score, label: LabelEntry, name: str, undetermined_spread: fl
             derived_on=entry.derived_on,
             chosen_by=entry.chosen_by,
         ),
-        presence=presence_of(score, entry.threshold, undetermined_spread),
+        presence=presence_of(score, entry.threshold, manifest.undetermined_spread),
+        base_rate=manifest.base_rate(label),
     )
 
 

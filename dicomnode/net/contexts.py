@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydicom import uid
 from pynetdicom.presentation import PresentationContext, build_context
 
-from dicomnode.delivery_settings import Encoding, SrClass
+from dicomnode.settings.delivery import Encoding, SrClass
 
 MAXIMUM_CONTEXTS = 128
 """Presentation context identifiers are the odd numbers from 1 to 255. Source: PS3.8 9.3.2.2."""

@@ -6,8 +6,8 @@ Source: PS3.4 B.2.3 (Storage Service Class, Table B.2-1) and PS3.7 Annex C (gene
 from enum import IntEnum
 
 from dicomnode.domain.commitment import CommitmentFailure, Remedy
+from dicomnode.domain.delivery import Accepted, Refused, StoreOutcome
 from dicomnode.domain.errors import CxrNodeError, DiskFull, Transient, UidMismatch
-from dicomnode.domain.job import Accepted, Refused, StoreOutcome
 
 
 class StoreStatus(IntEnum):
@@ -30,6 +30,25 @@ class StoreStatus(IntEnum):
 
     INTERNAL_ERROR = 0xC0FF
     """Error: the node failed in a way it does not know; its log has the traceback. Source: PS3.4 B.2.3, Cxxx."""
+
+
+class CommandStatus(IntEnum):
+    """The failures that the node answers to a request whose command it cannot serve. Source: PS3.7 Annex C."""
+
+    INVALID_ARGUMENT_VALUE = 0x0115
+    """A value is out of its range, such as a Priority of 3."""
+
+    INVALID_SOP_INSTANCE = 0x0117
+    """The SOP Instance UID is absent or is no UID."""
+
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    """The SOP Class UID is absent or is no UID."""
+
+    UNRECOGNISED_OPERATION = 0x0211
+    """The node has no such service in this presentation context."""
+
+    MISTYPED_ARGUMENT = 0x0212
+    """An argument that has to be there is absent, such as the Message ID."""
 
 
 class _General(IntEnum):
@@ -120,8 +139,11 @@ def status_for(error: CxrNodeError) -> StoreStatus:
     return StoreStatus.CANNOT_UNDERSTAND
 
 
-def outcome_for(status: int) -> StoreOutcome:
-    """Say what a peer's C-STORE status means for the delivery: delivered, to be tried again, or refused for good."""
+def outcome_for(status: int, comment: str = "") -> StoreOutcome:
+    """Say what a peer's C-STORE status means for the delivery: delivered, to be tried again, or refused for good.
+
+    `comment`: the peer's Error Comment.
+    """
     if status == StoreStatus.SUCCESS:
         return Accepted()
     if status in _DELIVERED or status >> 12 == _WARNING_DIGIT:
@@ -130,8 +152,22 @@ def outcome_for(status: int) -> StoreOutcome:
     if status >> 8 == _OUT_OF_RESOURCES_BYTE:
         transient = "out of resources"
     if transient is not None:
-        return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False)
-    return Refused(status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True)
+        return Refused(status=status, cause=f"{describe(status)}: {transient}", permanent=False, comment=comment)
+    return Refused(
+        status=status, cause=f"{describe(status)}: {_permanent_cause(status)}", permanent=True, comment=comment
+    )
+
+
+def outcome_of_failure(reason: int) -> StoreOutcome:
+    """Say what the Failure Reason of an instance in a Failed SOP Sequence means for the delivery.
+
+    The instance was not stored, unless the peer has it already: what is a warning in a C-STORE response is a failure
+    here. Source: PS3.18 10.5.3.
+    """
+    outcome = outcome_for(reason)
+    if isinstance(outcome, Refused) or reason == _General.DUPLICATE_SOP_INSTANCE:
+        return outcome
+    return Refused(status=reason, cause=f"{describe(reason)}: not stored", permanent=True)
 
 
 def is_unsupported_form(status: int | None) -> bool:
@@ -140,6 +176,11 @@ def is_unsupported_form(status: int | None) -> bool:
     Source: PS3.18 10.5.3.2 (Failure Reason).
     """
     return status in (_General.SOP_CLASS_NOT_SUPPORTED, _TRANSFER_SYNTAX_NOT_SUPPORTED)
+
+
+def is_class_not_supported(status: int) -> bool:
+    """Tell whether a peer refused the SOP class of an object, and may take it as one of another."""
+    return status == _General.SOP_CLASS_NOT_SUPPORTED
 
 
 def is_success(status: int) -> bool:

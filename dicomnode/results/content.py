@@ -3,7 +3,7 @@
 Source: PS3.16 TID 1500, 1501, 300, 1002, 4019, 1600; the reading of the whole: PS3.17 "AI results", IHE AIR.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,14 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 
+from dicomnode.domain.answer import Rejection, RejectionReason
 from dicomnode.domain.finding import Assessment, Finding, Presence
-from dicomnode.domain.job import Rejection, RejectionReason
 from dicomnode.results import codes
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import Equipment, SourceContext
+from dicomnode.results.inputs import ReportInputs
+from dicomnode.results.presentation import by_evidence, impression, notes_on, orientation_of, statement, title_of
+
+_FINDING = "121071"  # PS3.16 TID 1501
 
 _OUTSIDE_THE_INTENDED_USE = frozenset(
     {
@@ -46,6 +50,7 @@ _OUTSIDE_THE_INTENDED_USE = frozenset(
         RejectionReason.LATERAL_VIEW,
         RejectionReason.MULTI_FRAME,
         RejectionReason.AGE,
+        RejectionReason.RAW_OF_PROCESSED,
     }
 )
 """Images the model is not meant to read: leaving them out is no failure of the algorithm."""
@@ -62,17 +67,13 @@ def worth_reporting(rejections: Sequence[Rejection], *, analysed: bool) -> tuple
 
 
 def report_tree(
-    *,
-    images: Sequence[SourceContext],
-    assessments: Sequence[Assessment],
-    rejections: Sequence[Rejection],
-    equipment: Equipment,
-    identity: ResultIdentity,
+    images: Sequence[SourceContext], inputs: ReportInputs, rejections: Sequence[Rejection]
 ) -> ContainerContentItem:
     """Return the root container of the report; without assessments, that of a report of images not analysed.
 
-    `rejections` are those worth reporting.
+    `images` are those the report is about, `rejections` those that it mentions.
     """
+    equipment = inputs.equipment
     root = ContainerContentItem(name=codes.REPORT_TITLE, template_id="1500")
     root.ContentSequence = ContentSequence()
     root.ContentSequence.extend(LanguageOfContentItemAndDescendants(codes.ENGLISH))
@@ -84,12 +85,23 @@ def report_tree(
             relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
         )
     )
+    if inputs.assessments:
+        root.ContentSequence.append(_text(codes.IMPRESSION, _impression(inputs)))
     root.ContentSequence.append(_image_library(images))
-    if assessments:
-        sources = {image.ref.sop_instance: image for image in images}
-        root.ContentSequence.append(_measurements(assessments, sources, equipment, identity))
-    root.ContentSequence.append(_evaluations(assessments, rejections))
+    if inputs.assessments:
+        root.ContentSequence.append(_measurements(inputs))
+    root.ContentSequence.append(_container(codes.QUALITATIVE_EVALUATIONS, _evaluations(inputs, rejections)))
     return root
+
+
+def _impression(inputs: ReportInputs) -> str:
+    """Return the impression of the study: a sentence for each image, numbered where there are several."""
+    settings = inputs.equipment.settings
+    sentences = [impression(one.abnormality, one.findings, settings) for one in inputs.assessments]
+    if len(sentences) > 1:
+        sentences = [f"Image {number}: {sentence}" for number, sentence in enumerate(sentences, start=1)]
+    mark = f" {settings.mark}." if settings.mark else ""
+    return f"{' '.join(sentences)} Not reviewed by a physician.{mark}"
 
 
 def _observer(equipment: Equipment) -> ObserverContext:
@@ -140,47 +152,51 @@ def _descriptors(image: SourceContext) -> Iterator[ContentItem]:
             )
 
 
-def _measurements(
-    assessments: Sequence[Assessment],
-    sources: Mapping[str, SourceContext],
-    equipment: Equipment,
-    identity: ResultIdentity,
-) -> ContainerContentItem:
+def _measurements(inputs: ReportInputs) -> ContainerContentItem:
     groups = (
-        _measurement_group(assessment, finding, sources[assessment.source.sop_instance], equipment, identity)
-        for assessment in assessments
-        for finding in (assessment.abnormality, *assessment.findings)
+        _measurement_group(assessment, finding, inputs)
+        for assessment in inputs.assessments
+        for finding in (assessment.abnormality, *by_evidence(assessment.findings))
     )
     return _container(codes.IMAGING_MEASUREMENTS, groups)
 
 
-def _measurement_group(
-    assessment: Assessment, finding: Finding, image: SourceContext, equipment: Equipment, identity: ResultIdentity
-) -> ContentItem:
+def _measurement_group(assessment: Assessment, finding: Finding, inputs: ReportInputs) -> ContentItem:
     """Return TID 1501 for one finding in one image.
 
-    Abnormality is reported the same way: TID 1500 allows only codes and texts among the qualitative evaluations of
-    the whole report, so a measurement group is the one place where its probability can stand.
+    A sentence for people comes first, then the same in codes. Abnormality is reported the same way: TID 1500 allows
+    only codes and texts among the qualitative evaluations of the whole report, so a measurement group is the one place
+    where its probability can stand.
     """
     probability = Measurement(
         name=codes.PROBABILITY,
         value=round(finding.probability, 4),
         unit=codes.NO_UNITS,
-        **_inferred_from(image),
+        **_inferred_from(inputs.sources[assessment.source.sop_instance]),
     )
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=identity.tracking(assessment.source.sop_instance, finding.label), identifier=finding.label
+            uid=inputs.identity.tracking(assessment.source.sop_instance, finding.label), identifier=finding.label
         ),
         finding_type=codes.concept(finding.code),
         finding_sites=[FindingSite(codes.concept(finding.site))] if finding.site else None,
-        algorithm_id=_algorithm(finding, equipment),
+        algorithm_id=_algorithm(finding, inputs.equipment),
         measurements=[probability],
         qualitative_evaluations=[
             QualitativeEvaluation(name=codes.PRESENCE, value=codes.PRESENCE_VALUES[finding.presence])
         ],
     )
-    return group[0]
+    container = group[0]
+    name = title_of(finding, assessment)
+    text = _text(codes.COMMENT, statement(finding, name, inputs.equipment.settings))
+    # The tracking identifiers come first: viewers merge groups by them.
+    at = next(at for at, item in enumerate(container.ContentSequence) if _concept_of(item) == _FINDING)
+    container.ContentSequence.insert(at, text)
+    return container
+
+
+def _concept_of(item: ContentItem) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
 
 
 def _inferred_from(image: SourceContext) -> dict[str, list[Any]]:
@@ -222,22 +238,26 @@ def _algorithm(finding: Finding, equipment: Equipment) -> AlgorithmIdentificatio
     )
 
 
-def _evaluations(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> ContainerContentItem:
-    """Return the container that separates "no finding" from "not evaluated"."""
-    return _container(codes.QUALITATIVE_EVALUATIONS, _evaluation_items(assessments, rejections))
-
-
-def _evaluation_items(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> Iterator[ContentItem]:
-    if assessments:
-        yield _evaluation(codes.NORMALITY, normality(assessments))
-    yield _evaluation(codes.PROCESSING_SUMMARY, processing_summary(assessments, rejections))
+def _evaluations(inputs: ReportInputs, rejections: Sequence[Rejection]) -> Iterator[ContentItem]:
+    """Yield what separates "no finding" from "not evaluated", and what to know of the images."""
+    if inputs.assessments:
+        yield _evaluation(codes.NORMALITY, normality(inputs.assessments))
+    yield _evaluation(codes.PROCESSING_SUMMARY, processing_summary(inputs.assessments, rejections))
+    yield from (_text(codes.COMMENT, text) for text in _notes(inputs))
     for rejection in rejections:
         yield _evaluation(codes.REASON_NOT_ANALYSED, codes.REJECTION_REASONS[rejection.reason])
-        yield TextContentItem(
-            name=codes.COMMENT,
-            value=f"Not analysed: {rejection.detail} (image {rejection.source.sop_instance})",
-            relationship_type=RelationshipTypeValues.CONTAINS,
-        )
+        yield _text(codes.COMMENT, f"Not analysed: {rejection.detail} (image {rejection.source.sop_instance})")
+
+
+def _notes(inputs: ReportInputs) -> Iterator[str]:
+    """Yield what a reader must know of each image beside its findings, with the image's number if there are several."""
+    for number, assessment in enumerate(inputs.assessments, start=1):
+        uid = assessment.source.sop_instance
+        if frame := inputs.frames.get(uid):
+            orientation = orientation_of(frame, inputs.sources[uid])
+            of_image = f"Image {number}: " if len(inputs.assessments) > 1 else ""
+            notes = notes_on(frame, orientation, is_unusual=assessment.is_unusual)
+            yield from (f"{of_image}{note.text}" for note in notes)
 
 
 def normality(assessments: Sequence[Assessment]) -> CodedConcept:
@@ -268,6 +288,10 @@ def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[R
 
 def _evaluation(name: CodedConcept, value: CodedConcept) -> CodeContentItem:
     return CodeContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _text(name: CodedConcept, value: str) -> TextContentItem:
+    return TextContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
 
 
 def _container(name: CodedConcept, items: Iterator[ContentItem]) -> ContainerContentItem:

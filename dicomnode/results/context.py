@@ -1,27 +1,41 @@
-"""Where a result belongs and who made it: what is taken from the source image, and the UIDs derived for results."""
+"""Where a result belongs and who made it: what is taken from the source's header, and the UIDs derived for results."""
 
+import math
 import re
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Self
 
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import UID
 
-from dicomnode.domain.errors import UnreadableObject
+from dicomnode.dicom.character_set import Terms, writable_terms
+from dicomnode.dicom.header import PixelSpacing, RadiographHeader
+from dicomnode.dicom.identity import CodedText, HierarchicDesignator, IssuerQualifiers, PatientIdentity, StudyIdentity
+from dicomnode.dicom.writing import non_ascii, put
+from dicomnode.domain.answer import ResultKind, Subject
 from dicomnode.domain.finding import ModelIdentity
+from dicomnode.domain.frame import Righting
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultKind, Subject
-from dicomnode.results import wild
 from dicomnode.results.greyscale import Greyscale, greyscale_of
-from dicomnode.settings import ResultSettings
+from dicomnode.settings.node import ResultSettings
 
-_OPPOSITE = str.maketrans("APRLHF", "PALRFH")
-_ORIENTATION = re.compile(r"[APRLHF]{1,3}")
+_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _OFFSET = re.compile(r"([+-])(0[0-9]|1[0-4])([0-5][0-9])")
+
+LOSSY_METHODS: Mapping[str, str] = {
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
+}
+"""Transfer syntaxes that may lose information, with the method's defined term (PS3.3 C.7.6.1.1.5.1).
+
+JPEG 2000 and HTJ2K may also be reversible; an object that says `00` of itself is believed.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +47,6 @@ class LossyHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PixelSpacing:
-    """Pixel Spacing as the source states it: (row, column) distance, and how it was calibrated if it says so."""
-
-    row_mm: float
-    column_mm: float
-    calibration_type: str | None
-    calibration_description: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceContext:
     """What a result takes over from one source image.
 
@@ -51,8 +55,9 @@ class SourceContext:
     """
 
     ref: InstanceRef
+    patient: PatientIdentity
     identity: Dataset
-    character_set: tuple[str, ...]
+    character_set: Terms
     timezone: str | None
     modality: str | None
     rows: int | None
@@ -71,27 +76,23 @@ class SourceContext:
         )
 
     @classmethod
-    def of(cls, ds: Dataset) -> Self:
-        """Read the context from a source data set, whatever is wrong in it.
-
-        Raises: UnreadableObject, when one of the four UIDs is missing.
-        """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of each invalid value; here they are expected
-            identity = wild.clean_identity(ds)
-            return cls(
-                ref=_ref(ds),
-                identity=identity,
-                character_set=wild.character_set(ds, identity),
-                timezone=_timezone(ds),
-                modality=wild.code_string(ds, "Modality"),
-                rows=wild.integer(ds, "Rows"),
-                columns=wild.integer(ds, "Columns"),
-                patient_orientation=_orientation(ds),
-                lossy=_lossy(ds),
-                spacing=_spacing(ds),
-                greyscale=greyscale_of(ds),
-            )
+    def of(cls, header: RadiographHeader) -> Self:
+        """Return the context of results that are derived from this object."""
+        identity = _identity(header)
+        return cls(
+            ref=header.ref,
+            patient=header.patient,
+            identity=identity,
+            character_set=writable_terms(header.character_set, non_ascii(identity)),
+            timezone=header.timezone if _OFFSET.fullmatch(header.timezone) else None,
+            modality=header.modality if _CODE_STRING.fullmatch(header.modality) else None,
+            rows=header.pixels.rows,
+            columns=header.pixels.columns,
+            patient_orientation=header.patient_orientation,
+            lossy=_lossy(header),
+            spacing=header.pixel_spacing,
+            greyscale=greyscale_of(header),
+        )
 
     def local(self, moment: datetime) -> datetime:
         """Return the moment on the clock that the source's dates were read from.
@@ -105,17 +106,16 @@ class SourceContext:
         offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
         return moment.astimezone(timezone(-offset if match[1] == "-" else offset))
 
-    def orientation_after(self, quarter_turns: int) -> tuple[str, str] | None:
-        """Return the Patient Orientation of the image turned counter-clockwise as by `numpy.rot90`.
+    def orientation_after(self, quarter_turns: int, *, mirrored: bool = False) -> tuple[str, str] | None:
+        """Return the Patient Orientation of the image after it was mirrored and turned as by `Righting`.
 
-        An image is only ever turned upright, so an orientation that would then not point to the feet was wrong in
-        the source, and none is returned.
+        An image is only ever righted, so an orientation that would then not point to the feet was wrong in the
+        source, and none is returned.
         """
-        if self.patient_orientation is None or quarter_turns % 4 == 0:
+        righting = Righting(mirrored=mirrored, quarter_turns=quarter_turns % 4)
+        if self.patient_orientation is None or righting == Righting(mirrored=False, quarter_turns=0):
             return self.patient_orientation
-        row, column = self.patient_orientation
-        for _ in range(quarter_turns % 4):
-            row, column = column, row.translate(_OPPOSITE)
+        row, column = righting.orientation(*self.patient_orientation)
         return (row, column) if column.startswith("F") else None
 
 
@@ -182,59 +182,109 @@ class ResultIdentity:
         return derive_uid(self.study, self.inputs_digest, self.bundle_hash, self.settings_digest, *role)
 
 
-def _ref(ds: Dataset) -> InstanceRef:
-    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
-    study, series, sop_class, sop_instance = (wild.text(ds, keyword) for keyword in keywords)
-    if not (study and series and sop_class and sop_instance):
-        raise UnreadableObject("the object lacks a study, series, SOP class or SOP instance UID")
-    return InstanceRef(study=study, series=series, sop_class=sop_class, sop_instance=sop_instance)
+def _identity(header: RadiographHeader) -> Dataset:
+    """Return the Patient, General Study and Patient Study modules of a new object, in that order.
+
+    Type 2 attributes are always there, empty if need be. Source: PS3.3 C.7.1.1, C.7.2.1, C.7.2.2.
+    """
+    ds = Dataset()
+    _patient(ds, header.patient)
+    _study(ds, header.study)
+    for keyword, value in (
+        ("PatientAge", header.patient.age),
+        ("PatientSize", header.patient.size_m),
+        ("PatientWeight", header.patient.weight_kg),
+    ):
+        _put_if(ds, keyword, value)
+    return ds
 
 
-def _timezone(ds: Dataset) -> str | None:
-    value = wild.text(ds, "TimezoneOffsetFromUTC")
-    return value if _OFFSET.fullmatch(value) else None
+def _patient(ds: Dataset, patient: PatientIdentity) -> None:
+    put(ds, "PatientName", patient.name)
+    put(ds, "PatientID", patient.patient_id)
+    _put_if(ds, "IssuerOfPatientID", patient.issuer)
+    if patient.issuer_qualifiers:
+        ds.IssuerOfPatientIDQualifiersSequence = [_qualifiers_item(patient.issuer_qualifiers)]
+    put(ds, "PatientBirthDate", patient.birth_date)
+    put(ds, "PatientSex", patient.sex)
+    _put_if(ds, "PatientIdentityRemoved", patient.identity_removed)
+    removed = patient.identity_removed == "YES"
+    # Type 1C: a source that says YES without saying how still needs a method.
+    method = patient.deidentification_method or ("not stated by the source image" if removed else "")
+    _put_if(ds, "DeidentificationMethod", method)
 
 
-def _orientation(ds: Dataset) -> tuple[str, str] | None:
-    values = [value.upper() for value in wild.texts(ds, "PatientOrientation")]
-    if len(values) != 2 or not all(_ORIENTATION.fullmatch(value) for value in values):
-        return None
-    return values[0], values[1]
+def _study(ds: Dataset, study: StudyIdentity) -> None:
+    put(ds, "StudyInstanceUID", study.study_instance_uid)
+    put(ds, "StudyDate", study.date)
+    put(ds, "StudyTime", study.time)
+    put(ds, "ReferringPhysicianName", study.referring_physician)
+    put(ds, "StudyID", study.study_id)
+    put(ds, "AccessionNumber", study.accession_number)
+    if study.accession_issuer:
+        ds.IssuerOfAccessionNumberSequence = [_designator_item(study.accession_issuer)]
+    _put_if(ds, "StudyDescription", study.description)
 
 
-def _lossy(ds: Dataset) -> LossyHistory | None:
+def _put_if(ds: Dataset, keyword: str, value: str) -> None:
+    if value:
+        put(ds, keyword, value)
+
+
+def _qualifiers_item(qualifiers: IssuerQualifiers) -> Dataset:
+    """Return an item of the Issuer of Patient ID Macro. Source: PS3.3 10.15."""
+    item = Dataset()
+    _put_if(item, "UniversalEntityID", qualifiers.universal_id)
+    _put_if(item, "UniversalEntityIDType", qualifiers.universal_id_type)
+    _put_if(item, "IdentifierTypeCode", qualifiers.identifier_type)
+    if qualifiers.facility:
+        item.AssigningFacilitySequence = [_designator_item(qualifiers.facility)]
+    if qualifiers.jurisdiction:
+        item.AssigningJurisdictionCodeSequence = [_code_item(qualifiers.jurisdiction)]
+    if qualifiers.agency:
+        item.AssigningAgencyOrDepartmentCodeSequence = [_code_item(qualifiers.agency)]
+    return item
+
+
+def _designator_item(designator: HierarchicDesignator) -> Dataset:
+    """Return an item of the HL7v2 Hierarchic Designator Macro. Source: PS3.3 10.14."""
+    item = Dataset()
+    _put_if(item, "LocalNamespaceEntityID", designator.local_namespace)
+    _put_if(item, "UniversalEntityID", designator.universal_id)
+    _put_if(item, "UniversalEntityIDType", designator.universal_id_type)
+    return item
+
+
+def _code_item(code: CodedText) -> Dataset:
+    item = Dataset()
+    put(item, "CodeValue", code.value)
+    put(item, "CodingSchemeDesignator", code.scheme)
+    put(item, "CodeMeaning", code.meaning)
+    return item
+
+
+def _lossy(header: RadiographHeader) -> LossyHistory | None:
     """Return the lossy history from the flag, or from a lossy transfer syntax whose object forgot the flag.
 
     Source: PS3.3 C.7.6.1.1.5.
     """
-    syntax = getattr(getattr(ds, "file_meta", None), "TransferSyntaxUID", ImplicitVRLittleEndian)
-    method = wild.LOSSY_METHODS.get(str(syntax))
-    flag = wild.text(ds, "LossyImageCompression")
+    method = LOSSY_METHODS.get(header.transfer_syntax)
+    flag = header.lossy.flag
     if flag == "00" or (flag != "01" and method is None):
         return None
-    ratios = tuple(_ratios(ds))
-    methods = tuple(wild.texts(ds, "LossyImageCompressionMethod")) or ((method,) if method else ())
+    ratios = tuple(_ratios(header))
+    methods = header.lossy.methods or ((method,) if method else ())
     # The two are parallel lists; where the source's lengths disagree, neither can be trusted to name a step.
     return LossyHistory(ratios=ratios, methods=methods if len(methods) == len(ratios) or not ratios else ())
 
 
-def _ratios(ds: Dataset) -> Iterator[str]:
-    stated = [value for value in wild.numbers(ds, "LossyImageCompressionRatio") if value > 0]
-    if not stated:
-        measured = wild.compression_ratio(ds)
-        stated = [measured] if measured else []
+def _ratios(header: RadiographHeader) -> Iterator[str]:
+    """Return the ratios that the source states, else the one of its own pixel data, if that is encapsulated."""
+    stated = [value for value in header.lossy.ratios if value > 0]
+    pixels = header.pixels
+    if not stated and pixels.data_bytes and header.transfer_syntax and UID(header.transfer_syntax).is_encapsulated:
+        shape = (pixels.rows, pixels.columns, pixels.samples_per_pixel, pixels.bits_allocated)
+        size_bits = math.prod(max(0, entry or 0) for entry in shape)
+        stated = [max(1.0, size_bits / 8 / pixels.data_bytes)] if size_bits else []
     for value in stated:
         yield f"{value:.4g}"
-
-
-def _spacing(ds: Dataset) -> PixelSpacing | None:
-    values = wild.numbers(ds, "PixelSpacing")
-    if len(values) != 2 or not all(0.01 <= value <= 5.0 for value in values):
-        return None
-    calibration = wild.code_string(ds, "PixelSpacingCalibrationType")
-    return PixelSpacing(
-        row_mm=values[0],
-        column_mm=values[1],
-        calibration_type=calibration if calibration in {"GEOMETRY", "FIDUCIAL"} else None,
-        calibration_description=wild.text(ds, "PixelSpacingCalibrationDescription")[:64] or None,
-    )

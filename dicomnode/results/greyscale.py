@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicomnode.results import wild
+from dicomnode.dicom.greyscale import GreyscaleTags, LookupTableItem
+from dicomnode.dicom.header import RadiographHeader
 
 _FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
 _MOST_ENTRIES = 65536
@@ -29,92 +30,64 @@ class Greyscale:
     inverse: bool
 
 
-def greyscale_of(ds: Dataset) -> Greyscale:
-    """Read the grey scale of a source, whatever is wrong in it."""
+def greyscale_of(header: RadiographHeader) -> Greyscale:
+    """Return the grey scale of a source as a presentation state says it again."""
+    tags = header.greyscale
     return Greyscale(
-        modality=_modality(ds),
-        voi=_voi(ds),
-        inverse=(
-            wild.code_string(ds, "PhotometricInterpretation") == "MONOCHROME1"
-            or wild.code_string(ds, "PresentationLUTShape") == "INVERSE"
-        ),
+        modality=_modality(tags),
+        voi=_voi(tags),
+        inverse=(header.pixels.photometric_interpretation == "MONOCHROME1" or tags.presentation_lut_shape == "INVERSE"),
     )
 
 
-def _modality(ds: Dataset) -> Dataset:
-    found = Dataset()
-    tables = _tables(ds, "ModalityLUTSequence", full_scale=False)
-    slope, intercept = wild.numbers(ds, "RescaleSlope"), wild.numbers(ds, "RescaleIntercept")
-    if tables:
-        tables[0].ModalityLUTType = "US"  # unspecified: projection radiographs have no other units
-        found.ModalityLUTSequence = tables[:1]
-    elif len(slope) == len(intercept) == 1 and slope[0] != 0:
-        found.RescaleIntercept, found.RescaleSlope = _decimals(intercept)[0], _decimals(slope)[0]
-        found.RescaleType = "US"
-    return found
+def _modality(tags: GreyscaleTags) -> Dataset:
+    ds = Dataset()
+    table = _table(tags.modality_table, full_scale=False) if tags.modality_table else None
+    if table is not None:
+        table.ModalityLUTType = "US"  # unspecified: projection radiographs have no other units
+        ds.ModalityLUTSequence = [table]
+    elif tags.rescale is not None:
+        slope, intercept = tags.rescale
+        ds.RescaleIntercept, ds.RescaleSlope = _decimals((intercept, slope))
+        ds.RescaleType = "US"
+    return ds
 
 
-def _voi(ds: Dataset) -> Dataset:
+def _voi(tags: GreyscaleTags) -> Dataset:
     """Return the VOI LUTs and windows, all alternatives that the source offers."""
-    found = Dataset()
-    tables = _tables(ds, "VOILUTSequence", full_scale=True)
+    ds = Dataset()
+    tables = [made for table in tags.voi_tables if (made := _table(table, full_scale=True)) is not None]
     if tables:
-        found.VOILUTSequence = tables
-    centres, widths = wild.numbers(ds, "WindowCenter"), wild.numbers(ds, "WindowWidth")
-    if centres and len(centres) == len(widths) and all(width >= 1 for width in widths):
-        found.WindowCenter, found.WindowWidth = _decimals(centres), _decimals(widths)
-        function = wild.code_string(ds, "VOILUTFunction")
-        if function in _FUNCTIONS:
-            found.VOILUTFunction = function
-    return found
+        ds.VOILUTSequence = tables
+    if tags.windows:
+        ds.WindowCenter = _decimals(window.centre for window in tags.windows)
+        ds.WindowWidth = _decimals(window.width for window in tags.windows)
+        if tags.window_function in _FUNCTIONS:
+            ds.VOILUTFunction = tags.window_function
+    return ds
 
 
-def _decimals(values: list[float]) -> list[str]:
+def _decimals(values: Iterable[float]) -> list[str]:
     """Return decimal strings of at most 16 characters (DS)."""
     return [f"{value:.9g}" for value in values]
 
 
-def _tables(ds: Dataset, keyword: str, *, full_scale: bool) -> list[Dataset]:
-    sequence = ds.get(keyword)
-    items = sequence if isinstance(sequence, Iterable) else []
-    read = (_table(item, full_scale=full_scale) for item in items if isinstance(item, Dataset))
-    return [table for table in read if table is not None]
-
-
-def _table(item: Dataset, *, full_scale: bool) -> Dataset | None:
-    """Return a lookup table of 16 bits an entry; None when it is not well formed.
+def _table(table: LookupTableItem, *, full_scale: bool) -> Dataset | None:
+    """Return a lookup table of 16 bits an entry; None when it cannot be written as one.
 
     Tables are found of 8 to 16 bits, but in presentation states validators know 8 and 16 only. Of `full_scale`, the
     entries are parts of what their bits can hold, and grow with them; else they are values, and stay.
     """
-    descriptor = _integers(item, "LUTDescriptor")
-    if len(descriptor) != 3:
+    signed, count = table.first < 0, len(table.entries)
+    if not 8 <= table.bits <= 16 or (signed and count > np.iinfo(np.int16).max):
         return None
-    count, first, bits = descriptor
-    count = count or _MOST_ENTRIES
-    entries = _integers(item, "LUTData", packed=bits <= 8, count=count)
-    signed = first < 0
-    if not (8 <= bits <= 16 and 0 < count <= len(entries)) or (signed and count > np.iinfo(np.int16).max):
-        return None
-    table = Dataset()
-    table.add_new("LUTDescriptor", "SS" if signed else "US", [count % _MOST_ENTRIES, first, 16])
-    explanation = wild.text(item, "LUTExplanation")[:64]
-    if explanation:
-        table.LUTExplanation = explanation
-    top = 2**bits - 1
-    values = np.asarray(entries[:count], dtype=np.int64)
+    ds = Dataset()
+    ds.add_new("LUTDescriptor", "SS" if signed else "US", [count % _MOST_ENTRIES, table.first, 16])
+    if table.explanation:
+        ds.LUTExplanation = table.explanation
+    top = 2**table.bits - 1
+    entries = table.entries.astype(np.int64)
     if full_scale:
-        values = np.minimum(values, top) * _HIGHEST // top
-    table.add_new("LUTData", "OW", values.astype("<u2").tobytes())
-    return table
-
-
-def _integers(item: Dataset, keyword: str, *, packed: bool = False, count: int = 0) -> list[int]:
-    """Return whole numbers of 16 bits; `packed` bytes that hold `count` of 8 bits each are those."""
-    value = item.get(keyword)
-    if isinstance(value, bytes):
-        as_bytes = packed and len(value) < 2 * count
-        usable = value if as_bytes else value[: len(value) // 2 * 2]
-        return [int(entry) for entry in np.frombuffer(usable, dtype="u1" if as_bytes else "<u2")]
-    numbers = wild.numbers(item, keyword)
-    return [int(entry) for entry in numbers if -32768 <= entry < _MOST_ENTRIES]
+        entries = np.minimum(entries, top) * _HIGHEST // top
+    ds.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return ds

@@ -1,20 +1,23 @@
 """The picture of the Secondary Capture: the radiograph with its Grad-CAM, and beside it a panel that says the rest.
 
-Nothing is written over anatomy; the maps are blended so that what lies under them stays visible.
+Nothing is written over anatomy; the maps are blended so that what lies under them stays visible. What is shown, and in
+which words, is decided by `dicomnode.results.presentation`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.domain.finding import Assessment, Finding, Presence, SaliencyMap, odds_ratio
+from dicomnode.domain.finding import Assessment, Finding, SaliencyMap
 from dicomnode.domain.frame import FloatArray, Frame
+from dicomnode.results.body import BoolArray, body_mask, onto
 from dicomnode.results.context import Equipment
-from dicomnode.results.panel import OUTLINE_LEVEL, Colour, PanelContent, Shown, draw_panel
+from dicomnode.results.inputs import ImageResultInputs
+from dicomnode.results.panel import Colour, PanelContent, Shown, draw_panel
+from dicomnode.results.presentation import OUTLINE_LEVEL, Heat, findings_with_heat, heat_of, notes_on, orientation_of
 
 Picture = npt.NDArray[np.uint8]
 
@@ -22,7 +25,7 @@ SMALLEST_SIDE = 1280
 """Smaller radiographs are enlarged to this (the panel says so): the panel's text needs that many pixels."""
 OUTLINES: tuple[Colour, ...] = ((86, 180, 233), (60, 220, 160), (255, 255, 255))
 """Colours of the outlines: apart from the heat's, and from each other under every common colour vision deficiency."""
-_BLEND, _FAINT_BLEND = 0.42, 0.22
+_BLEND = 0.42
 _ONSET, _FULL = 0.4, 0.95
 _GAP = 16
 _COARSER = 4
@@ -30,75 +33,83 @@ _COARSER = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
-    """The finished picture: `pixels` (rows, columns, 3) uint8 RGB; `scale` picture pixels per source pixel.
+    """The finished picture: `pixels` (rows, columns, 3) uint8 RGB, and `content`, which the panel in it states.
 
-    `radiograph` is the part of it that is not the panel. `shown` are the labels whose maps are drawn,
-    `outlined` the same with the colours of their outlines.
+    `radiograph` is the part of `pixels` that is not the panel.
     """
 
     pixels: Picture
     radiograph: Picture
-    scale: float
-    shown: tuple[str, ...]
-    outlined: tuple[Shown, ...]
+    content: PanelContent
+
+    @property
+    def scale(self) -> float:
+        """Picture pixels per source pixel."""
+        return self.content.scale
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The labels whose maps are drawn."""
+        return tuple(entry.finding.label for entry in self.content.shown)
 
 
-def draw(frame: Frame, assessment: Assessment, equipment: Equipment, *, only: Finding | None = None) -> Overlay:
-    """Draw one assessed radiograph; `only`: with the map of this one finding."""
+def draw(
+    frame: Frame,
+    assessment: Assessment,
+    equipment: Equipment,
+    *,
+    orientation: tuple[str, str] | None = None,
+    is_stated: bool = True,
+    only: Finding | None = None,
+) -> Overlay:
+    """Draw one assessed radiograph with the maps of `findings_with_heat`; `only`: with the map of this one finding.
+
+    `orientation`, `is_stated`: see `notes_on`.
+    """
     scale = _scale(frame.pixels.shape, equipment.settings.maximum_side)
     radiograph = _resize(frame.pixels, scale)
-    findings = findings_to_show(assessment) if only is None else (only,)
-    maps = _heat_maps(findings, assessment.saliency, radiograph.shape)
-    # A map of a finding that is absent must not look like an alarm.
-    notable = any(finding.presence is not Presence.ABSENT for finding, _ in maps)
-    strength = _BLEND if notable else _FAINT_BLEND
-    picture = _blend(radiograph, [values for _, values in maps], strength)
-    shown = tuple(
-        Shown(finding=finding, colour=OUTLINES[i] if i < len(OUTLINES) else None) for i, (finding, _) in enumerate(maps)
-    )
-    for entry, (_, values) in zip(shown, maps, strict=True):
-        if entry.colour is not None:
-            _outline(picture, values, entry.colour)
+    findings = findings_with_heat(assessment) if only is None else (only,)
+    picture, shown, outside = _heated(radiograph, frame, findings, assessment.saliency)
     content = PanelContent(
         assessment=assessment,
         equipment=equipment,
         shown=shown,
         scale=scale,
-        quarter_turns=frame.turned_from_source,
-        inverted=frame.inverted_from_source,
+        notes=notes_on(frame, orientation, is_unusual=assessment.is_unusual, is_stated=is_stated),
+        outside=outside,
+        is_heat_due=bool(findings),
     )
-    height = max(picture.shape[0], SMALLEST_SIDE)
-    panel = draw_panel(content, height, partial(_colour_bar, strength))
-    return Overlay(
-        pixels=_side_by_side(picture, panel),
-        radiograph=picture,
-        scale=scale,
-        shown=tuple(entry.finding.label for entry in shown),
-        outlined=shown,
+    panel = draw_panel(content, max(picture.shape[0], SMALLEST_SIDE), _colour_bar)
+    return Overlay(pixels=_side_by_side(picture, panel), radiograph=picture, content=content)
+
+
+def draw_result(inputs: ImageResultInputs, *, only: Finding | None = None) -> Overlay:
+    """Draw the radiograph of an image's results."""
+    orientation = orientation_of(inputs.frame, inputs.source)
+    return draw(inputs.frame, inputs.assessment, inputs.equipment, orientation=orientation, only=only)
+
+
+def _heated(
+    radiograph: FloatArray, frame: Frame, findings: Sequence[Finding], saliency: Sequence[SaliencyMap]
+) -> tuple[Picture, tuple[Shown, ...], float]:
+    """Return the radiograph with the findings' maps, whose they are, and the greatest share that is not drawn."""
+    grey = cv2.convertScaleAbs(radiograph, alpha=255.0)
+    picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
+    if not findings:
+        return picture, (), 0.0
+    body = body_mask(frame.pixels)
+    maps = _heat_maps(findings, saliency, radiograph.shape, body)
+    if not maps:
+        return picture, (), 0.0
+    inside = onto(body, radiograph.shape)
+    picture = _blend(picture, [heat.values for _, heat in maps], inside)
+    shown = tuple(
+        Shown(finding=finding, colour=OUTLINES[i] if i < len(OUTLINES) else None) for i, (finding, _) in enumerate(maps)
     )
-
-
-def findings_to_show(assessment: Assessment) -> tuple[Finding, ...]:
-    """Return the findings whose maps are drawn, most probable first.
-
-    Those present; if there is none, those undetermined; else the one that comes closest to its threshold. Abnormality
-    stands in for the findings of a model that has none.
-    """
-    ranked = sorted(assessment.findings or (assessment.abnormality,), key=_odds_over_threshold, reverse=True)
-    for presence in (Presence.PRESENT, Presence.UNDETERMINED):
-        chosen = tuple(finding for finding in ranked if finding.presence is presence)
-        if chosen:
-            return chosen
-    return tuple(ranked[:1])
-
-
-def positive_findings(assessment: Assessment) -> tuple[Finding, ...]:
-    """Return the findings that are present, most probable first; those that have results of their own."""
-    return tuple(finding for finding in findings_to_show(assessment) if finding.presence is Presence.PRESENT)
-
-
-def _odds_over_threshold(finding: Finding) -> float:
-    return odds_ratio(finding.probability, finding.operating_point.threshold)
+    for entry, (_, heat) in zip(shown, maps, strict=True):
+        if entry.colour is not None:
+            _outline(picture, _onto(heat.values, picture) * (inside > 0), entry.colour)
+    return picture, shown, max(heat.outside for _, heat in maps)
 
 
 def _scale(shape: tuple[int, ...], maximum_side: int) -> float:
@@ -118,47 +129,27 @@ def _resize(pixels: FloatArray, scale: float) -> FloatArray:
 
 
 def _heat_maps(
-    findings: Sequence[Finding], saliency: Sequence[SaliencyMap], shape: tuple[int, ...]
-) -> list[tuple[Finding, FloatArray]]:
-    """Return each finding's Grad-CAM, from 0 to 1, on a coarser grid of the picture; without evidence there is none.
+    findings: Sequence[Finding], saliency: Sequence[SaliencyMap], shape: tuple[int, ...], body: BoolArray
+) -> list[tuple[Finding, Heat]]:
+    """Return the findings' heat on a coarser grid of the picture, of those that have any on the body.
 
     A map has some ten cells a side: on every fourth pixel it is as smooth, at a sixteenth of the cost.
     """
-    coarse = tuple(max(1, side // _COARSER) for side in shape)
+    coarse = (max(1, shape[0] // _COARSER), max(1, shape[1] // _COARSER))
     by_label = {entry.label: entry.values for entry in saliency}
-    maps = []
-    for finding in findings:
-        values = by_label.get(finding.label)
-        if values is not None and float(values.max()) > 0:
-            maps.append((finding, enlarge(values, coarse)))
-    return maps
+    maps = ((finding, by_label.get(finding.label)) for finding in findings)
+    heats = ((finding, heat_of(values, coarse, body)) for finding, values in maps if values is not None)
+    return [(finding, heat) for finding, heat in heats if heat is not None]
 
 
-def enlarge(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Return the Grad-CAM of a map on a grid of this shape, from its least at 0 to its greatest at 1."""
-    positive = np.ascontiguousarray(np.maximum(values, 0.0), dtype=np.float32)
-    return _stretch(cv2.resize(positive, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
-
-
-def _stretch(values: FloatArray) -> FloatArray:
-    """Return values from their least at 0 to their greatest at 1: evidence that is everywhere points nowhere."""
-    least, greatest, _, _ = cv2.minMaxLoc(values)
-    if greatest <= least:
-        return np.ones_like(values)
-    return np.asarray(cv2.normalize(values, None, 0.0, 1.0, cv2.NORM_MINMAX, cv2.CV_32F), dtype=np.float32)
-
-
-def _blend(radiograph: FloatArray, maps: Sequence[FloatArray], strength: float) -> Picture:
-    """Lay the maps' mean over the radiograph: clear where low, at most `strength` opaque."""
-    grey = cv2.convertScaleAbs(radiograph, alpha=255.0)
-    picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-    if not maps:
-        return picture
+def _blend(picture: Picture, maps: Sequence[FloatArray], inside: FloatArray) -> Picture:
+    """Lay the maps' mean over the radiograph, only `inside` the body: clear where low, at most half opaque."""
     total = maps[0].copy()
     for more in maps[1:]:
         cv2.accumulate(more, total)
-    # Stretched, a sum is the same as a mean.
-    return _tint(picture, _onto(_stretch(total), picture), strength)
+    # Divided by its greatest value, a sum is the same as a mean.
+    heat = _onto(total / float(total.max()), picture)
+    return _tint(picture, heat, inside)
 
 
 def _onto(values: FloatArray, picture: Picture) -> FloatArray:
@@ -167,8 +158,10 @@ def _onto(values: FloatArray, picture: Picture) -> FloatArray:
     return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
-def _tint(picture: Picture, heat: FloatArray, strength: float) -> Picture:
-    colours, alpha = heat_colours(heat, strength)
+def _tint(picture: Picture, heat: FloatArray, inside: FloatArray | None = None) -> Picture:
+    colours, alpha = heat_colours(heat, _BLEND)
+    if inside is not None:
+        alpha *= inside
     return np.asarray(cv2.blendLinear(picture, colours, 1.0 - alpha, alpha), dtype=np.uint8)
 
 
@@ -194,10 +187,10 @@ def _outline(picture: Picture, values: FloatArray, colour: Colour) -> None:
     cv2.drawContours(picture, lines, -1, colour, width, cv2.LINE_AA)
 
 
-def _colour_bar(strength: float, width: int, height: int) -> Picture:
+def _colour_bar(width: int, height: int) -> Picture:
     """Return the scale from least to most evidence, as it looks over a mid-grey radiograph."""
     heat = np.tile(np.linspace(0.0, 1.0, width, dtype=np.float32), (height, 1))
-    return _tint(np.full((height, width, 3), 110, dtype=np.uint8), heat, strength)
+    return _tint(np.full((height, width, 3), 110, dtype=np.uint8), heat)
 
 
 def _side_by_side(picture: Picture, panel: Picture) -> Picture:

@@ -1,6 +1,8 @@
-"""The panel beside the radiograph: what the model said, at which operating point, and which model it was."""
+"""The panel beside the radiograph: the impression, the findings at their operating point, and the model.
 
-import math
+Drawn, and measured, in lines: one line is the height of a table row.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,8 +10,23 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.domain.finding import Assessment, Finding, Presence, odds_ratio
+from dicomnode.domain.finding import Assessment, Finding, Presence
 from dicomnode.results.context import Equipment
+from dicomnode.results.presentation import (
+    ABNORMALITY,
+    OUTLINE_LEVEL,
+    Note,
+    by_evidence,
+    evidence,
+    impression,
+    legend_of,
+    name_of,
+    percent,
+    times_base_rate,
+    title_of,
+    word_of,
+)
+from dicomnode.settings.node import ResultSettings
 
 Canvas = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -25,22 +42,16 @@ _RESULT_COLOURS: dict[Presence, Colour] = {
     Presence.UNDETERMINED: _AMBER,
     Presence.ABSENT: _QUIET,
 }
-_ORDER = (Presence.PRESENT, Presence.UNDETERMINED, Presence.ABSENT)
 _REGULAR, _BOLD = 400, 650
 
-# All lengths are in lines: one line is the height of a table row.
-_WIDTH = 20.2
+_WIDTH = 23.2
 _MARGIN = 0.6
-_NAME, _BAR, _PROBABILITY, _THRESHOLD, _RESULT = 1.5, 7.2, 12.2, 15.2, 15.6
-_BAR_WIDTH = 2.6
-_LINES_PER_HEIGHT, _LARGEST_LINE = 31.5, 54.0
-_NAMED = 5
-_BAR_SPAN = 4.0
+_NAME, _BAR, _PROBABILITY, _TIMES, _THRESHOLD, _RESULT = 1.5, 7.0, 11.7, 14.4, 17.3, 17.8
+_BAR_WIDTH = 2.4
+_LINES_PER_HEIGHT, _LARGEST_LINE = 33.0, 54.0
+_IMPRESSION_LINES = 3
+BAR_SPAN = 2.5
 """Log odds over the threshold at which the evidence bar is full."""
-
-
-OUTLINE_LEVEL = 0.6
-"""Where a finding's outline runs, between its map's least and greatest value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +64,34 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelContent:
-    """Everything the panel states. `scale` is in picture pixels per source pixel."""
+    """Everything the panel states.
+
+    `scale` is in picture pixels per source pixel; `outside`: the greatest share of a shown map that lies outside the
+    body and is not drawn; `is_heat_due`: whether anything is above its threshold, or one map was asked for.
+    """
 
     assessment: Assessment
     equipment: Equipment
     shown: tuple[Shown, ...]
     scale: float
-    quarter_turns: int
-    inverted: bool
+    notes: tuple[Note, ...]
+    outside: float
+    is_heat_due: bool
+
+    def impression(self) -> str:
+        """Return what was found, in one sentence."""
+        return impression(self.assessment.abnormality, self.assessment.findings, self.equipment.settings)
+
+    def legend(self) -> tuple[str, str]:
+        """Return what the heatmap is, and whose maps it shows or why there is none."""
+        names = [self._shown_name(entry.finding) for entry in self.shown]
+        return legend_of(names, is_anything_above=self.is_heat_due, outside=self.outside)
+
+    def _shown_name(self, finding: Finding) -> str:
+        name = title_of(finding, self.assessment)
+        if finding.presence is Presence.PRESENT:
+            return name
+        return f"{name}, {word_of(finding.presence, self.equipment.settings)}"
 
 
 class _Pen:
@@ -97,6 +128,17 @@ class _Pen:
         baseline = self.px(self.y + 0.5 + size * 0.35)
         cv2.putText(self.canvas, text, (self.px(x), baseline), colour, self._face, self.px(size), weight)
 
+    def wrapped(self, text: str, size: float, weight: int, most: int) -> list[str]:
+        """Return the text on at most so many lines; the last one is written smaller where it is too long."""
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and len(lines) < most and self.width(longer, size, weight) > _WIDTH - 2 * _MARGIN:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+        return lines
+
     def write_right(self, text: str, x: float, *, colour: Colour, size: float = 0.68, weight: int = _REGULAR) -> None:
         self.write(text, x - self.width(text, size, weight), size=size, weight=weight, colour=colour, room=_WIDTH)
 
@@ -114,8 +156,11 @@ def draw_panel(content: PanelContent, height: int, colour_bar: Callable[[int, in
     """Draw the panel, (height, columns, 3) uint8 RGB; `colour_bar` draws the heat's scale at a width and height."""
     pen = _Pen(height)
     footer = footer_lines(content)
-    below = 4.9 + 0.85 * len(footer) + _MARGIN
+    made, colour = footer.pop()
+    footer.append((f"{made}; radiograph at {content.scale:.0%} of its size", colour))
+    below = (4.9 if content.shown else 2.35) + 0.85 * len(footer) + _MARGIN
     _heading(pen, content.equipment.settings.mark)
+    _impression(pen, content.impression())
     _table(pen, content, height / pen.line - below)
     pen.y = height / pen.line - below
     _legend(pen, content, colour_bar)
@@ -141,22 +186,31 @@ def _heading(pen: _Pen, mark: str) -> None:
         pen.y += 1.45
 
 
+def _impression(pen: _Pen, text: str) -> None:
+    """Write the impression on up to three lines."""
+    for line in pen.wrapped(text, 0.72, _BOLD, _IMPRESSION_LINES):
+        pen.write(line, _MARGIN, size=0.72, weight=_BOLD)
+        pen.y += 0.95
+    pen.y += 0.15
+
+
 def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
+    settings = content.equipment.settings
     for text, x in (("Finding", _NAME), ("Evidence", _BAR), ("Result", _RESULT)):
         pen.write(text, x, size=0.55, colour=_QUIET)
-    pen.write_right("Prob.", _PROBABILITY, size=0.55, colour=_QUIET)
-    pen.write_right("Threshold", _THRESHOLD, size=0.55, colour=_QUIET)
+    for text, x in (("Prob.", _PROBABILITY), ("× base rate", _TIMES), ("Threshold", _THRESHOLD)):
+        pen.write_right(text, x, size=0.5, colour=_QUIET)
     pen.y += 0.9
     colours = {entry.finding.label: entry.colour for entry in content.shown}
     abnormality = content.assessment.abnormality
-    _row(pen, abnormality, colours.get(abnormality.label), "Abnormality")
+    _row(pen, abnormality, colours.get(abnormality.label), ABNORMALITY, settings)
     pen.y += 1.0
     pen.rule()
     findings = by_evidence(content.assessment.findings)
     room = int(bottom - pen.y - 0.3)
     fitting = len(findings) if len(findings) <= room else room - 1
     for finding in findings[:fitting]:
-        _row(pen, finding, colours.get(finding.label), finding.label.replace("_", " "))
+        _row(pen, finding, colours.get(finding.label), name_of(finding), settings)
         pen.y += 1.0
     if fitting < len(findings):
         rest = findings[fitting:]
@@ -164,12 +218,7 @@ def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
         pen.y += 1.0
 
 
-def by_evidence(findings: tuple[Finding, ...]) -> list[Finding]:
-    """Return what is present first, then by how far the probability stands above its threshold."""
-    return sorted(findings, key=lambda finding: (_ORDER.index(finding.presence), -_evidence(finding)))
-
-
-def _row(pen: _Pen, finding: Finding, outline: Colour | None, name: str) -> None:
+def _row(pen: _Pen, finding: Finding, outline: Colour | None, name: str, settings: ResultSettings) -> None:
     colour = _RESULT_COLOURS[finding.presence]
     notable = finding.presence is not Presence.ABSENT
     weight = _BOLD if notable else _REGULAR
@@ -180,43 +229,32 @@ def _row(pen: _Pen, finding: Finding, outline: Colour | None, name: str) -> None
     pen.write(name, _NAME, weight=weight, colour=text_colour, room=_BAR - _NAME - 0.2)
     _evidence_bar(pen, finding, colour)
     pen.write_right(percent(finding.probability), _PROBABILITY, weight=weight, colour=text_colour)
-    pen.write_right(percent(finding.operating_point.threshold), _THRESHOLD, size=0.6, colour=_QUIET)
-    pen.write(finding.presence.value, _RESULT, size=0.6, weight=weight, colour=colour)
-
-
-def _evidence(finding: Finding) -> float:
-    """Return the log odds of the probability over those of the threshold."""
-    return math.log(odds_ratio(finding.probability, finding.operating_point.threshold))
+    pen.write_right(times_base_rate(finding), _TIMES, size=0.6, weight=weight, colour=text_colour)
+    pen.write_right(percent(finding.threshold), _THRESHOLD, size=0.6, colour=_QUIET)
+    pen.write(word_of(finding.presence, settings), _RESULT, size=0.6, weight=weight, colour=colour)
 
 
 def _evidence_bar(pen: _Pen, finding: Finding, colour: Colour) -> None:
     """Draw the evidence from the threshold, the tick in the middle: to the right above it, to the left below it."""
     centre, half = _BAR + _BAR_WIDTH / 2, _BAR_WIDTH / 2
     pen.box(_BAR, pen.y + 0.34, _BAR_WIDTH, 0.32, _RULE)
-    length = min(abs(_evidence(finding)) / _BAR_SPAN, 1.0) * half
-    start = centre if _evidence(finding) >= 0 else centre - length
+    length = min(abs(evidence(finding)) / BAR_SPAN, 1.0) * half
+    start = centre if evidence(finding) >= 0 else centre - length
     pen.box(start, pen.y + 0.34, max(length, 0.06), 0.32, colour)
     pen.box(centre - 0.04, pen.y + 0.18, 0.08, 0.64, _TEXT)
 
 
-def percent(probability: float) -> str:
-    """Return a probability for reading: two digits where they matter."""
-    value = 100 * probability
-    if value < 0.1:
-        return "<0.1%"
-    if value > 99.9:
-        return ">99.9%"
-    return f"{value:.1f}%"
-
-
 def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], Canvas]) -> None:
-    """Draw the colour bar and say which maps are shown; 4.9 lines high."""
+    """Say which maps are shown and draw their colours: 4.9 lines, or 2.35 where there are none."""
     pen.rule()
-    title, detail = legend_texts(content.shown)
+    title, detail = content.legend()
     pen.write(title, _MARGIN, size=0.66, weight=_BOLD)
     pen.y += 0.9
     pen.write(detail, _MARGIN, size=0.6, colour=_QUIET)
     pen.y += 1.0
+    if not content.shown:
+        pen.rule()
+        return
     left, width = _MARGIN, _WIDTH - 2 * _MARGIN
     bar = colour_bar(pen.px(width), pen.px(0.6))
     top = pen.px(pen.y)
@@ -232,40 +270,13 @@ def _legend(pen: _Pen, content: PanelContent, colour_bar: Callable[[int, int], C
     pen.rule()
 
 
-def legend_texts(shown: tuple[Shown, ...]) -> tuple[str, str]:
-    """Return what the heatmap is, and whose maps it shows; of what is not present it says so."""
-    if not shown:
-        return "No heatmap", "The finding to be shown has no positive evidence anywhere."
-    names = ", ".join(entry.finding.label.replace("_", " ") for entry in shown[:_NAMED])
-    if len(shown) > _NAMED:
-        names += f" and {len(shown) - _NAMED} more"
-    title = "Grad-CAM heatmap: where the evidence lies"
-    presence = shown[0].finding.presence
-    if presence is Presence.PRESENT:
-        return title, f"Shown: {names}"
-    if presence is Presence.UNDETERMINED:
-        return title, f"Nothing is present. Shown, as undetermined: {names}"
-    return title, f"No finding reached its threshold. Closest: {names}"
-
-
 def footer_lines(content: PanelContent) -> list[tuple[str, Colour]]:
-    """Return the closing lines: what was done to the image, then who speaks."""
+    """Return the closing lines: what to know of the image, then which model and software made the results."""
     equipment, assessment = content.equipment, content.assessment
     point = assessment.abnormality.operating_point
-    lines = [(text, _AMBER) for text in repairs(content.quarter_turns, inverted=content.inverted)]
-    lines.append((f"Operating point: {point.name}", _TEXT))
-    lines.append((f"Model: {equipment.model.name} {equipment.model.version}, {equipment.short_hash}", _TEXT))
+    lines = [(note.text, _AMBER if note.is_warning else _TEXT) for note in content.notes]
+    model = f"{equipment.model.name} {equipment.model.version}, {equipment.short_hash}"
+    lines.append((f"Model: {model}; operating point: {point.name}", _TEXT))
     when = assessment.assessed_at.strftime("%Y-%m-%d %H:%M %Z")
-    lines.append((f"{equipment.model_name} {equipment.software_version}, {when}", _QUIET))
-    lines.append((f"Radiograph shown at {content.scale:.0%} of its size", _QUIET))
+    lines.append((f"Made by {equipment.model_name} {equipment.software_version}, {when}", _QUIET))
     return lines
-
-
-def repairs(quarter_turns: int, *, inverted: bool) -> list[str]:
-    """Return what was done to the stored image to make it upright, as sentences for people."""
-    done = []
-    if quarter_turns % 4:
-        done.append(f"Image turned by {90 * (quarter_turns % 4)}° counter-clockwise by this software")
-    if inverted:
-        done.append("Grey scale inverted by this software")
-    return done

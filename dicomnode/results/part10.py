@@ -8,12 +8,14 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicomnode.dicom.character_set import UTF_8, Terms, survive
+from dicomnode.dicom.writing import non_ascii
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.coding import PRIVATE_PREFIX
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID, derive_uid
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.domain.terminology import PRIVATE_SCHEME
-from dicomnode.results import codes, wild
+from dicomnode.results import codes
 from dicomnode.results.context import Equipment, SourceContext
 
 DATE, TIME = "%Y%m%d", "%H%M%S.%f"
@@ -99,15 +101,13 @@ def _scheme_item(designator: str, equipment: Equipment) -> Dataset:
     return item
 
 
-def finish(
-    ds: Dataset, kind: ResultKind, character_set: tuple[str, ...], derived_from: tuple[str, ...]
-) -> ResultInstance:
+def finish(ds: Dataset, kind: ResultKind, character_set: Terms, derived_from: tuple[str, ...]) -> ResultInstance:
     """Encode the finished data set.
 
     The source's character set is kept where every text survives it; UTF-8 takes its place otherwise.
     """
-    strings = wild.non_ascii(ds)
-    terms = character_set if not strings or wild.survives(strings, character_set) else (wild.UTF_8,)
+    strings = non_ascii(ds)
+    terms = character_set if not strings or survive(strings, character_set) else (UTF_8,)
     if terms:
         ds.SpecificCharacterSet = list(terms) if len(terms) > 1 else terms[0]
     ref = InstanceRef(
@@ -136,7 +136,7 @@ def encode(ds: Dataset) -> bytes:
     ds.file_meta.ImplementationVersionName = "CXRNODE"
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # over-long identifiers are kept on purpose, see `wild.clean_identity`
+        warnings.simplefilter("ignore")  # over-long identifiers are kept on purpose, see `dicom.identity`
         ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 

@@ -1,11 +1,13 @@
-"""The Grad-CAM of each positive finding as a Parametric Map: numbers on the model's own grid, not a picture.
+"""The Grad-CAM of each finding that has heat as a Parametric Map: numbers on the model's own grid, not a picture.
+
+Cells of the grid that lie mostly outside the body are 0.
 
 Source: PS3.3 A.75 (Parametric Map IOD).
 """
 
 from collections.abc import Iterator
-from datetime import datetime
 
+import cv2
 import numpy as np
 from highdicom.pm import RealWorldValueMapping
 from pydicom.dataset import Dataset
@@ -13,70 +15,64 @@ from pydicom.tag import Tag
 from pydicom.uid import ParametricMapStorage
 from pydicom.valuerep import DSfloat
 
-from dicomnode.domain.finding import Assessment, Finding
+from dicomnode.domain.answer import ResultInstance, ResultKind
+from dicomnode.domain.finding import Finding
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
-from dicomnode.results.overlay import positive_findings
+from dicomnode.results.body import BoolArray, body_mask
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
+from dicomnode.results.presentation import findings_with_heat, title_of
 
 _KIND = ResultKind.PARAMETRIC_MAP
+_MOSTLY = 0.5
 _FRAME_TYPE = ["DERIVED", "PRIMARY", "STATIC", "QUANTITY"]
 
 
-def write_parametric_maps(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> Iterator[ResultInstance]:
-    """Write for each positive finding that has a map its parametric map, in a series that is named after it."""
-    maps = {entry.label: entry for entry in assessment.saliency}
-    for finding in positive_findings(assessment):
+def write_parametric_maps(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
+    """Write for each finding that has heat its parametric map, in a series that is named after it."""
+    body = body_mask(inputs.frame.pixels)
+    maps = {entry.label: entry for entry in inputs.assessment.saliency}
+    for finding in findings_with_heat(inputs.assessment):
         if finding.label in maps:
-            values = _on_source(maps[finding.label].values, frame)
-            yield _write(finding, values, source, frame, equipment, identity, now, number)
+            values = _on_body(maps[finding.label].values, body)
+            yield _write(finding, _on_source(values, inputs.frame), inputs)
+
+
+def _on_body(values: FloatArray, body: BoolArray) -> FloatArray:
+    """Return the Grad-CAM, the map's positive part, in the cells of which at least half are body."""
+    rows, columns = values.shape
+    share = cv2.resize(body.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(np.where(share >= _MOSTLY, np.maximum(values, 0.0), 0.0), dtype=np.float32)
 
 
 def _on_source(values: FloatArray, frame: Frame) -> FloatArray:
-    """Return the Grad-CAM, the map's positive part, lying as the stored image does."""
-    positive = np.maximum(values, 0.0)
-    return np.ascontiguousarray(np.rot90(positive, -frame.turned_from_source), dtype=np.float32)
+    """Return a map of the upright frame lying as the stored image does."""
+    stored = np.rot90(values, -frame.turned_from_source)
+    return np.ascontiguousarray(np.fliplr(stored) if frame.mirrored_from_source else stored, dtype=np.float32)
 
 
-def _write(
-    finding: Finding,
-    values: FloatArray,
-    source: SourceContext,
-    frame: Frame,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> ResultInstance:
-    local_now = source.local(now)
-    sop_instance = identity.instance(_KIND, source.ref.sop_instance, finding.label)
-    name = finding.label.replace("_", " ")
+def _write(finding: Finding, values: FloatArray, inputs: ImageResultInputs) -> ResultInstance:
+    source, frame = inputs.source, inputs.frame
+    local_now = source.local(inputs.now)
+    sop_instance = inputs.identity.instance(_KIND, source.ref.sop_instance, finding.label)
+    name = title_of(finding, inputs.assessment)
     # Patient, General Study, Patient Study, SOP Common
-    ds = part10.new_dataset(source, ParametricMapStorage, sop_instance, now)
+    ds = part10.new_dataset(source, ParametricMapStorage, sop_instance, inputs.now)
     # General Series, Parametric Map Series
     ds.Modality = "OT"
-    ds.SeriesInstanceUID = identity.series(_KIND, finding.label)
-    ds.SeriesNumber = equipment.settings.series_number_pm
-    ds.SeriesDescription = part10.series_description(f"AI map: {name}", equipment)
+    ds.SeriesInstanceUID = inputs.identity.series(_KIND, finding.label)
+    ds.SeriesNumber = inputs.equipment.settings.series_number_pm
+    ds.SeriesDescription = part10.series_description(f"AI map: {name}", inputs.equipment)
     ds.BodyPartExamined = "CHEST"
     # Frame of Reference: one of its own, for a projection has no place in the patient
     ds.FrameOfReferenceUID = derive_uid("frame of reference", sop_instance)
     ds.PositionReferenceIndicator = None
     # General Equipment, Enhanced General Equipment
-    part10.add_equipment(ds, equipment)
+    part10.add_equipment(ds, inputs.equipment)
     # General Image, Parametric Map Image
-    ds.InstanceNumber = number
+    ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
     ds.PatientOrientation = list(source.patient_orientation or ())

@@ -5,19 +5,18 @@ Source: PS3.3 A.8.1 (Secondary Capture Image IOD).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
-from dicomnode.domain.finding import Assessment, Finding
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.frame import Frame
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results import codes, part10
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
-from dicomnode.results.overlay import Overlay, draw, positive_findings
-from dicomnode.results.panel import repairs
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
+from dicomnode.results.overlay import Overlay, draw_result
+from dicomnode.results.presentation import findings_with_heat, orientation_of, repairs, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,86 +30,52 @@ class _Heatmap:
     title: str
 
 
-def write_heatmap(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int = 1,
-) -> ResultInstance:
-    """Write the heatmap of one assessed image; `number` counts the heatmaps of the study."""
+def write_heatmap(inputs: ImageResultInputs) -> ResultInstance:
+    """Write the heatmap of one assessed image."""
     heatmap = _Heatmap(
-        overlay=draw(frame, assessment, equipment),
+        overlay=draw_result(inputs),
         kind=ResultKind.SECONDARY_CAPTURE,
         of=(),
-        series_number=equipment.settings.series_number_sc,
+        series_number=inputs.equipment.settings.series_number_sc,
         title="AI heatmap",
     )
-    return _write(heatmap, source=source, frame=frame, equipment=equipment, identity=identity, now=now, number=number)
+    return _write(heatmap, inputs)
 
 
-def write_finding_heatmaps(
-    *,
-    source: SourceContext,
-    frame: Frame,
-    assessment: Assessment,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int = 1,
-) -> Iterator[ResultInstance]:
-    """Write for each positive finding a heatmap of it alone, in a series that is named after it."""
-    for finding in positive_findings(assessment):
+def write_finding_heatmaps(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
+    """Write for each finding that has heat a heatmap of it alone, in a series that is named after it."""
+    for finding in findings_with_heat(inputs.assessment):
         heatmap = _Heatmap(
-            overlay=draw(frame, assessment, equipment, only=finding),
+            overlay=draw_result(inputs, only=finding),
             kind=ResultKind.FINDING_CAPTURE,
             of=(finding.label,),
-            series_number=equipment.settings.series_number_sc_finding,
-            title=_title(finding),
+            series_number=inputs.equipment.settings.series_number_sc_finding,
+            title=f"AI: {title_of(finding, inputs.assessment)}",
         )
-        yield _write(
-            heatmap, source=source, frame=frame, equipment=equipment, identity=identity, now=now, number=number
-        )
+        yield _write(heatmap, inputs)
 
 
-def _title(finding: Finding) -> str:
-    # Short, so that the longest of the usual names leaves the whole mark in the Series Description.
-    return f"AI: {finding.label.replace('_', ' ')}"
-
-
-def _write(
-    heatmap: _Heatmap,
-    *,
-    source: SourceContext,
-    frame: Frame,
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-    number: int,
-) -> ResultInstance:
-    overlay = heatmap.overlay
-    sop_instance = identity.instance(heatmap.kind, source.ref.sop_instance, *heatmap.of)
-    local_now = source.local(now)
+def _write(heatmap: _Heatmap, inputs: ImageResultInputs) -> ResultInstance:
+    overlay, source, frame = heatmap.overlay, inputs.source, inputs.frame
+    sop_instance = inputs.identity.instance(heatmap.kind, source.ref.sop_instance, *heatmap.of)
+    local_now = source.local(inputs.now)
     # Patient, General Study, Patient Study, SOP Common
-    ds = part10.new_dataset(source, SecondaryCaptureImageStorage, sop_instance, now)
+    ds = part10.new_dataset(source, SecondaryCaptureImageStorage, sop_instance, inputs.now)
     # General Series; a chest has no laterality
     ds.Modality = "OT"
-    ds.SeriesInstanceUID = identity.series(heatmap.kind, *heatmap.of)
+    ds.SeriesInstanceUID = inputs.identity.series(heatmap.kind, *heatmap.of)
     ds.SeriesNumber = heatmap.series_number
-    ds.SeriesDescription = part10.series_description(heatmap.title, equipment)
+    ds.SeriesDescription = part10.series_description(heatmap.title, inputs.equipment)
     ds.BodyPartExamined = "CHEST"
     # General Equipment
-    part10.add_equipment(ds, equipment)
+    part10.add_equipment(ds, inputs.equipment)
     # SC Equipment
     ds.ConversionType = "WSD"
     # General Image
-    ds.InstanceNumber = number
+    ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
-    ds.PatientOrientation = list(source.orientation_after(frame.turned_from_source) or ())
+    ds.PatientOrientation = list(orientation_of(frame, source) or ())
     ds.BurnedInAnnotation = "YES"
     _add_derivation(ds, source, frame, overlay)
     part10.add_lossy_history(ds, source)
@@ -128,7 +93,7 @@ def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: O
     shown = ", ".join(label.replace("_", " ") for label in overlay.shown) or "none"
     steps = [
         f"Radiograph at {overlay.scale:.0%} of its size",
-        *repairs(frame.turned_from_source, inverted=frame.inverted_from_source),
+        *repairs(frame),
     ]
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.DerivationDescription = f"{'. '.join(steps)}. Grad-CAM of: {shown}. Panel with the findings beside it."

@@ -1,90 +1,60 @@
 """The report: one Comprehensive 3D SR, TID 1500, for one version of one study's answer.
 
 Every piece of time, identity and configuration is an argument: the same arguments give the same bytes.
+
+The same report under an older SOP class, for a destination that does not accept Comprehensive 3D SR.
+
+The tree holds no 3D coordinates and no references by identifier, so it is valid under Comprehensive and Enhanced SR
+as it stands. Another SOP class makes another SOP instance (PS3.4 B.4.1: an instance has one class), and a peer that
+was sent both must not take one for a corrupt copy of the other; so the UID of the variant derives from the
+original's and the class. The rule is the same for every version of a report, hence the variant's predecessors are
+the variants of the original's predecessors: those are what such a destination holds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
-from dicomnode.domain.finding import Assessment
+from dicomnode.domain.answer import Rejection, ResultInstance, ResultKind
+from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Rejection, ResultInstance, ResultKind
 from dicomnode.results import part10
 from dicomnode.results.content import report_tree, worth_reporting
-from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
+from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ReportInputs
+from dicomnode.results.part10 import decode, encode
 
 _KIND = ResultKind.STRUCTURED_REPORT
 
 
-def write_report(
-    *,
-    sources: Mapping[str, SourceContext],
-    assessments: Sequence[Assessment],
-    rejections: Sequence[Rejection],
-    predecessors: Sequence[InstanceRef],
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-) -> ResultInstance:
+def write_report(inputs: ReportInputs) -> ResultInstance:
     """Write the report of a study of which at least one image was assessed.
 
-    `sources` holds the context of every image assessed, by SOP Instance UID; patient and study come from the first
-    assessment's. `predecessors` are the reports of the former version.
+    Patient and study come from the source of the first assessment.
     """
-    return _write(
-        images=[sources[assessment.source.sop_instance] for assessment in assessments],
-        assessments=assessments,
-        rejections=worth_reporting(rejections, analysed=True),
-        predecessors=predecessors,
-        equipment=equipment,
-        identity=identity,
-        now=now,
-    )
+    images = [inputs.sources[assessment.source.sop_instance] for assessment in inputs.assessments]
+    return _write(images, inputs, worth_reporting(inputs.rejections, analysed=True))
 
 
-def write_not_analysed(
-    *,
-    sources: Mapping[str, SourceContext],
-    rejections: Sequence[Rejection],
-    predecessors: Sequence[InstanceRef],
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-) -> ResultInstance:
+def write_not_analysed(inputs: ReportInputs) -> ResultInstance:
     """Write the report that says of a wholly rejected study that it was not analysed, and why.
 
-    `sources` holds the context of every rejected image that could be read: at least one that is not the node's own.
+    At least one of the rejected images could be read and is not the node's own; there are no assessments.
     """
-    reported = worth_reporting(rejections, analysed=False)
-    return _write(
-        images=[sources[entry.source.sop_instance] for entry in reported if entry.source.sop_instance in sources],
-        assessments=(),
-        rejections=reported,
-        predecessors=predecessors,
-        equipment=equipment,
-        identity=identity,
-        now=now,
-    )
+    reported = worth_reporting(inputs.rejections, analysed=False)
+    named = [entry.source.sop_instance for entry in reported]
+    return _write([inputs.sources[uid] for uid in named if uid in inputs.sources], inputs, reported)
 
 
-def _write(
-    *,
-    images: Sequence[SourceContext],
-    assessments: Sequence[Assessment],
-    rejections: Sequence[Rejection],
-    predecessors: Sequence[InstanceRef],
-    equipment: Equipment,
-    identity: ResultIdentity,
-    now: datetime,
-) -> ResultInstance:
-    context = images[0]
+def _write(images: Sequence[SourceContext], inputs: ReportInputs, rejections: Sequence[Rejection]) -> ResultInstance:
+    """Write the report on these images, the first of which says whose it is; `rejections` are those it mentions."""
+    context, equipment, identity = images[0], inputs.equipment, inputs.identity
     # What the report speaks of besides its inputs is part of its identity: one UID never has two contents.
     sop_instance = identity.instance(_KIND, *(f"{entry.source.sop_instance} {entry.reason}" for entry in rejections))
     # Patient, General Study, Patient Study, SOP Common
-    ds = part10.new_dataset(context, Comprehensive3DSRStorage, sop_instance, now)
+    ds = part10.new_dataset(context, Comprehensive3DSRStorage, sop_instance, inputs.now)
     # SR Document Series
     ds.Modality = "SR"
     ds.SeriesInstanceUID = identity.series(_KIND)
@@ -94,16 +64,12 @@ def _write(
     # General Equipment, Enhanced General Equipment
     part10.add_equipment(ds, equipment)
     # SR Document General
-    _add_document_general(ds, images, context.local(now))
-    former = [entry for entry in predecessors if entry.sop_instance != sop_instance]
+    _add_document_general(ds, images, context.local(inputs.now))
+    former = [entry for entry in inputs.predecessors if entry.sop_instance != sop_instance]
     if former:
         ds.PredecessorDocumentsSequence = _references(former)
     # SR Document Content
-    ds.update(
-        report_tree(
-            images=images, assessments=assessments, rejections=rejections, equipment=equipment, identity=identity
-        )
-    )
+    ds.update(report_tree(images, inputs, rejections))
     part10.identify_private_schemes(ds, equipment)
     return part10.finish(ds, _KIND, context.character_set, tuple(image.ref.sop_instance for image in images))
 
@@ -145,3 +111,45 @@ def _sop_item(sop_instance: str, sop_class: str) -> Dataset:
     item.ReferencedSOPClassUID = sop_class
     item.ReferencedSOPInstanceUID = sop_instance
     return item
+
+
+_PREFERENCE = (ComprehensiveSRStorage, EnhancedSRStorage)
+
+
+def as_comprehensive(part10: bytes) -> bytes:
+    """Return the Comprehensive 3D SR as a Comprehensive SR."""
+    return _under(part10, ComprehensiveSRStorage)
+
+
+def as_enhanced(part10: bytes) -> bytes:
+    """Return the Comprehensive 3D SR as an Enhanced SR."""
+    return _under(part10, EnhancedSRStorage)
+
+
+def fallback(part10: bytes, accepted_sop_classes: Collection[str]) -> bytes | None:
+    """Return the variant that the destination accepts best, or None when there is none (or it is no report)."""
+    for sop_class in _PREFERENCE:
+        if sop_class in accepted_sop_classes and decode(part10).SOPClassUID == Comprehensive3DSRStorage:
+            return _under(part10, sop_class)
+    return None
+
+
+def variant_uid(sop_instance: str, sop_class: str) -> str:
+    """Return the SOP Instance UID of a report's variant under another SOP class."""
+    return derive_uid("variant", sop_instance, sop_class)
+
+
+def _under(part10: bytes, sop_class: UID) -> bytes:
+    ds = decode(part10)
+    ds.SOPClassUID = sop_class
+    ds.SOPInstanceUID = variant_uid(ds.SOPInstanceUID, sop_class)
+    for study in ds.get("PredecessorDocumentsSequence", []):
+        for series in study.ReferencedSeriesSequence:
+            _rename(series, sop_class)
+    return encode(ds)
+
+
+def _rename(series: Dataset, sop_class: UID) -> None:
+    for item in series.ReferencedSOPSequence:
+        item.ReferencedSOPInstanceUID = variant_uid(item.ReferencedSOPInstanceUID, sop_class)
+        item.ReferencedSOPClassUID = sop_class

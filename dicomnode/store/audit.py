@@ -1,21 +1,22 @@
-"""What an audit repository is to be told, made of the ledger and kept until it is told.
+"""Audit records: made of the ledger's events, and kept until the audit repository has them.
 
-A cursor stands in the ledger, and moves in the transaction that writes the records made of what it passed. So whatever
-crashes, nothing is left out and nothing is recorded twice. What passed between the node and one peer of one study is
-one record as far as it happened together: events wait for the end of the association that brings the study, for up to
-a minute.
+A cursor marks the last event that was read. It moves in the transaction that writes the records made of the events it
+passed, so whatever crashes, no event is left out and none is recorded twice. What passed between the node and one peer
+of one study is one record if it happened together: events wait until the association that brings the study has ended,
+for up to a minute.
 """
 
 import dataclasses
 import json
-import re
-import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, Transfer
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, to_text, to_time
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
+from dicomnode.store.associations import STUDY_HAS_OPEN_SENDER
+from dicomnode.store.engine import Connection, Database, Row
+from dicomnode.store.events import EventKind, LedgerEvent, to_event
+from dicomnode.store.row_mapping import to_text, to_time
 
 _SETTLED_AFTER = timedelta(seconds=2)
 _LONGEST_WAIT = timedelta(seconds=60)
@@ -23,11 +24,9 @@ _EVENTS_AT_ONCE = 200
 
 BEGIN = "INSERT INTO audit_cursor SELECT 1, COALESCE(MAX(event_id), 0) FROM event WHERE true ON CONFLICT DO NOTHING"
 
-NEXT_EVENTS = """
-SELECT event.*, EXISTS (
-    SELECT 1 FROM instance JOIN association USING (association_id)
-    WHERE instance.study = event.study AND association.released_at IS NULL
-) AS arriving FROM event WHERE event_id > (SELECT event_id FROM audit_cursor) ORDER BY event_id LIMIT ?
+NEXT_EVENTS = f"""
+SELECT event.*, {STUDY_HAS_OPEN_SENDER.format(study="event.study")} AS arriving
+FROM event WHERE event_id > (SELECT event_id FROM audit_cursor) ORDER BY event_id LIMIT ?
 """
 
 MOVE = "UPDATE audit_cursor SET event_id = ?"
@@ -53,7 +52,7 @@ UNION ALL SELECT blob FROM result WHERE study = :study AND purged_at IS NULL
 LIMIT 3
 """
 
-# PS3.15 A.5.3.7, Event Action Code: created there, altered there, or it is not known, or nothing changed.
+# PS3.15 A.5.3.7, Event Action Code: C, created there; U, altered there; R, nothing changed or it is not known.
 _RECEIVED = {
     EventKind.RECEIVED: "C",
     EventKind.REPLACED: "U",
@@ -62,11 +61,19 @@ _RECEIVED = {
 }
 _SENT = (EventKind.DELIVERED, EventKind.DELIVERY_DEAD)
 TRANSFERS = (*_RECEIVED, *_SENT)
-"""What is told of a study, in a message that names its patient."""
-_TOLD_OF_SENT = re.compile(r"\S+ (?P<uid>\S+) to (?P<peer>.*?): (?P<told>.*)")
-_SENT_AS = re.compile(r"stored.*, as \S+ (?P<uid>\S+)")
+"""The events that become audit messages, which name the patient."""
 
-_Group = tuple[AuditKind, str, str, str, str, str]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passage:
+    """What the instances of one audit record have in common."""
+
+    kind: AuditKind
+    study: str
+    peer: str
+    address: str = ""
+    action: str
+    failure: str = ""
 
 
 class AuditOutbox:
@@ -76,7 +83,7 @@ class AuditOutbox:
         self._database = database
 
     def begin(self) -> None:
-        """Tell from now on, if nothing was told before: what is older was nobody's to audit.
+        """Begin the trail with the next event, unless it has begun: earlier events were not to be audited.
 
         Raises: StoreUnavailable.
         """
@@ -84,14 +91,14 @@ class AuditOutbox:
             connection.execute(BEGIN)
 
     def note(self, kind: AuditKind, about: Alert | Disclosure | None, now: datetime) -> None:
-        """Record what does not stand in the ledger.
+        """Record something that is not in the ledger.
 
         Raises: StoreUnavailable.
         """
         self.note_each(kind, [about], now)
 
     def note_each(self, kind: AuditKind, abouts: Sequence[Alert | Disclosure | None], now: datetime) -> None:
-        """Record several things of a kind that do not stand in the ledger, all or none.
+        """Record several things of one kind that are not in the ledger, all or none.
 
         Raises: StoreUnavailable.
         """
@@ -100,7 +107,7 @@ class AuditOutbox:
                 _add(connection, to_text(now), kind, about)
 
     def gather(self, now: datetime, *, everything: bool = False) -> int:
-        """Make records of what happened since, and return of how many events; `everything`: wait for nothing more.
+        """Make records of new events and return how many events were read; `everything`: do not wait for more of them.
 
         Raises: StoreUnavailable.
         """
@@ -110,13 +117,13 @@ class AuditOutbox:
         if not settled:
             return 0
         with self._database.transaction() as connection:
-            for (kind, *_), (at, transfer) in _transfers(connection, settled).items():
-                _add(connection, at, kind, transfer)
+            for passage, (at, transfer) in _transfers(connection, settled).items():
+                _add(connection, at, passage.kind, transfer)
             connection.execute(MOVE, (settled[-1]["event_id"],))
         return len(settled)
 
     def pending(self, limit: int) -> tuple[AuditRecord, ...]:
-        """Return the oldest records that are not told yet.
+        """Return the oldest records that the repository does not have yet.
 
         Raises: StoreUnavailable.
         """
@@ -124,7 +131,7 @@ class AuditOutbox:
             return tuple(_to_record(row) for row in connection.execute(PENDING, (limit,)).fetchall())
 
     def waiting(self) -> int:
-        """Return how many records are not told yet.
+        """Return how many records the repository does not have yet.
 
         Raises: StoreUnavailable.
         """
@@ -132,7 +139,7 @@ class AuditOutbox:
             return int(connection.execute(WAITING).fetchone()[0])
 
     def done(self, number: int) -> None:
-        """Forget the records up to this one, which are told.
+        """Remove the records up to this one, which the repository has.
 
         Raises: StoreUnavailable.
         """
@@ -140,7 +147,7 @@ class AuditOutbox:
             connection.execute(DONE, (number,))
 
     def blobs_of(self, study: str) -> tuple[str, ...]:
-        """Return a few blobs that belong to a study, and so name its patient.
+        """Return a few blobs of a study, from which its patient can be read.
 
         Raises: StoreUnavailable.
         """
@@ -148,8 +155,8 @@ class AuditOutbox:
             return tuple(row["blob"] for row in connection.execute(KEPT_BLOBS, {"study": study}).fetchall())
 
 
-def _settled(rows: list[sqlite3.Row], now: datetime) -> Iterator[sqlite3.Row]:
-    """Yield the events, in order, up to the first that more may come to."""
+def _settled(rows: list[Row], now: datetime) -> Iterator[Row]:
+    """Yield events in order, up to the first one to whose record more events may still belong."""
     for row in rows:
         age = now - to_time(row["at"])
         # An age below 0: the clock was set back, and waiting for it to catch up would be no use.
@@ -158,58 +165,64 @@ def _settled(rows: list[sqlite3.Row], now: datetime) -> Iterator[sqlite3.Row]:
         yield row
 
 
-def _transfers(connection: sqlite3.Connection, rows: list[sqlite3.Row]) -> dict[_Group, tuple[str, Transfer]]:
+def _transfers(connection: Connection, rows: list[Row]) -> dict[_Passage, tuple[str, InstanceTransfer]]:
     """Return the transfers that events tell of, each with the time of its last event."""
-    found: dict[_Group, tuple[str, Transfer]] = {}
+    found: dict[_Passage, tuple[str, InstanceTransfer]] = {}
     for row in rows:
-        read = _read(row)
+        read = _read(to_event(row))
         if read is None:
             continue
-        uid, group = read
-        _, study, peer, address, action, failure = group
-        before = found.get(group)
-        transfer = (
-            before[1]
-            if before
-            else Transfer(study=study, peer=peer, address=address, action=action, instances={}, failure=failure)
-        )
+        uid, passage = read
+        _, transfer = found.get(passage) or ("", _transfer(passage))
         known = connection.execute(SOP_CLASS, {"uid": uid}).fetchone()
         transfer.instances.setdefault(known["sop_class"] if known else "", []).append(uid)
-        found[group] = (row["at"], transfer)
+        found[passage] = (row["at"], transfer)
     return found
 
 
-def _read(row: sqlite3.Row) -> tuple[str, _Group] | None:
-    """Return which instance passed, and with what it belongs together; None, when the event tells of nothing passed."""
-    kind, study, detail = EventKind(row["kind"]), row["study"], row["detail"]
-    if kind in _RECEIVED:
-        calling_ae, _, address = detail.partition(" from ")[2].rpartition(" at ")
-        return detail.partition(" ")[0].rstrip(","), (
-            AuditKind.RECEIVED,
-            study,
-            calling_ae,
-            address,
-            _RECEIVED[kind],
-            "",
-        )
-    match = _TOLD_OF_SENT.fullmatch(detail) if kind in _SENT else None
-    if match is None:
+def _transfer(passage: _Passage) -> InstanceTransfer:
+    return InstanceTransfer(
+        study=passage.study,
+        peer=passage.peer,
+        address=passage.address,
+        action=passage.action,
+        instances={},
+        failure=passage.failure,
+    )
+
+
+def _read(event: LedgerEvent) -> tuple[str, _Passage] | None:
+    """Return the SOP Instance UID that passed, and its passage; None for an event that tells of no transfer.
+
+    An event of a former version may lack its facts, when its text could not be taken apart.
+    """
+    facts = event.facts
+    if event.kind not in TRANSFERS or "sop_instance" not in facts:
         return None
-    failure = match["told"] if kind is EventKind.DELIVERY_DEAD else ""
-    instead = _SENT_AS.fullmatch(match["told"]) if not failure else None
-    return (instead or match)["uid"], (AuditKind.SENT, study, match["peer"], "", "R", failure)
+    if event.kind in _RECEIVED:
+        return facts["sop_instance"], _Passage(
+            kind=AuditKind.RECEIVED,
+            study=event.study,
+            peer=facts["calling_ae"],
+            address=facts["peer_address"],
+            action=_RECEIVED[event.kind],
+        )
+    sent = facts.get("sent_sop_instance") or facts["sop_instance"]
+    failure = str(facts["cause"]) if event.kind is EventKind.DELIVERY_DEAD else ""
+    passage = _Passage(kind=AuditKind.SENT, study=event.study, peer=facts["destination"], action="R", failure=failure)
+    return sent, passage
 
 
-def _add(connection: sqlite3.Connection, at: str, kind: AuditKind, about: Transfer | Alert | Disclosure | None) -> None:
+def _add(connection: Connection, at: str, kind: AuditKind, about: InstanceTransfer | Alert | Disclosure | None) -> None:
     facts = {} if about is None else dataclasses.asdict(about)
     connection.execute(ADD, (at, kind, json.dumps(facts)))
 
 
-def _to_record(row: sqlite3.Row) -> AuditRecord:
+def _to_record(row: Row) -> AuditRecord:
     kind, facts = AuditKind(row["kind"]), json.loads(row["facts"])
-    about: Transfer | Alert | Disclosure | None = None
+    about: InstanceTransfer | Alert | Disclosure | None = None
     if kind in (AuditKind.RECEIVED, AuditKind.SENT):
-        about = Transfer(**facts)
+        about = InstanceTransfer(**facts)
     elif kind is AuditKind.ALERT:
         about = Alert(**facts)
     elif kind is AuditKind.SHOWN:

@@ -1,30 +1,25 @@
-"""From a delivered result to a destination's word that it keeps it: ask, be answered, be refused, wait in vain.
+"""Storage Commitment of delivered results: requests, reports, and what follows from them (PS3.4 Annex J).
 
-The request is written down before it is made, since its answer may overtake it. A destination that does not answer in
-time is asked again with a new transaction; every transaction is kept, and a late answer to any of them counts. A result
-that is not kept is delivered again, as the same SOP instance, until the retry policy gives it up.
+A request is written down before it is sent, since its report may come before the request is answered. A destination
+that does not report in time is asked again with a new transaction; every transaction is kept, and a late report on any
+of them counts. A result that is not committed is delivered again, as the same SOP instance, until the retry policy
+gives it up.
 """
 
 import logging
-import sqlite3
 from datetime import datetime, timedelta
 
-from dicomnode.domain.commitment import (
-    CommitmentChanges,
-    CommitmentFailure,
-    CommitmentItem,
-    CommitmentReport,
-    Remedy,
-)
+from dicomnode.domain.commitment import CommitmentChanges, CommitmentFailure, CommitmentItem, CommitmentReport, Remedy
+from dicomnode.domain.delivery import Delivery, RetryPolicy
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Delivery, RetryPolicy
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, record, shortened, to_optional_time, to_text, to_time
+from dicomnode.store.engine import Connection, Database, Row
+from dicomnode.store.events import EventKind, record
+from dicomnode.store.row_mapping import shortened, to_optional_time, to_text, to_time
 
 log = logging.getLogger(__name__)
 
 # A result that is delivered again after a failure begins anew; a destination that has committed is not asked again.
-BEGIN = """
+_BEGIN = """
 INSERT INTO commitment (delivery_id, destination, sop_class, sop_instance, state, next_at, deadline_at, begun_at,
     changed_at)
 VALUES (:delivery_id, :destination, :sop_class, :sop_instance, 'due', :now, :deadline_at, :now, :now)
@@ -42,7 +37,7 @@ RETURNING delivery_id
 CLAIM = """
 UPDATE commitment SET state = IIF(state = 'due', 'requested', state), transaction_uid = :transaction_uid,
     requests = requests + 1, next_at = IIF(begun_at > :given_up_before, :again_at, NULL),
-    requested_at = :now, changed_at = :now
+    retry_requested_at = NULL, requested_at = :now, changed_at = :now
 WHERE delivery_id IN (
     SELECT delivery_id FROM commitment WHERE destination = :destination AND next_at <= :now
     ORDER BY next_at, delivery_id LIMIT :limit
@@ -50,7 +45,7 @@ WHERE delivery_id IN (
 RETURNING delivery_id
 """
 
-NOTE_REQUEST = "INSERT INTO commitment_request (transaction_uid, delivery_id, requested_at) VALUES (?, ?, ?)"
+_NOTE_REQUEST = "INSERT INTO commitment_request (transaction_uid, delivery_id, requested_at) VALUES (?, ?, ?)"
 
 OF_TRANSACTION = """
 SELECT delivery_id FROM commitment_request WHERE transaction_uid = ? ORDER BY delivery_id
@@ -62,31 +57,31 @@ FROM commitment JOIN delivery USING (delivery_id) JOIN result USING (result_id)
 WHERE commitment.delivery_id = ?
 """
 
-POSTPONE = """
+_POSTPONE = """
 UPDATE commitment SET state = IIF(state = 'requested', 'due', state), next_at = :next_at, last_error = :cause,
     changed_at = :now
 WHERE delivery_id = :delivery_id AND state IN ('requested', 'overdue')
 """
 
-COMMITTED = """
+_COMMITTED = """
 UPDATE commitment SET state = 'committed', next_at = NULL, deadline_at = NULL, answered_at = :now,
     failure_reason = NULL, last_error = NULL, changed_at = :now
 WHERE delivery_id = :delivery_id AND state <> 'committed'
 """
 
-FAILED = """
+_FAILED = """
 UPDATE commitment SET state = 'failed', failures = failures + 1, next_at = NULL, deadline_at = NULL,
     answered_at = :now, failure_reason = :reason, last_error = :cause, changed_at = :now
 WHERE delivery_id = :delivery_id AND state NOT IN ('committed', 'failed')
 RETURNING failures
 """
 
-DELIVER_AGAIN = """
+_DELIVER_AGAIN = """
 UPDATE delivery SET state = 'waiting', next_attempt_at = :next_attempt_at, last_error = :cause, changed_at = :now
 WHERE delivery_id = :delivery_id AND state = 'delivered'
 """
 
-GIVE_UP = """
+_GIVE_UP = """
 UPDATE delivery SET state = 'dead', last_error = :cause, changed_at = :now
 WHERE delivery_id = :delivery_id AND state = 'delivered'
 """
@@ -99,23 +94,22 @@ SELECT MIN(at) FROM (
 )
 """
 
-# Only an operator's retry makes an overdue one due at the very time from which its age counts.
-URGED = """
-SELECT 1 FROM commitment WHERE destination = :destination AND state = 'overdue' AND next_at = begun_at
-    AND begun_at > :since LIMIT 1
+RETRY_REQUESTED = """
+SELECT 1 FROM commitment WHERE destination = :destination AND next_at IS NOT NULL AND retry_requested_at > :since
+LIMIT 1
 """
 
-RETRY = """
-UPDATE commitment SET next_at = :now, begun_at = :now, changed_at = :now WHERE delivery_id = :delivery_id
-    AND state = 'overdue'
+_RETRY = """
+UPDATE commitment SET next_at = :now, begun_at = :now, retry_requested_at = :now, changed_at = :now
+WHERE delivery_id = :delivery_id AND state = 'overdue'
 """
 
 
 def begin_commitment(
-    connection: sqlite3.Connection, delivery: Delivery, stored: InstanceRef, within_s: float, now: datetime
+    connection: Connection, delivery: Delivery, stored: InstanceRef, within_s: float, now: datetime
 ) -> None:
-    """Have a destination asked, in the caller's transaction, whether it keeps what it was just sent."""
-    facts = {
+    """Have a destination asked to commit itself to what it has just stored, in the caller's transaction."""
+    parameters = {
         "delivery_id": delivery.delivery_id,
         "destination": delivery.destination,
         "sop_class": stored.sop_class,
@@ -123,22 +117,22 @@ def begin_commitment(
         "deadline_at": to_text(now + timedelta(seconds=within_s)),
         "now": to_text(now),
     }
-    connection.execute(BEGIN, facts)
+    connection.execute(_BEGIN, parameters)
 
 
-def ask_again(connection: sqlite3.Connection, delivery_id: int, now: datetime) -> bool:
-    """Have a destination that has not answered in time asked now; tell whether there was anything to ask."""
-    return connection.execute(RETRY, {"delivery_id": delivery_id, "now": to_text(now)}).rowcount > 0
+def ask_again(connection: Connection, delivery_id: int, now: datetime) -> bool:
+    """Have a destination that has not reported in time asked again now; tell whether there was anything to ask."""
+    return connection.execute(_RETRY, {"delivery_id": delivery_id, "now": to_text(now)}).rowcount > 0
 
 
 class Commitments:
-    """What destinations are asked to answer for."""
+    """The commitments that destinations are asked for."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def expire(self, destination: str, now: datetime) -> tuple[CommitmentItem, ...]:
-        """Return what has become overdue at a destination since the last call; it is to be asked again at once.
+        """Mark what has become overdue at a destination and return it; the destination is to be asked again at once.
 
         Raises: StoreUnavailable.
         """
@@ -146,7 +140,7 @@ class Commitments:
             late = connection.execute(OVERDUE, {"destination": destination, "now": to_text(now)}).fetchall()
             rows = [connection.execute(ENTRY, (row["delivery_id"],)).fetchone() for row in late]
             for row in rows:
-                _record(connection, row, EventKind.COMMITMENT_OVERDUE, "no answer in time", now)
+                _record(connection, row, EventKind.COMMITMENT_OVERDUE, now)
         return tuple(_to_item(row) for row in rows)
 
     def claim(
@@ -162,22 +156,22 @@ class Commitments:
 
         Without an answer they are due again after `again_after_s`, until the policy gives up. Raises: StoreUnavailable.
         """
-        asked = {"destination": destination, "limit": limit, "transaction_uid": transaction_uid, "now": to_text(now)}
-        asked["again_at"] = to_text(now + timedelta(seconds=again_after_s))
-        asked["given_up_before"] = to_text(now - timedelta(seconds=policy.give_up_after_s))
+        parameters: dict[str, object] = {"destination": destination, "limit": limit, "transaction_uid": transaction_uid}
+        parameters["now"] = to_text(now)
+        parameters["again_at"] = to_text(now + timedelta(seconds=again_after_s))
+        parameters["given_up_before"] = to_text(now - timedelta(seconds=policy.give_up_after_s))
         with self._database.transaction() as connection:
-            claimed = sorted(row["delivery_id"] for row in connection.execute(CLAIM, asked).fetchall())
+            claimed = sorted(row["delivery_id"] for row in connection.execute(CLAIM, parameters).fetchall())
             rows = [connection.execute(ENTRY, (delivery_id,)).fetchone() for delivery_id in claimed]
             for row in rows:
-                connection.execute(NOTE_REQUEST, (transaction_uid, row["delivery_id"], to_text(now)))
-                detail = f"asked in transaction {transaction_uid}"
-                _record(connection, row, EventKind.COMMITMENT_REQUESTED, detail, now)
+                connection.execute(_NOTE_REQUEST, (transaction_uid, row["delivery_id"], to_text(now)))
+                _record(connection, row, EventKind.COMMITMENT_REQUESTED, now, transaction_uid=transaction_uid)
         return tuple(_to_item(row) for row in rows)
 
     def not_requested(
         self, transaction_uid: str, cause: str, now: datetime, policy: RetryPolicy, randomness: float
     ) -> None:
-        """Write down that a destination could not be asked; it is asked again by the policy, until that gives up.
+        """Write down that a destination could not be asked; it is asked again by `policy`, until that gives up.
 
         Raises: StoreUnavailable.
         """
@@ -185,16 +179,16 @@ class Commitments:
             for row in _entries(connection, transaction_uid):
                 age_s = (now - to_time(row["begun_at"])).total_seconds()
                 next_at = now + timedelta(seconds=policy.delay_s(row["requests"], randomness))
-                facts = {"delivery_id": row["delivery_id"], "cause": shortened(cause), "now": to_text(now)}
-                facts["next_at"] = None if policy.exhausted(age_s) else to_text(next_at)
-                if connection.execute(POSTPONE, facts).rowcount:
-                    again = "given up" if facts["next_at"] is None else "to be asked again"
-                    _record(connection, row, EventKind.COMMITMENT_DEFERRED, f"{cause}; {again}", now)
+                given_up = policy.exhausted(age_s)
+                parameters = {"delivery_id": row["delivery_id"], "cause": shortened(cause), "now": to_text(now)}
+                parameters["next_at"] = None if given_up else to_text(next_at)
+                if connection.execute(_POSTPONE, parameters).rowcount:
+                    _record(connection, row, EventKind.COMMITMENT_DEFERRED, now, cause=cause, given_up=given_up)
 
     def report(
         self, report: CommitmentReport, now: datetime, policy: RetryPolicy, randomness: float
     ) -> CommitmentChanges:
-        """Write down a destination's answer, of whatever age; what it does not keep is delivered again.
+        """Write down a destination's report, however late it is; what is not committed is delivered again.
 
         Raises: StoreUnavailable.
         """
@@ -214,67 +208,67 @@ class Commitments:
         return CommitmentChanges(committed=tuple(committed), failed=tuple(failed), dead=tuple(dead), unknown=not rows)
 
     def next_due(self, destination: str) -> datetime | None:
-        """Return when a destination is to be asked next, or is overdue next, if ever.
+        """Return when a destination is to be asked next or a request becomes overdue next; None if never.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE, {"destination": destination}).fetchone()[0])
 
-    def urged(self, destination: str, since: datetime) -> bool:
-        """Tell whether an operator has asked since then for a destination to be asked again.
+    def retry_requested(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has had a destination asked again since then.
 
         Raises: StoreUnavailable.
         """
-        asked = {"destination": destination, "since": to_text(since)}
+        parameters = {"destination": destination, "since": to_text(since)}
         with self._database.reading() as connection:
-            return connection.execute(URGED, asked).fetchone() is not None
+            return connection.execute(RETRY_REQUESTED, parameters).fetchone() is not None
 
-    def _kept(self, connection: sqlite3.Connection, row: sqlite3.Row, now: datetime) -> bool:
-        facts = {"delivery_id": row["delivery_id"], "now": to_text(now)}
-        if not connection.execute(COMMITTED, facts).rowcount:
+    def _kept(self, connection: Connection, row: Row, now: datetime) -> bool:
+        parameters = {"delivery_id": row["delivery_id"], "now": to_text(now)}
+        if not connection.execute(_COMMITTED, parameters).rowcount:
             return False
-        _record(connection, row, EventKind.COMMITTED, "the destination keeps it", now)
+        _record(connection, row, EventKind.COMMITTED, now)
         return True
 
     def _not_kept(
         self,
-        connection: sqlite3.Connection,
-        row: sqlite3.Row,
+        connection: Connection,
+        row: Row,
         failure: CommitmentFailure,
         now: datetime,
         policy: RetryPolicy,
         randomness: float,
     ) -> Remedy | None:
-        """Write down one failure and return its remedy; None where a report comes twice, or after a better one."""
+        """Write down one failure and return its remedy; None for a report that comes twice, or after a success."""
         cause = shortened(f"not committed, {failure.cause}")
-        facts = {"delivery_id": row["delivery_id"], "cause": cause, "now": to_text(now)}
+        parameters = {"delivery_id": row["delivery_id"], "cause": cause, "now": to_text(now)}
         if failure.remedy is Remedy.ASK_AGAIN:
-            if not connection.execute(POSTPONE, facts | {"next_at": to_text(now)}).rowcount:
+            if not connection.execute(_POSTPONE, parameters | {"next_at": to_text(now)}).rowcount:
                 return None
-            _record(connection, row, EventKind.COMMITMENT_DEFERRED, f"{cause}; to be asked again", now)
+            _record(connection, row, EventKind.COMMITMENT_DEFERRED, now, cause=cause, given_up=False)
             return Remedy.ASK_AGAIN
-        counted = connection.execute(FAILED, facts | {"reason": failure.reason}).fetchone()
+        counted = connection.execute(_FAILED, parameters | {"reason": failure.reason}).fetchone()
         if counted is None:
             return None
         age_s = (now - to_time(row["waiting_since"])).total_seconds()
         if failure.remedy is Remedy.GIVE_UP or policy.exhausted(age_s):
-            connection.execute(GIVE_UP, facts)
-            _record(connection, row, EventKind.COMMITMENT_FAILED, f"{cause}; given up", now)
+            connection.execute(_GIVE_UP, parameters)
+            _record(connection, row, EventKind.COMMITMENT_FAILED, now, cause=cause, given_up=True)
             return Remedy.GIVE_UP
         delay_s = policy.delay_s(counted["failures"], randomness)
-        connection.execute(DELIVER_AGAIN, facts | {"next_attempt_at": to_text(now + timedelta(seconds=delay_s))})
-        detail = f"{cause}; it is sent again in {delay_s:.0f} s"
-        _record(connection, row, EventKind.COMMITMENT_FAILED, detail, now)
+        next_attempt_at = to_text(now + timedelta(seconds=delay_s))
+        connection.execute(_DELIVER_AGAIN, parameters | {"next_attempt_at": next_attempt_at})
+        _record(connection, row, EventKind.COMMITMENT_FAILED, now, cause=cause, retry_in_s=round(delay_s))
         return Remedy.SEND_AGAIN
 
 
-def _entries(connection: sqlite3.Connection, transaction_uid: str) -> list[sqlite3.Row]:
-    asked = connection.execute(OF_TRANSACTION, (transaction_uid,)).fetchall()
-    return [connection.execute(ENTRY, (row["delivery_id"],)).fetchone() for row in asked]
+def _entries(connection: Connection, transaction_uid: str) -> list[Row]:
+    requests = connection.execute(OF_TRANSACTION, (transaction_uid,)).fetchall()
+    return [connection.execute(ENTRY, (row["delivery_id"],)).fetchone() for row in requests]
 
 
-def _to_item(row: sqlite3.Row) -> CommitmentItem:
+def _to_item(row: Row) -> CommitmentItem:
     return CommitmentItem(
         delivery_id=row["delivery_id"],
         study=row["study"],
@@ -283,6 +277,16 @@ def _to_item(row: sqlite3.Row) -> CommitmentItem:
     )
 
 
-def _record(connection: sqlite3.Connection, row: sqlite3.Row, kind: EventKind, detail: str, now: datetime) -> None:
-    told = f"{row['kind']} {row['sop_instance']} at {row['destination']}: {detail}"
-    record(connection, now, row["study"], None, kind, told)
+def _record(connection: Connection, row: Row, kind: EventKind, now: datetime, **facts: object) -> None:
+    """Record an event of a commitment with its facts; `row` is one of `ENTRY`."""
+    record(
+        connection,
+        now,
+        row["study"],
+        None,
+        kind,
+        result_kind=row["kind"],
+        sop_instance=row["sop_instance"],
+        destination=row["destination"],
+        **facts,
+    )

@@ -3,40 +3,31 @@
 import contextlib
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dicomnode.domain.errors import ConfigurationError, StoreUnavailable
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store.audit import AuditOutbox
-from dicomnode.store.blobs import Blobs, SystemCalls
+from dicomnode.store.blob_references import reconcile
+from dicomnode.store.blobs.local import Blobs, SystemCalls
 from dicomnode.store.commitments import Commitments
-from dicomnode.store.database import Database, migrations
-from dicomnode.store.inbox import Inbox
+from dicomnode.store.counters import Statistics, Watching
+from dicomnode.store.deliveries import Outbox
+from dicomnode.store.engine import Database, migrations
+from dicomnode.store.engine.lock import StoreLock
+from dicomnode.store.jobs import Inbox
+from dicomnode.store.layout import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
 from dicomnode.store.ledger import Ledger
-from dicomnode.store.lock import StoreLock
-from dicomnode.store.outbox import Outbox
-from dicomnode.store.places import BLOBS, DATABASE, LOCK, SEARCH_KEY, UNCLAIMED
 from dicomnode.store.reception import Reception
 from dicomnode.store.retention import Retention
-from dicomnode.store.search import SearchIndex
-from dicomnode.store.statistics import Statistics
-from dicomnode.store.studies import Studies
-from dicomnode.store.watching import Watching
-
-_NAMED = """
-SELECT blob FROM instance WHERE blob >= :low AND blob < :high AND purged_at IS NULL
-UNION
-SELECT blob FROM result WHERE blob >= :low AND blob < :high AND purged_at IS NULL
-"""
-_PURGED = _NAMED.replace("IS NULL", "IS NOT NULL")
+from dicomnode.store.studies import SearchIndex, Studies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Everything the node remembers, in one folder: `store.db`, `blobs/`, and `unclaimed/` for blobs without a row."""
+    """The parts of one store, in one folder: `store.db`, `blobs/`, and `unclaimed/` for files without a row."""
 
     reception: Reception
     inbox: Inbox
@@ -64,9 +55,10 @@ class Store:
         calls: SystemCalls | None = None,
         busy_timeout_s: float = 10.0,
     ) -> Self:
-        """Open the store: `exclusive` for a node, which creates, checks and tidies it, and not for a look beside it.
+        """Open the store.
 
-        `audited`: retention waits for the audit trail, so it has to run.
+        `exclusive`: for a node, which creates, checks and reconciles the store; other commands open it beside the node.
+        `audited`: retention waits for the audit trail, which must then run.
 
         Raises: ConfigurationError (in use by another node, of a newer version, damaged, absent, or not writable),
         DiskFull, StoreUnavailable.
@@ -80,7 +72,7 @@ class Store:
             blobs = _blobs(settings, calls)
             search = SearchIndex.of(settings.path / SEARCH_KEY, create=exclusive)
             if exclusive:
-                _tidy(database, blobs, settings.path)
+                _prepare(database, blobs, settings.path)
             else:
                 _bring_up_to_date(database, settings.path)
             store = cls(
@@ -93,7 +85,7 @@ class Store:
                 ledger=Ledger(database),
                 audit=AuditOutbox(database),
                 statistics=Statistics(database, settings.path),
-                watching=Watching(database),
+                watching=Watching(database, blobs),
                 blobs=blobs,
                 _database=database,
                 _lock=lock,
@@ -103,7 +95,6 @@ class Store:
 
     def close(self) -> None:
         """Close the database and let another node have the store."""
-        self.blobs.close()
         self._database.close()
         if self._lock is not None:
             self._lock.release()
@@ -142,8 +133,8 @@ def _require_store(path: Path) -> None:
         )
 
 
-def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
-    """Migrate, read every page once, and compare blobs with rows."""
+def _prepare(database: Database, blobs: Blobs, path: Path) -> None:
+    """Migrate the database, read every page of it once, and compare blobs with rows."""
     database.migrate(migrations())
     database.check()
     try:
@@ -151,27 +142,11 @@ def _tidy(database: Database, blobs: Blobs, path: Path) -> None:
             _sync(folder)
     except OSError as error:
         raise StoreUnavailable(f"the store {path} cannot be made durable: {error.strerror}") from error
-
     reconcile(database, blobs.prepare())
 
 
-def reconcile(database: Database, blobs: Blobs) -> None:
-    """Compare blobs with rows, and set aside what no row names; only the process that owns the store may do so.
-
-    Raises: StoreUnavailable.
-    """
-
-    def names(statement: str, prefix: str) -> set[str]:
-        with database.reading() as connection:
-            # 'g' follows every hexadecimal digit.
-            rows = connection.execute(statement, {"low": prefix, "high": f"{prefix}g"}).fetchall()
-        return {row["blob"] for row in rows}
-
-    blobs.reconcile(partial(names, _NAMED), partial(names, _PURGED))
-
-
 def _bring_up_to_date(database: Database, path: Path) -> None:
-    """Migrate an older store, which is only right while no node runs on it."""
+    """Migrate an older store; only while no node runs on it."""
     if database.is_current(migrations()):
         return
     lock = StoreLock.acquire(path / LOCK)

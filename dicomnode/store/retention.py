@@ -1,37 +1,42 @@
-"""What is removed, and when: the bytes of studies that are settled. Their rows and their ledger stay.
+"""Retention: removes the bytes of studies that are settled. Their rows and their ledger stay.
 
 A study is settled when nothing of it is owed: every version of its answer has ended, none of them as a dead letter, and
-every result is delivered, or was dropped by an operator, and is committed where its destination is asked to. Results
-that have nowhere to go are the only copies of themselves, so their study is not settled.
+every result is delivered, or was dropped by an operator, and is committed where its destination is asked to. If a study
+has no destination, its results exist nowhere else, so it is not settled.
 
-The rows say first that the bytes are gone, and a write transaction stands around every removal. So a crash between the
-two leaves files that the next start removes, and an image that arrives with the same bytes finds them or writes them.
+The rows say that the bytes are purged before the files are removed, and a write transaction encloses every removal. A
+crash between the two leaves files that the next start removes; an image that arrives with the same bytes finds them or
+writes them.
 
-An audit message takes the patient from the stored objects when it is told. So where there is an audit trail, a study
-also waits until everything about it is told; but not for ever, since a repository that is gone would fill the disk.
+An audit message takes the patient from the stored objects when it is sent. So where there is an audit trail, a study
+also waits until everything about it is sent; but only for a limited time, since the disk would fill up while a
+repository is unreachable.
+
+An acknowledged image that has no row, as after the restore of an older database, is never removed.
 """
 
 import logging
-import sqlite3
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dicomnode.settings import RetentionSettings
+from dicomnode.settings.node import RetentionSettings
 from dicomnode.store.audit import TRANSFERS
-from dicomnode.store.blobs import Blobs
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, record, to_text
-from dicomnode.store.search import forget
+from dicomnode.store.blob_references import is_named
+from dicomnode.store.blobs.local import Blobs
+from dicomnode.store.engine import Database
+from dicomnode.store.events import EventKind, record
+from dicomnode.store.row_mapping import to_text
+from dicomnode.store.studies import forget
 
 log = logging.getLogger(__name__)
 
 _EVERY = timedelta(minutes=10)
 _STUDIES_AT_ONCE = 20
-"""So that no transaction keeps an arriving image waiting for long."""
+"""More would keep an arriving image waiting for the end of the transaction."""
 
-# What is to become audit messages: records that are not told, and events that no record was made of yet.
-_UNTOLD = f"""
-WITH untold AS (
+# Audit messages that are still to be sent: records, and events that no record was made of yet.
+_AUDIT_PENDING = f"""
+WITH audit_pending AS (
     SELECT json_extract(facts, '$.study') AS study, at FROM audit_record WHERE kind IN ('received', 'sent', 'shown')
     UNION ALL
     SELECT study, at FROM event WHERE event_id > (SELECT event_id FROM audit_cursor)
@@ -56,11 +61,11 @@ WHERE NOT EXISTS (
 
 # Without an audit trail :wait_since is NULL, so nothing is waited for.
 _DUE = """
-SELECT study, :wait_since IS NOT NULL AND study IN (SELECT study FROM untold) AS untold {settled}
-AND study NOT IN (SELECT study FROM untold WHERE at > :wait_since) LIMIT :limit
+SELECT study, :wait_since IS NOT NULL AND study IN (SELECT study FROM audit_pending) AS is_audit_pending {settled}
+AND study NOT IN (SELECT study FROM audit_pending WHERE at > :wait_since) LIMIT :limit
 """
-_HELD = """
-SELECT COUNT(*) {settled} AND study IN (SELECT study FROM untold WHERE at > :wait_since AND at <= :long_ago)
+_WAITING_FOR_AUDIT = """
+SELECT COUNT(*) {settled} AND study IN (SELECT study FROM audit_pending WHERE at > :wait_since AND at <= :long_ago)
 """
 
 _PURGE = """
@@ -70,11 +75,11 @@ UPDATE {table} SET purged_at = :now WHERE study = :study AND purged_at IS NULL R
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What is removed at its own time of a study: which studies are due, how many wait, and what to mark as gone."""
+    """The images, or the results, of studies: statements for what is due, what waits, and what is marked as purged."""
 
     what: str
     due: str
-    held: str
+    waiting_for_audit: str
     purge: str
 
 
@@ -82,8 +87,8 @@ def _part(what: str, table: str) -> _Part:
     settled = _SETTLED.format(table=table)
     return _Part(
         what=what,
-        due=_UNTOLD + _DUE.format(settled=settled),
-        held=_UNTOLD + _HELD.format(settled=settled),
+        due=_AUDIT_PENDING + _DUE.format(settled=settled),
+        waiting_for_audit=_AUDIT_PENDING + _WAITING_FOR_AUDIT.format(settled=settled),
         purge=_PURGE.format(table=table),
     )
 
@@ -91,17 +96,9 @@ def _part(what: str, table: str) -> _Part:
 IMAGES, RESULTS = _part("received image(s)", "instance"), _part("result(s)", "result")
 
 
-STILL_NAMED = """
-SELECT 1 FROM instance WHERE blob = :blob AND purged_at IS NULL
-UNION ALL
-SELECT 1 FROM result WHERE blob = :blob AND purged_at IS NULL
-LIMIT 1
-"""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """How much was removed at once; a study counts for its images and for its results."""
+    """How much was removed in one step; a study counts once for its images and once for its results."""
 
     studies: int = 0
     files: int = 0
@@ -119,7 +116,7 @@ class Retention:
     """Removes bytes of settled studies, a few studies at a time."""
 
     def __init__(self, database: Database, blobs: Blobs, settings: RetentionSettings, *, audited: bool) -> None:
-        """`audited`: there is an audit trail to wait for."""
+        """`audited`: whether there is an audit trail to wait for."""
         self._database, self._blobs, self._settings, self._audited = database, blobs, settings, audited
         self._next: datetime | None = None
 
@@ -128,7 +125,7 @@ class Retention:
         return self._next
 
     def step(self, now: datetime) -> int:
-        """Remove what is due, if it is time to look; return of how many studies, 0 when there is nothing left.
+        """Remove what is due, every ten minutes; return the number of studies, 0 when nothing is left to remove.
 
         Raises: StoreUnavailable.
         """
@@ -140,12 +137,12 @@ class Retention:
                 "purged", extra={"studies": purged.studies, "files": purged.files, "size_bytes": purged.size_bytes}
             )
         else:
-            self._warn_of_held(now)
+            self._warn_of_waiting(now)
         self._next = None if purged.studies else now + _EVERY
         return purged.studies
 
     def purge(self, now: datetime) -> Purged:
-        """Remove the bytes of some studies that have been settled for long enough, and strays of that age.
+        """Remove the bytes of some studies that have been settled for long enough, and unclaimed files of that age.
 
         Raises: StoreUnavailable.
         """
@@ -162,59 +159,52 @@ class Retention:
         names: list[str] = []
         purged = Purged()
         with self._database.transaction() as connection:
-            facts = {"before": to_text(before), "wait_since": self._wait_since(now), "limit": _STUDIES_AT_ONCE}
-            for row in connection.execute(part.due, facts).fetchall():
+            parameters = {"before": to_text(before), "wait_since": self._wait_since(now), "limit": _STUDIES_AT_ONCE}
+            for row in connection.execute(part.due, parameters).fetchall():
                 gone = connection.execute(part.purge, {"study": row["study"], "now": to_text(now)}).fetchall()
                 names += [found["blob"] for found in gone]
                 if part is IMAGES:
                     forget(connection, row["study"])
                 size_bytes = sum(found["size_bytes"] for found in gone)
                 purged += Purged(studies=1, files=len(gone), size_bytes=size_bytes)
-                record(connection, now, row["study"], None, EventKind.PURGED, _told(part, days, len(gone), row))
+                facts = {"what": part.what, "files": len(gone), "days": days}
+                facts["audit_pending"] = bool(row["is_audit_pending"])
+                record(connection, now, row["study"], None, EventKind.PURGED, **facts)
         for name in dict.fromkeys(names):
             self._remove(name)
         return purged
 
     def _wait_since(self, now: datetime) -> str | None:
-        """Return from when on what is not told yet is waited for; None where there is no audit trail."""
+        """Return since when audit messages that are not sent are waited for; None where there is no audit trail."""
         if not self._audited:
             return None
         since = _before(now, self._settings.audit_wait_days)
         return "" if since is None else to_text(since)
 
-    def _warn_of_held(self, now: datetime) -> None:
-        """Say how many studies would be gone by now, had the audit repository been told of them."""
-        facts = {"wait_since": self._wait_since(now), "long_ago": to_text(now - _EVERY)}
+    def _warn_of_waiting(self, now: datetime) -> None:
+        """Log how many studies are not removed only because audit messages about them are not sent."""
+        parameters = {"wait_since": self._wait_since(now), "long_ago": to_text(now - _EVERY)}
         studies = 0
         with self._database.reading() as connection:
             for part, days in ((IMAGES, self._settings.images_days), (RESULTS, self._settings.results_days)):
                 if (before := _before(now, days)) is not None:
-                    found = connection.execute(part.held, facts | {"before": to_text(before)}).fetchone()
+                    found = connection.execute(
+                        part.waiting_for_audit, parameters | {"before": to_text(before)}
+                    ).fetchone()
                     studies = max(studies, int(found[0]))
         if studies:
             about = {"studies": studies, "for_at_most_days": self._settings.audit_wait_days}
             log.warning("purge-waits-for-audit", extra=about)
 
     def _remove(self, name: str) -> None:
-        # Within a write transaction, so that no row can come to name the file while it is removed.
+        # Within a write transaction, so that no new row can name the file while it is removed.
         with self._database.transaction() as connection:
             if not is_named(connection, name):
                 self._blobs.remove(name)
 
 
-def is_named(connection: sqlite3.Connection, name: str) -> bool:
-    """Tell whether a row still needs the bytes of that name."""
-    return connection.execute(STILL_NAMED, {"blob": name}).fetchone() is not None
-
-
-def _told(part: _Part, days: float, files: int, row: sqlite3.Row) -> str:
-    """Return what the ledger says of a removal."""
-    untold = "; audit messages about it are still to be told, and will not name the patient" if row["untold"] else ""
-    return f"the bytes of {files} {part.what} were removed, {days:g} day(s) after the study was settled{untold}"
-
-
 def _before(now: datetime, days: float) -> datetime | None:
-    """Return until when a study must have been settled; None where nothing is ever removed."""
+    """Return by when a study must have been settled to be removed; None if nothing is ever removed."""
     try:
         return now - timedelta(days=days)
     except OverflowError:

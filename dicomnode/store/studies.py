@@ -1,23 +1,98 @@
-"""Studies as people look for them: a page of a list, and what there is of one."""
+"""Studies as people look for them: the search index, a page of a list, and the images and results of one study.
 
+A patient's number and an accession number are stored as HMACs under a key of the store's own. The key lies in a file
+beside the database, so a copy of the database alone, as in a backup or a support case, reveals no number, not even to
+someone who tries all of them.
+"""
+
+import hashlib
+import hmac
 import json
-import sqlite3
+import os
+import secrets
+import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from dicomnode.domain.answer import RejectionReason, ResultKind, Subject
+from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import JobState, RejectionReason, ResultKind, Subject
-from dicomnode.results.summary import Summary
-from dicomnode.store.database import Database
-from dicomnode.store.rows import EventKind, to_ref, to_stored_instance, to_summary, to_text, to_time
-from dicomnode.store.search import SearchIndex
+from dicomnode.domain.job import JobState
+from dicomnode.domain.summary import StudySummary
+from dicomnode.store.engine import Connection, Database, Row
+from dicomnode.store.events import EventKind
+from dicomnode.store.row_mapping import to_ref, to_stored_instance, to_summary, to_text, to_time
+
+Kind = Literal["patient", "accession"]
+
+_KEY_BYTES = 32
+
+_NOTE = "INSERT INTO study_key (kind, digest, study) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+
+_FORGET = "DELETE FROM study_key WHERE study = ?"
+
+
+class SearchIndex:
+    """Digests of the numbers by which studies are found."""
+
+    def __init__(self, key: bytes) -> None:
+        """`key` is used for nothing else."""
+        self._key = key
+
+    @classmethod
+    def of(cls, file: Path, *, create: bool) -> "SearchIndex | None":
+        """Read the key; if there is none, make one with `create`, or return None without.
+
+        Raises: ConfigurationError.
+        """
+        try:
+            if create and not file.exists():
+                _write_synced(file, secrets.token_bytes(_KEY_BYTES))
+            key = file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            raise ConfigurationError(f"the key {file} can be neither read nor made: {error.strerror}") from error
+        if key and len(key) != _KEY_BYTES:
+            raise ConfigurationError(
+                f"{file} is not a key of this store; without it a new one is made, and studies answered before are "
+                "found by their UID and date only"
+            )
+        return cls(key) if key else None
+
+    def note(self, connection: Connection, study: str, subjects: Iterable[Subject]) -> None:
+        """Enter a study under the numbers of its patient and order, in the caller's transaction."""
+        for subject in subjects:
+            for kind, value in subject.items():
+                connection.execute(_NOTE, (kind, self.digest(kind, value), study))
+
+    def digest(self, kind: str, value: str) -> str:
+        """Return the digest of a number; neither case nor surrounding spaces matter."""
+        return hmac.new(self._key, f"{kind}\0{value.strip().casefold()}".encode(), hashlib.sha256).hexdigest()
+
+
+def forget(connection: Connection, study: str) -> None:
+    """Remove a study from the search index, in the caller's transaction."""
+    connection.execute(_FORGET, (study,))
+
+
+def _write_synced(file: Path, key: bytes) -> None:
+    """Write a key completely or not at all, readable for the store's owner only."""
+    half = file.with_suffix(".new")
+    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, stat.S_IRUSR | stat.S_IWUSR)
+    try:
+        os.write(descriptor, key)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    half.replace(file)
+
 
 _EVENTS_LOOKED_AT = 50_000
 
-# A later version began later: with another image, or because somebody asked.
+# Later versions begin later, so a study was received when its first version began.
 _RECEIVED_AT = "(SELECT first_instance_at FROM job AS first WHERE first.study = job.study AND first.version = 1)"
 
 # Of each study the newest version; the primary key is the order of arrival, so a page is one walk of an index.
@@ -50,7 +125,7 @@ SELECT result.*, (
 ) AS version FROM result WHERE study = ? ORDER BY result_id
 """
 
-# What a result says of its patient is what its image says, and reports are small.
+# A result names the same patient as its image, and a report is smaller than an image.
 SMALLEST = """
 SELECT study, blob, MIN(size_bytes) FROM (
     SELECT study, blob, size_bytes FROM instance
@@ -67,10 +142,10 @@ LATEST_EVENTS = "SELECT at, kind FROM event ORDER BY event_id DESC LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is looked for; what is absent or empty does not matter. Times are from, inclusive, and until, exclusive.
+class StudyQuery:
+    """Which studies to list; an absent or empty condition admits every study.
 
-    `number`: of a patient or of an order.
+    `number`: of a patient or of an order. `since` is inclusive, `until` exclusive; both are times of reception.
     """
 
     study: str = ""
@@ -83,9 +158,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry:
-    """A study in a list: its newest version. `number` orders the list, and is where the next page goes on.
+    """A study in a list, by the newest version of its answer.
 
-    `is_kept`: whether the bytes of its images are there.
+    `number` orders the list; the next page begins after it. `is_kept`: whether the bytes of its images are there.
     """
 
     number: int
@@ -99,7 +174,7 @@ class StudyEntry:
     received_at: datetime
     changed_at: datetime
     last_error: str | None
-    summary: Summary
+    summary: StudySummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,18 +215,18 @@ class Studies:
     def __init__(self, database: Database, search: SearchIndex | None) -> None:
         self._database, self._search = database, search
 
-    def page(self, wanted: Wanted, *, limit: int, before: int | None = None) -> tuple[StudyEntry, ...]:
+    def page(self, query: StudyQuery, *, limit: int, before: int | None = None) -> tuple[StudyEntry, ...]:
         """Return a page of studies, the newest first; `before` is the number of the last one of the page before.
 
         Raises: StoreUnavailable.
         """
-        conditions, facts = self._conditions(wanted)
+        conditions, parameters = self._conditions(query)
         if before is not None:
             conditions.append("job.job_id < :before")
-            facts["before"] = before
+            parameters["before"] = before
         statement = _STUDIES.format(received_at=_RECEIVED_AT, conditions=" AND ".join(conditions or ["1"]))
         with self._database.reading() as connection:
-            rows = connection.execute(statement, facts | {"limit": limit}).fetchall()
+            rows = connection.execute(statement, parameters | {"limit": limit}).fetchall()
         return tuple(map(_to_study, rows))
 
     def images_of(self, study: str) -> tuple[ImageEntry, ...]:
@@ -183,14 +258,14 @@ class Studies:
             rows = connection.execute(SMALLEST, {"studies": json.dumps(list(studies))}).fetchall()
         return {row["study"]: row["blob"] for row in rows}
 
-    def summary_of(self, study: str) -> Summary:
-        """Return what the newest answered version said; nothing, if there is none.
+    def summary_of(self, study: str) -> StudySummary:
+        """Return the summary of the newest answered version; an empty one, if there is none.
 
         Raises: StoreUnavailable.
         """
         with self._database.reading() as connection:
             row = connection.execute(SUMMARY, (study,)).fetchone()
-        return to_summary(row) if row is not None else Summary()
+        return to_summary(row) if row is not None else StudySummary()
 
     def recent(self, now: datetime, *, minutes: int = 60) -> Recent:
         """Return what happened in the last minutes; of very many events, the newest.
@@ -214,31 +289,31 @@ class Studies:
     def _digest(self, kind: str, value: str) -> str:
         return self._search.digest(kind, value) if self._search is not None else ""
 
-    def _conditions(self, wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
+    def _conditions(self, query: StudyQuery) -> tuple[list[str], dict[str, Any]]:
         conditions: list[str] = []
-        facts: dict[str, Any] = {}
-        if wanted.study:
+        parameters: dict[str, Any] = {}
+        if query.study:
             conditions.append("job.study = :study")
-            facts["study"] = wanted.study
-        for kind, value in wanted.subject.items():
+            parameters["study"] = query.study
+        for kind, value in query.subject.items():
             conditions.append(f"job.study IN (SELECT study FROM study_key WHERE kind = '{kind}' AND digest = :{kind})")
-            facts[kind] = self._digest(kind, value)
-        if wanted.number:
+            parameters[kind] = self._digest(kind, value)
+        if query.number:
             conditions.append(f"job.study IN ({_OF_NUMBER})")
             for kind in ("patient", "accession"):
-                facts[f"any_{kind}"] = self._digest(kind, wanted.number)
-        if wanted.states:
-            names = [f"state_{number}" for number in range(len(wanted.states))]
+                parameters[f"any_{kind}"] = self._digest(kind, query.number)
+        if query.states:
+            names = [f"state_{number}" for number in range(len(query.states))]
             conditions.append(f"job.state IN ({', '.join(f':{name}' for name in names)})")
-            facts |= dict(zip(names, wanted.states, strict=True))
-        for name, sign, moment in (("since", ">=", wanted.since), ("until", "<", wanted.until)):
+            parameters |= dict(zip(names, query.states, strict=True))
+        for name, sign, moment in (("since", ">=", query.since), ("until", "<", query.until)):
             if moment is not None:
                 conditions.append(f"{_RECEIVED_AT} {sign} :{name}")
-                facts[name] = to_text(moment)
-        return conditions, facts
+                parameters[name] = to_text(moment)
+        return conditions, parameters
 
 
-def _to_study(row: sqlite3.Row) -> StudyEntry:
+def _to_study(row: Row) -> StudyEntry:
     return StudyEntry(
         number=row["job_id"],
         study=row["study"],
@@ -255,7 +330,7 @@ def _to_study(row: sqlite3.Row) -> StudyEntry:
     )
 
 
-def _to_result(row: sqlite3.Row) -> ResultEntry:
+def _to_result(row: Row) -> ResultEntry:
     return ResultEntry(
         ref=to_ref(row),
         kind=ResultKind(row["kind"]),

@@ -1,7 +1,8 @@
-"""Who a visitor is, what they may do, and what a browser is told to remember of it.
+"""Who a visitor is, what they may do, and the sessions of browsers.
 
-A session is a random name in a cookie; what it stands for is kept here, and is forgotten when the node stops. The token
-in forms derives from it, so a form that another site made has none.
+A session is a random name in a cookie. Its contents are kept in memory and end with the process. Forms carry a token
+that derives from the session, so a form made by another site is recognised. Guessing of tokens is slowed down by
+address (`WrongTokens`).
 """
 
 import hashlib
@@ -10,18 +11,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from ipaddress import ip_address, ip_network
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv6Address, ip_address, ip_network
 
-from dicomnode.http_settings import HttpSettings, Role
+from dicomnode.settings.http import HttpSettings, Role
 
 _MOST_SESSIONS = 2000
 _LASTS = timedelta(hours=12)
+MOST_WRONG_TOKENS = 10
+PAUSE = timedelta(minutes=1)
+"""From an address that gave so many wrong tokens within this time, no token is taken for as long."""
+_MOST_ADDRESSES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visitor:
-    """Somebody who asks for a page. `patients`: whether they may see who patients are."""
+    """Who sends a request. `patients`: whether they may see who patients are."""
 
     name: str
     role: Role
@@ -34,9 +39,9 @@ LOCAL = "(this machine)"
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """What is remembered of a browser. `shows_patients`: whether its visitor, who may, asked to see who they are.
+    """The state of one browser. `shows_patients`: whether its visitor asked to see who patients are.
 
-    `searches` are what was searched for, by a name that may stand in an address where a patient's may not.
+    `searches`: the fields of searches by a random name. The name stands in addresses, so that no patient's number does.
     """
 
     id: str
@@ -48,16 +53,16 @@ class Session:
 
 
 class Sessions:
-    """The sessions of all browsers, the most recent of them."""
+    """The most recent sessions of browsers."""
 
     def __init__(self, clock: Callable[[], datetime], names: Callable[[], str], key: bytes) -> None:
-        """`names` gives one that cannot be guessed; `key` is this process's own."""
+        """Take a source of names that cannot be guessed, and the secret key of this process."""
         self._clock, self._names, self._key = clock, names, key
         self._held: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, name: str | None) -> Session | None:
-        """Return the session of that name, unless there is none or its time is over."""
+        """Return the session of that name; None if there is none or it has expired."""
         with self._lock:
             found = self._held.get(name or "")
             if found is None or found.until < self._clock():
@@ -66,7 +71,7 @@ class Sessions:
             return found
 
     def begin(self, token: str | None = None) -> Session:
-        """Begin a session; `token` is the name of the token that its visitor gave."""
+        """Begin a session; `token` is the name of the token that the visitor signed in with."""
         session = Session(id=self._names(), token=token, until=self._clock() + _LASTS)
         with self._lock:
             self._held[session.id] = session
@@ -80,7 +85,7 @@ class Sessions:
             self._held.pop(session.id, None)
 
     def form_token(self, session: Session) -> str:
-        """Return what a form of this session carries."""
+        """Return the token that forms of this session carry."""
         return hmac.new(self._key, session.id.encode(), hashlib.sha256).hexdigest()
 
     def is_of(self, session: Session, form_token: str) -> bool:
@@ -88,15 +93,50 @@ class Sessions:
         return hmac.compare_digest(self.form_token(session).encode(), form_token.encode())
 
 
-class Access:
-    """Tells who visitors are, by the settings."""
+class WrongTokens:
+    """Counts wrong tokens by address, and says from which addresses none is taken for a while.
 
-    def __init__(self, settings: HttpSettings) -> None:
-        """Read every token once, so that one which is missing is said at the start.
+    An IPv6 client may take any address of its /64, so those count as one.
+    """
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._times: OrderedDict[str, list[datetime]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, address: str) -> None:
+        """Count a wrong token."""
+        key = _network_of(address)
+        with self._lock:
+            self._times[key] = [*self._recent(key), self._clock()][-MOST_WRONG_TOKENS:]
+            self._times.move_to_end(key)
+            while len(self._times) > _MOST_ADDRESSES:
+                self._times.popitem(last=False)
+
+    def pause_s(self, address: str) -> int:
+        """Return for how many seconds no token is taken from an address; 0 if tokens are taken."""
+        key = _network_of(address)
+        with self._lock:
+            recent = self._recent(key)
+            if len(recent) < MOST_WRONG_TOKENS:
+                return 0
+            return max(1, round((recent[-1] + PAUSE - self._clock()).total_seconds()))
+
+    def _recent(self, key: str) -> list[datetime]:
+        now = self._clock()
+        return [at for at in self._times.get(key, []) if timedelta() <= now - at < PAUSE]
+
+
+class Access:
+    """Tells who a visitor is and what they may do, by the settings."""
+
+    def __init__(self, settings: HttpSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Read every token once, so that a missing one stops the start.
 
         Raises: ConfigurationError.
         """
         settings.require_safe()
+        self.wrong_tokens = WrongTokens(clock)
         self._settings = settings
         self._tokens = {token.name: (token, _digest(token.read())) for token in settings.tokens}
         self._proxies = tuple(ip_network(network) for network in settings.proxy_networks)
@@ -108,24 +148,23 @@ class Access:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether there is a token to sign in with."""
+        """Whether visitors can sign in with a token."""
         return bool(self._tokens)
 
     def token_of(self, secret: str) -> str | None:
-        """Return the name of the token with this secret; every one is compared, in constant time."""
+        """Return the name of the token with this secret; all are compared, each in constant time."""
         given = _digest(secret)
         found = [name for name, (_, digest) in self._tokens.items() if hmac.compare_digest(digest, given)]
         return found[0] if found else None
 
     def visitor(self, headers: Mapping[str, str], address: str, session: Session | None) -> Visitor:
-        """Return who asks: by the proxy, by a token in the request, or by one that was given before."""
+        """Return who sends a request: named by the proxy, by a token in the request, or by the session."""
         if not self.is_restricted:
             return Visitor(name=LOCAL, role=Role.OPERATE, patients=self._settings.local_patients)
         if (user := self._proxy_user(headers, address)) is not None:
             return self._user(user)
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._holder(self.token_of(secret.strip()))
+        if (secret := bearer_token(headers)) is not None:
+            return self._holder(self.token_of(secret))
         return self._holder(session.token if session is not None else None)
 
     def _proxy_user(self, headers: Mapping[str, str], address: str) -> str | None:
@@ -144,6 +183,23 @@ class Access:
             return NOBODY
         token, _ = self._tokens[name]
         return Visitor(name=token.name, role=token.grants, patients=token.patients)
+
+
+def bearer_token(headers: Mapping[str, str]) -> str | None:
+    """Return the token in a request's Authorization header, if there is one."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None
+
+
+def _network_of(address: str) -> str:
+    """Return what counts as one address: an IPv4 address, or the /64 of an IPv6 one."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is None:
+        return str(ip_network((int(found), 64), strict=False))
+    return str(found)
 
 
 def _digest(secret: str) -> bytes:

@@ -1,25 +1,23 @@
-"""Who a study is of: masked, unless the visitor may see it and asked to."""
+"""The patient of a study: masked unless the visitor may see patients and has asked to."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydicom import Dataset
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from dicomnode.dicom.header import RadiographHeader, read_header
 from dicomnode.domain.errors import CxrNodeError
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
+from dicomnode.web.context import PageContext, session_of, site_of, visitor_of
 from dicomnode.web.guard import form_of
-from dicomnode.web.parts import Parts, session_of, site_of, visitor_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
-    """What is shown of a patient and an order."""
+class PatientDetails:
+    """What the page shows of a patient and an order."""
 
     name: str
     patient_id: str
@@ -31,62 +29,63 @@ class Patient:
 
 
 def shows_patients(request: Request) -> bool:
-    """Tell whether this page is to say who patients are."""
+    """Tell whether a request's page names patients."""
     return visitor_of(request).patients and session_of(request).shows_patients
 
 
-def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patient | None:
-    """Return whom a study is of, by the first of its objects that can be read."""
+def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> PatientDetails | None:
+    """Return the patient of a study, from the first of its objects that can be read."""
     for blob in blobs:
         try:
-            return _patient(read(read_blob(blob)))
+            return _patient(read_header(read_blob(blob)))
         except CxrNodeError:
             continue
     return None
 
 
-def patients_of(parts: Parts, studies: Sequence[str]) -> dict[str, Patient]:
-    """Return whom studies are of, as far as they are kept: of each, one object is read, the smallest.
+def patients_of(context: PageContext, studies: Sequence[str]) -> dict[str, PatientDetails]:
+    """Return the patients of those studies of which an object is kept; of each study the smallest object is read.
 
     Raises: StoreUnavailable.
     """
-    blobs = parts.store.studies.smallest_of(studies)
-    found = ((study, patient_of([blob], parts.store.blobs.read)) for study, blob in blobs.items())
+    blobs = context.store.studies.smallest_of(studies)
+    found = ((study, patient_of([blob], context.store.blobs.read)) for study, blob in blobs.items())
     return {study: patient for study, patient in found if patient is not None}
 
 
 def disclosed(request: Request, studies: Sequence[str]) -> None:
-    """Record that a visitor is about to be told whom studies are of.
+    """Record that a visitor is about to be shown the patients of studies.
 
-    Raises: StoreUnavailable; then they must not be.
+    Raises: StoreUnavailable; the visitor must not be shown them then.
     """
     visitor, address = visitor_of(request).name, request.client.host if request.client is not None else ""
-    site_of(request).parts.record_shown(visitor, address, studies)
+    site_of(request).context.record_shown(visitor, address, studies)
     for study in studies:
         log.info("patient-shown", extra={"visitor": visitor, "study": study})
 
 
 async def switch(request: Request) -> Response:
-    """Show patients from now on, or mask them."""
+    """Show patients in this session from now on, or mask them."""
     form = await form_of(request)
     session_of(request).shows_patients = visitor_of(request).patients and form.get("show") == "yes"
     return RedirectResponse(local_path(form.get("back", "/")), status_code=303)
 
 
 def local_path(path: str) -> str:
-    """Return a path of this site, whatever a form says."""
+    """Return a path of this site; "/" for anything else that a form may hold."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
 
 
-def _patient(ds: Dataset) -> Patient:
-    return Patient(
-        name=text(ds, "PatientName").replace("^", " ").strip(),
-        patient_id=text(ds, "PatientID"),
-        birth_date=_date(text(ds, "PatientBirthDate")),
-        sex=text(ds, "PatientSex"),
-        accession_number=text(ds, "AccessionNumber"),
-        study_date=_date(text(ds, "StudyDate")),
-        description=text(ds, "StudyDescription"),
+def _patient(header: RadiographHeader) -> PatientDetails:
+    patient, study = header.patient, header.study
+    return PatientDetails(
+        name=patient.name.replace("^", " ").strip(),
+        patient_id=patient.patient_id,
+        birth_date=_date(patient.birth_date),
+        sex=patient.sex,
+        accession_number=study.accession_number,
+        study_date=_date(study.date),
+        description=study.description,
     )
 
 

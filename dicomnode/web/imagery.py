@@ -16,30 +16,42 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
+from dicomnode.analysis.examination import AnalysedImage
+from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.header import header_of
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
-from dicomnode.pipeline import Examined, Pipeline
-from dicomnode.results.overlay import enlarge, heat_colours
+from dicomnode.inference.operating import findings_of
+from dicomnode.results.body import BoolArray, body_mask, onto
+from dicomnode.results.overlay import heat_colours
+from dicomnode.results.presentation import Note, heat_of, notes_on, orientation_of, with_heat
 
 _LONGEST_SIDE, _HEAT_SIDE, _CAPTURE_SIDE = 1280, 512, 1600
 _KEPT = 12
 _OPAQUE = 1.0
+_NOWHERE: BoolArray = np.zeros((1, 1), dtype=bool)
 
 Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """One image as it is shown. `png` is empty where it cannot be decoded; `maps` by label, if the model read it."""
+    """One image as it is shown.
+
+    `png` is empty where it cannot be decoded. `maps` by label: of what has heat by the rules of
+    `dicomnode.results.presentation`, none where the model did not read the image. `body`: where heat may be. `notes`:
+    what to know of the image.
+    """
 
     png: bytes
     rows: int
     columns: int
     maps: Mapping[str, FloatArray]
+    body: BoolArray
+    notes: tuple[Note, ...]
     may_name_patient: bool
 
 
@@ -71,27 +83,53 @@ class Gallery:
             dataset = read(part10)
             # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
             # that says NO.
-            annotated = text(dataset, "BurnedInAnnotation").upper()
-            named = annotated == "YES" or (annotated != "NO" and text(dataset, "ConversionType") != "")
-            if isinstance(examined, Examined):
-                pixels, maps = examined.frame.pixels, {one.label: one.values for one in examined.reading.saliency}
+            header = header_of(dataset)
+            annotated = header.burned_in_annotation
+            named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
+            if isinstance(examined, AnalysedImage):
+                pixels = examined.frame.pixels
             else:
-                pixels, maps = render(dataset, instance.ref, self._pipeline.pixels).pixels, {}
+                pixels = render(dataset, instance.ref, self._pipeline.pixels).pixels
         except (UnreadableObject, UndecodablePixels):
-            return Look(png=b"", rows=0, columns=0, maps={}, may_name_patient=False)
+            return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
+        body = body_mask(pixels) if isinstance(examined, AnalysedImage) else _NOWHERE
         shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
         rows, columns = shown.shape
-        return Look(png=_png(shown), rows=rows, columns=columns, maps=maps, may_name_patient=named)
+        return Look(
+            png=_png(shown),
+            rows=rows,
+            columns=columns,
+            maps=self._maps(examined, body) if isinstance(examined, AnalysedImage) else {},
+            body=body,
+            notes=_notes(examined) if isinstance(examined, AnalysedImage) else (),
+            may_name_patient=named,
+        )
+
+    def _maps(self, examined: AnalysedImage, body: BoolArray) -> dict[str, FloatArray]:
+        """Return the maps of what has heat on the body."""
+        scores, point = examined.reading.scores, self._pipeline.operating_point
+        abnormality, *findings = findings_of(scores, self._pipeline.manifest, point)
+        labels = {finding.label for finding in with_heat(abnormality, findings)}
+        maps = {one.label: one.values for one in examined.reading.saliency if one.label in labels}
+        return {label: values for label, values in maps.items() if heat_of(values, body.shape, body) is not None}
+
+
+def _notes(examined: AnalysedImage) -> tuple[Note, ...]:
+    """Return what to know of an image; the answer's summary says whether it is unusual."""
+    orientation = orientation_of(examined.frame, examined.context)
+    return notes_on(examined.frame, orientation, is_unusual=False)
 
 
 def heat_png(look: Look, label: str) -> bytes | None:
-    """Return a finding's Grad-CAM as colours that are clear where it is low; None without a map or evidence."""
+    """Return a finding's heat as colours that are clear where it is low; None without a map or heat on the body."""
     values = look.maps.get(label)
-    if values is None or float(values.max()) <= 0:
+    scale = _HEAT_SIDE / max(look.rows, look.columns, 1)
+    shape = (max(1, round(look.rows * scale)), max(1, round(look.columns * scale)))
+    heat = None if values is None else heat_of(values, shape, look.body)
+    if heat is None:
         return None
-    scale = _HEAT_SIDE / max(look.rows, look.columns)
-    heat = enlarge(values, (max(1, round(look.rows * scale)), max(1, round(look.columns * scale))))
-    colours, alpha = heat_colours(heat, _OPAQUE)
+    colours, alpha = heat_colours(heat.values, _OPAQUE)
+    alpha *= onto(look.body, shape)
     return _png(np.dstack([cv2.cvtColor(colours, cv2.COLOR_RGB2BGR), cv2.convertScaleAbs(alpha, alpha=255.0)]))
 
 

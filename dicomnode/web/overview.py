@@ -1,4 +1,4 @@
-"""The first page: what comes in, what waits, what went out, and what is wrong."""
+"""The overview: what arrives, what waits, what was delivered, and the state of disk, model and destinations."""
 
 import shutil
 from typing import Any
@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.domain.job import JobState
-from dicomnode.store.rows import EventKind
-from dicomnode.store.studies import Recent, Wanted
-from dicomnode.store.watching import Operations
-from dicomnode.web.parts import Parts, site_of
+from dicomnode.store.counters import Operations
+from dicomnode.store.events import EventKind
+from dicomnode.store.studies import Recent, StudyQuery
+from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.studies import described
 
 _NEWEST = 8
@@ -32,16 +32,15 @@ _LAST_HOUR = (
 async def overview(request: Request) -> Response:
     """Show the state of the node."""
     site = site_of(request)
-    facts = await run_in_threadpool(_facts, site.parts)
-    return site.pages.page(request, "overview.html", **facts)
+    facts = await run_in_threadpool(_facts, site.context)
+    return await site.pages.page(request, "overview.html", **facts)
 
 
-def _facts(parts: Parts) -> dict[str, Any]:
-    now, store = parts.clock(), parts.store
+def _facts(context: PageContext) -> dict[str, Any]:
+    now, store = context.clock(), context.store
     operations, recent = store.watching.operations(), store.studies.recent(now)
     oldest_s = operations.waiting.age_s(now)
-    configured = [entry.label for entry in parts.settings.delivery.destinations]
-    disk = shutil.disk_usage(parts.settings.store.path)
+    disk = shutil.disk_usage(context.settings.store.path)
     return {
         "now": now,
         "waiting": _waiting(operations),
@@ -51,23 +50,28 @@ def _facts(parts: Parts) -> dict[str, Any]:
         "is_late": oldest_s is not None and oldest_s > _LATE_S,
         "disk": disk,
         "disk_used": 100 * disk.used / disk.total,
-        "disk_is_low": disk.free < 2 * parts.settings.store.minimum_free_bytes,
-        "kept_bytes": parts.settings.store.minimum_free_bytes,
-        "model": parts.bundle.identity,
+        "disk_is_low": disk.free < 2 * context.settings.store.minimum_free_bytes,
+        "kept_bytes": context.settings.store.minimum_free_bytes,
+        "model": context.bundle.identity,
         "last_hour": [(name, sum(recent.events.get(kind, 0) for kind in kinds)) for name, kinds in _LAST_HOUR],
         "throughput": _bins(recent),
-        "answered": recent.events.get(EventKind.ANSWERED, 0) + recent.events.get(EventKind.REJECTED, 0),
-        "destinations": operations.destinations_with(configured),
-        "configured": configured,
+        "answered": recent.events.get(EventKind.ANSWERED, 0),
+        "not_analysed": recent.events.get(EventKind.REJECTED, 0),
+        "finished": recent.events.get(EventKind.ANSWERED, 0) + recent.events.get(EventKind.REJECTED, 0),
+        "destinations": operations.destinations_with(context.destinations),
+        "configured": context.destinations,
         "patients": None,
-        "newest": [described(entry) for entry in store.studies.page(Wanted(), limit=_NEWEST)],
-        "ae_title": parts.settings.scp.ae_title,
-        "port": parts.settings.scp.port,
+        "newest": [
+            described(entry, context.settings.results) for entry in store.studies.page(StudyQuery(), limit=_NEWEST)
+        ],
+        "ae_title": context.settings.scp.ae_title,
+        "port": context.settings.scp.port,
+        "peer": context.peer,
     }
 
 
 def _waiting(operations: Operations) -> dict[str, int]:
-    """Return how much is at each station of the path that has not reached its end."""
+    """Return the number of studies and results at each unfinished stage of the path."""
     sending = sum(entry.sending for entry in operations.destinations.values())
     return {
         "Being received": operations.jobs[JobState.COLLECTING].count,
@@ -79,7 +83,7 @@ def _waiting(operations: Operations) -> dict[str, int]:
 
 
 def _bins(recent: Recent) -> list[tuple[int, float, float, int]]:
-    """Return the columns of the chart: place, top and height in percent, and how many answers they stand for."""
+    """Return the columns of the chart: position, top and height in the drawing's units, and number of studies."""
     minutes = recent.answers_by_minute
     sums = [sum(minutes[at : at + _BIN_MINUTES]) for at in range(0, len(minutes), _BIN_MINUTES)]
     most = max(*sums, 4)

@@ -1,4 +1,4 @@
-"""The list of studies, and searching it. What is searched for stays in the session: no address names a patient."""
+"""The list of studies and its search. A search's fields stay in the session, so that no address names a patient."""
 
 import re
 import secrets
@@ -12,11 +12,12 @@ from starlette.responses import RedirectResponse, Response
 
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.store.studies import StudyEntry, Wanted
+from dicomnode.settings.node import ResultSettings
+from dicomnode.store.studies import StudyEntry, StudyQuery
+from dicomnode.web.context import PageContext, session_of, site_of
 from dicomnode.web.findings import REASONS, headline
 from dicomnode.web.guard import form_of
-from dicomnode.web.identity import Patient, disclosed, patients_of, shows_patients
-from dicomnode.web.parts import Parts, session_of, site_of
+from dicomnode.web.identity import PatientDetails, disclosed, patients_of, shows_patients
 
 PER_PAGE = 50
 _MOST_SEARCHES = 20
@@ -32,29 +33,31 @@ OUTCOMES: Mapping[str, tuple[JobState, ...]] = {
 
 
 async def studies(request: Request) -> Response:
-    """Show a page of studies, of a search if one is named."""
+    """Show a page of the list, or of a search."""
     site, asked = site_of(request), request.query_params
     search = asked.get("search", "")
     fields = session_of(request).searches.get(search, {})
     before = int(asked["before"]) if re.fullmatch(r"[0-9]{1,15}", asked.get("before", "")) else None
-    entries = await run_in_threadpool(_page, site.parts, fields, before)
+    entries = await run_in_threadpool(_page, site.context, fields, before)
     more = entries[PER_PAGE - 1].number if len(entries) > PER_PAGE else None
     patients = await run_in_threadpool(_shown_patients, request, entries[:PER_PAGE])
-    return site.pages.page(
+    return await site.pages.page(
         request,
         "studies.html",
-        newest=[described(entry) for entry in entries[:PER_PAGE]],
+        newest=[described(entry, site.context.settings.results) for entry in entries[:PER_PAGE]],
         patients=patients,
         fields={name: fields.get(name, "") for name in _FIELDS},
         outcomes=tuple(OUTCOMES),
         search=search if fields else "",
         more=more,
         is_first=before is None,
+        is_filtered=bool(fields),
+        peer=site.context.peer,
     )
 
 
 async def search_studies(request: Request) -> Response:
-    """Take note of a search, and show what it finds."""
+    """Keep the fields of a search in the session, and redirect to its results."""
     form = await form_of(request)
     fields = {name: form.get(name, "").strip()[:128] for name in _FIELDS}
     if not any(fields.values()):
@@ -66,26 +69,26 @@ async def search_studies(request: Request) -> Response:
     return RedirectResponse(f"/studies?search={name}", status_code=303)
 
 
-def _page(parts: Parts, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
-    return parts.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
+def _page(context: PageContext, fields: Mapping[str, str], before: int | None) -> tuple[StudyEntry, ...]:
+    return context.store.studies.page(wanted_of(fields), limit=PER_PAGE + 1, before=before)
 
 
-def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, Patient] | None:
-    """Return whom the studies of a page are of, where that is to be shown, and record that it is."""
+def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, PatientDetails] | None:
+    """Return the patients of a page's studies if the visitor sees patients, and record that they are shown."""
     if not shows_patients(request):
         return None
-    patients = patients_of(site_of(request).parts, [entry.study for entry in entries])
+    patients = patients_of(site_of(request).context, [entry.study for entry in entries])
     if patients:
         disclosed(request, list(patients))
     return patients
 
 
-def wanted_of(fields: Mapping[str, str]) -> Wanted:
-    """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
+def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
+    """Return the conditions of a search; dates are days of the node's time zone, and the last day is included."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
-    return Wanted(
+    return StudyQuery(
         study=number if is_uid else "",
         number="" if is_uid else number,
         states=OUTCOMES.get(fields.get("outcome", ""), ()),
@@ -101,7 +104,7 @@ def _day(value: str) -> datetime | None:
         return None
 
 
-def described(entry: StudyEntry) -> dict[str, Any]:
-    """Return a study of a list as templates show it."""
+def described(entry: StudyEntry, settings: ResultSettings) -> dict[str, Any]:
+    """Return a study as the template of the list shows it."""
     why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
-    return {"entry": entry, "headline": headline(entry.summary), "why": why}
+    return {"entry": entry, "headline": headline(entry.summary, settings), "why": why}

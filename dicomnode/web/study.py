@@ -1,26 +1,81 @@
-"""One study: whom it is of, what was said of it, the pictures, the results, and everything that happened."""
+"""The page of one study: patient, images with findings and heatmaps, results, deliveries, and the history.
 
-from collections.abc import Mapping, Sequence
+The Structured Report is shown as a tree of its content items, which `read_report` makes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
+from pydicom import Dataset, dcmread
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dicomnode.dicom.attributes import items, number, text
+from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
-from dicomnode.domain.job import ResultKind
-from dicomnode.store.rows import EventKind
-from dicomnode.store.story import conclusion, sentence
+from dicomnode.domain.summary import ImageSummary, StudySummary
+from dicomnode.results.presentation import UNUSUAL, Note
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import conclusion, sentence
 from dicomnode.store.studies import ImageEntry, ResultEntry
-from dicomnode.web.acting import acts_on
-from dicomnode.web.findings import REASONS, Bar, first_to_show, images_by_uid
-from dicomnode.web.identity import Patient, disclosed, patient_of, shows_patients
+from dicomnode.web.actions import acts_on
+from dicomnode.web.context import PageContext, site_of
+from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
+from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
 from dicomnode.web.imagery import Look, capture_png, heat_png
-from dicomnode.web.parts import Parts, site_of
-from dicomnode.web.reports import Item, read_report
+
+_DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One content item: its concept name, its value, and the items below it."""
+
+    name: str
+    value: str
+    items: tuple["Item", ...]
+
+
+def read_report(part10: bytes) -> Item:
+    """Return the content of a report that this node wrote."""
+    return _item(dcmread(BytesIO(part10), stop_before_pixels=True), 0)
+
+
+def _item(ds: Dataset, depth: int) -> Item:
+    below = () if depth >= _DEEPEST else tuple(_items(ds, depth + 1))
+    return Item(name=_meaning(ds, "ConceptNameCodeSequence"), value=_value(ds), items=below)
+
+
+def _items(ds: Dataset, depth: int) -> Iterator[Item]:
+    for entry in items(ds, "ContentSequence"):
+        # The report has outlines of whole images for viewers that need coordinates; here they would tell nothing.
+        if text(entry, "ValueType") not in ("SCOORD", ""):
+            yield _item(entry, depth)
+
+
+def _value(ds: Dataset) -> str:
+    match text(ds, "ValueType"):
+        case "CODE":
+            return _meaning(ds, "ConceptCodeSequence")
+        case "NUM":
+            measured = next(iter(items(ds, "MeasuredValueSequence")), Dataset())
+            value = number(measured, "NumericValue")
+            return "" if value is None else f"{value:g}"
+        case "IMAGE":
+            return text(next(iter(items(ds, "ReferencedSOPSequence")), Dataset()), "ReferencedSOPInstanceUID")
+        case kind:
+            return text(ds, {"TEXT": "TextValue", "UIDREF": "UID", "PNAME": "PersonName"}.get(kind, "TextValue"))
+
+
+def _meaning(ds: Dataset, keyword: str) -> str:
+    return text(next(iter(items(ds, keyword)), Dataset()), "CodeMeaning")
+
 
 _MOST_EVENTS = 500
 _STEPS = 10
@@ -52,64 +107,71 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was said of it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map.
+
+    `evidence`: which attribute of the image said what, such as view and body part.
+    """
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
+    impression: str
+    word_above: str
+    notes: tuple[Note, ...]
     rejection: str
     look: Look | None
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
+    evidence: tuple[Evidence, ...]
 
 
 async def study(request: Request) -> Response:
     """Show a study."""
     site, uid = site_of(request), _uid_in(request, "study")
     shows = shows_patients(request)
-    facts = await run_in_threadpool(_facts, site.parts, uid, shows=shows, chosen=request.query_params)
+    facts = await run_in_threadpool(_facts, site.context, uid, shows=shows, chosen=request.query_params)
     if facts["patient"] is not None:
         await run_in_threadpool(disclosed, request, [uid])
-    return site.pages.page(request, "study.html", **facts)
+    return await site.pages.page(request, "study.html", **facts)
 
 
 async def radiograph(request: Request) -> Response:
-    """Answer with an image as a picture."""
+    """Answer with an image as PNG."""
     look = await _look_of(request)
     return _picture(look.png or None)
 
 
 async def heat(request: Request) -> Response:
-    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
-    parts, look = site_of(request).parts, await _look_of(request)
-    labels, at = parts.bundle.manifest.labels, int(request.path_params["label"])
+    """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
+    context, look = site_of(request).context, await _look_of(request)
+    labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
-    """Answer with a Secondary Capture of the study as a picture."""
-    parts, uid, result = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "result")
+    """Answer with a Secondary Capture of the study as PNG."""
+    context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
-        entries = parts.store.studies.results_of(uid)
+        entries = context.store.studies.results_of(uid)
         entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
-        return capture_png(parts.store.blobs.read(entry.blob))
+        return capture_png(context.store.blobs.read(entry.blob))
 
     return _picture(await run_in_threadpool(made))
 
 
-def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = parts.store.ledger, parts.store.studies
+def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
+    ledger, held = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
     images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
-    is_current = summary.model is not None and summary.model.bundle_hash == parts.bundle.identity.bundle_hash
-    said, rejections = images_by_uid(summary), ledger.rejections_of(uid)
+    is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
+    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
     at = _chosen(images, said, chosen.get("image", ""))
     shown = (
-        _shown(parts, images[at], said, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
+        _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
         else None
     )
@@ -125,29 +187,30 @@ def _facts(parts: Parts, uid: str, *, shows: bool, chosen: Mapping[str, str]) ->
         "at": at,
         "model": summary.model,
         "is_current_model": is_current,
-        "heat_labels": {label.name: at for at, label in enumerate(parts.bundle.manifest.labels)},
+        "heat_labels": {label.name: at for at, label in enumerate(context.bundle.manifest.labels)},
         "opacity": _step(chosen.get("opacity", "")),
         "deliveries": deliveries,
         "results": results,
-        "reports": _reports(parts, [entry for entry in results if entry.version == newest]),
+        "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(parts, images, results) if shows else None,
+        "patient": _patient(context, images, results) if shows else None,
+        "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
 def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
-    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+    """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
     analysed = [uid for uid in uids if uid in said]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
 
 
 def _shown(
-    parts: Parts,
+    context: PageContext,
     image: ImageEntry,
-    said: Mapping[str, tuple[Bar, ...]],
+    summary: StudySummary,
     rejections: Sequence[Any],
     asked: str,
     *,
@@ -155,41 +218,49 @@ def _shown(
     open_: bool,
 ) -> ShownImage:
     uid = image.instance.ref.sop_instance
-    bars = said.get(uid, ())
-    look = None if image.is_purged else _look(parts, image)
+    found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
+    bars = bars_of(found, context.settings.results) if found is not None else ()
+    look = None if image.is_purged else _look(context, image)
     withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if look is not None and heat_is_there(look, bar.label)) if maps else ()
+    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
         entry=image,
         bars=bars,
+        impression=impression_of(found, context.settings.results) if found is not None else "",
+        word_above=context.settings.results.word_above,
+        notes=_notes(found, look),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
+        evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
         heat=asked if asked in labels else first_to_show(bars, labels),
     )
 
 
-def heat_is_there(look: Look, label: str) -> bool:
-    """Tell whether a finding has evidence anywhere in an image."""
-    return label in look.maps and float(look.maps[label].max()) > 0
+def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+    """Return what to know of an image that was analysed."""
+    if found is None or look is None:
+        return ()
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
 
 
-def _look(parts: Parts, image: ImageEntry) -> Look | None:
+def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
-        return parts.gallery.look(image.instance)
-    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+        return context.gallery.look(image.instance)
+    except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
 async def _look_of(request: Request) -> Look:
-    parts, uid, sop = site_of(request).parts, _uid_in(request, "study"), _uid_in(request, "image")
+    context, uid, sop = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "image")
 
     def found() -> Look | None:
-        images = parts.store.studies.images_of(uid)
+        images = context.store.studies.images_of(uid)
         image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
-        return None if image is None else _look(parts, image)
+        return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
     if look is None:
@@ -199,21 +270,23 @@ async def _look_of(request: Request) -> Look:
     return look
 
 
-def _reports(parts: Parts, results: Sequence[ResultEntry]) -> list[Item]:
+def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
     reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
     made = []
     for entry in reports[:1]:
         try:
-            made.append(read_report(parts.store.blobs.read(entry.blob)))
+            made.append(read_report(context.store.blobs.read(entry.blob)))
         except CxrNodeError:
             continue
     return made
 
 
-def _patient(parts: Parts, images: Sequence[ImageEntry], results: Sequence[ResultEntry]) -> Patient | None:
+def _patient(
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+) -> PatientDetails | None:
     blobs = [image.instance.blob for image in images if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
-    return patient_of(blobs[:3], parts.store.blobs.read)
+    return patient_of(blobs[:3], context.store.blobs.read)
 
 
 def _mark(kind: EventKind) -> str:
@@ -221,7 +294,7 @@ def _mark(kind: EventKind) -> str:
 
 
 def _step(value: str) -> int:
-    """Return an opacity in tenths."""
+    """Return an opacity in tenths, from its percentage in the address."""
     return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 

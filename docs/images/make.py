@@ -22,9 +22,9 @@ from playwright import sync_api
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.archives import Archive
-from tests.make import build, encode
-from tests.processes import NodeProcess, free_port, require, run_cxrnode, wait_until
+from tests.support.archives import Archive
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, free_port, require, run_cxrnode, wait_until
 
 HERE = Path(__file__).resolve().parent
 IMAGES = ("00000435_000", "00000075_000", "00000129_000")

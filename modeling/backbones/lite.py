@@ -265,8 +265,8 @@ def _norm(convolution: keras.layers.Layer) -> str:
 def _read_warm_start(path: Path, variant: Variant) -> dict[int, tuple[FloatArray, FloatArray]]:
     """Return kernel and bias by position in the graph."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            named = {name: np.asarray(held[name], dtype=np.float32) for name in held.files}
+        with np.load(path, allow_pickle=False) as arrays:
+            named = {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} is not a warm start: it cannot be read as NPZ") from error
     pattern = re.compile(r"(\d\d)_(?:DEPTHWISE_)?CONV_2D_([wb])")

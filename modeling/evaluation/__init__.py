@@ -1,1 +1,1 @@
-"""What a bundle is worth on labelled images: predictions, measures with intervals, plots, a report, comparisons."""
+"""Evaluation of a bundle on labelled images: predictions, measures with intervals, plots, a report, comparisons."""

@@ -1,30 +1,70 @@
-"""From predictions to all measures of "what is this model worth"."""
+"""All measures of a bundle's predictions on labelled images."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from dicomnode.bundle.manifest import LabelEntry, Manifest
 from dicomnode.domain.terminology import ABNORMALITY
 from modeling.evaluation import measures
-from modeling.evaluation.averages import averages, rates_at
-from modeling.evaluation.pointing import Throw, localisation
+from modeling.evaluation.intervals import Resampler, Values, estimate_of
+from modeling.evaluation.measures import averages, rates_at
+from modeling.evaluation.pointing import BoxedMap, localisation
+from modeling.evaluation.populations import (
+    Target,
+    TrainedFolds,
+    by_history,
+    matched,
+    overfitting,
+    without_confounded,
+)
 from modeling.evaluation.predictions import Predictions
-from modeling.evaluation.resampling import Resampler, Values, estimate_of
-from modeling.evaluation.results import LabelResult, MeanResult, Measured, MemberAucs, PointResult, Rates, SweepRow
+from modeling.evaluation.results import (
+    AucRange,
+    ConfusionMatrix,
+    EvaluationResults,
+    HistoryResult,
+    LabelResult,
+    MeanResult,
+    MemberAucs,
+    PointResult,
+    Rates,
+    SweepRow,
+)
 from modeling.evaluation.subgroups import subgroups
 from modeling.metrics import MIN_POSITIVES, BoolArray, Estimate, auc
 
 FIRST_SYSTEM = "first_system_0.5"
 _SWEEP = tuple(round(0.40 + 0.01 * step, 2) for step in range(30))
 Stage = Callable[[str], None]
-"""Called with what is being measured."""
+"""Called with a description of the present step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """Further groupings of an evaluation, each None when it is not asked for.
+
+    `ever_ill`: patients with a finding in any row of the label table. `target`: the population to match. `trained`:
+    the folds of the bundle's own run.
+    """
+
+    ever_ill: frozenset[str] | None = None
+    target: Target | None = None
+    trained: TrainedFolds | None = None
 
 
 def assess(
-    predictions: Predictions, throws: Sequence[Throw], manifest: Manifest, *, rounds: int, seed: int, stage: Stage
-) -> Measured:
+    predictions: Predictions,
+    maps: Sequence[BoxedMap],
+    manifest: Manifest,
+    extras: Extras,
+    *,
+    rounds: int,
+    seed: int,
+    stage: Stage,
+) -> EvaluationResults:
     """Measure everything; thresholds and calibration are the bundle's own, none is fitted on these images."""
     resampler = Resampler(predictions.patients, rounds=rounds, seed=seed)
     entries = {label.name: label for label in manifest.labels}
@@ -35,17 +75,51 @@ def assess(
         labels[name], curves[name] = _label(predictions, index, entries[name], resampler)
     stage("averaging over the findings")
     averaged = _averages(predictions, manifest, resampler)
+    aucs = {name: values["auc"] for name, values in curves.items() if values}
     stage("comparing subgroups")
-    return Measured(
+    default = _default_thresholds(manifest)
+    return EvaluationResults(
         images=len(predictions.images),
         patients=resampler.patients,
         gate=dict(sorted(Counter(predictions.gate.tolist()).items())),
         labels=labels,
         mean_of_findings=_mean(labels, curves),
+        auc_range=_range(labels),
+        unconfounded=without_confounded(predictions, aucs),
+        history=_history(predictions, extras, entries, resampler),
+        matched=None if extras.target is None else matched(predictions, extras.target, default, resampler),
+        overfitting=None if extras.trained is None else overfitting(predictions, extras.trained, resampler),
         averages=averaged,
         threshold_sweep=_sweep(predictions),
-        subgroups=subgroups(predictions, _default_thresholds(manifest), resampler),
-        localisation=localisation(throws, rounds=rounds, seed=seed),
+        subgroups=subgroups(predictions, default, resampler),
+        localisation=localisation(maps, rounds=rounds, seed=seed),
+    )
+
+
+def _history(
+    predictions: Predictions, extras: Extras, entries: Mapping[str, LabelEntry], resampler: Resampler
+) -> HistoryResult | None:
+    if extras.ever_ill is None or ABNORMALITY not in entries:
+        return None
+    thresholds = {name: threshold for name, (threshold, _) in thresholds_of(entries[ABNORMALITY]).items()}
+    return by_history(predictions, extras.ever_ill, thresholds, resampler)
+
+
+def _range(labels: Mapping[str, LabelResult]) -> AucRange | None:
+    known = {
+        name: result.auc.value for name, result in labels.items() if result.auc is not None and name != ABNORMALITY
+    }
+    if not known:
+        return None
+    lowest, highest = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
+    values = list(known.values())
+    return AucRange(
+        lowest=lowest,
+        minimum=known[lowest],
+        highest=highest,
+        maximum=known[highest],
+        mean=float(np.mean(values)),
+        median=float(np.median(values)),
     )
 
 
@@ -59,7 +133,7 @@ def thresholds_of(entry: LabelEntry) -> dict[str, tuple[float, str]]:
 
 
 def measurable(truth: BoolArray) -> bool:
-    """Tell whether there are positives and negatives enough for an AUC."""
+    """Tell whether there are enough positives and negatives for an AUC."""
     return min(int(truth.sum()), int((~truth).sum())) >= MIN_POSITIVES
 
 
@@ -78,9 +152,7 @@ def _label(
     line = measures.calibration_line(truth, probability)
     fitted = None if line is None or not measurable(truth) else resampler.values(line)
     points = {
-        name: PointResult(
-            threshold=threshold, chosen_by=chosen_by, rates=rates_at(truth, probability >= threshold, resampler)
-        )
+        name: _point(truth, probability >= threshold, threshold, chosen_by, resampler)
         for name, (threshold, chosen_by) in thresholds_of(entry).items()
     }
     result = LabelResult(
@@ -97,6 +169,21 @@ def _label(
         operating_points=points,
     )
     return result, curves
+
+
+def _point(truth: BoolArray, flagged: BoolArray, threshold: float, chosen_by: str, resampler: Resampler) -> PointResult:
+    return PointResult(
+        threshold=threshold,
+        chosen_by=chosen_by,
+        rates=rates_at(truth, flagged, resampler),
+        confusion=ConfusionMatrix(
+            true_positives=int((truth & flagged).sum()),
+            false_positives=int((~truth & flagged).sum()),
+            false_negatives=int((truth & ~flagged).sum()),
+            true_negatives=int((~truth & ~flagged).sum()),
+        ),
+        called=resampler.estimate(measures.share_of(flagged)),
+    )
 
 
 def _known(curves: dict[str, Values], name: str) -> Estimate | None:
@@ -120,7 +207,7 @@ def _frequency_in_view(truth: BoolArray, predictions: Predictions) -> Values:
 
 
 def _mean(labels: dict[str, LabelResult], curves: dict[str, dict[str, Values]]) -> MeanResult:
-    names = tuple(name for name, held in curves.items() if held and name != ABNORMALITY)
+    names = tuple(name for name, values in curves.items() if values and name != ABNORMALITY)
 
     def mean_of(kind: str) -> Estimate | None:
         return estimate_of(np.mean([curves[name][kind] for name in names], axis=0)) if names else None
@@ -140,10 +227,11 @@ def _averages(predictions: Predictions, manifest: Manifest, resampler: Resampler
     entries = {label.name: label for label in manifest.labels}
     findings = [at for at, name in enumerate(predictions.labels) if name != ABNORMALITY]
     points = [thresholds_of(entries[predictions.labels[at]]) for at in findings]
-    common = [name for name in (points[0] if points else ()) if all(name in held for held in points)]
+    common = [name for name in (points[0] if points else ()) if all(name in thresholds for thresholds in points)]
     truth, probability = predictions.truth[:, findings], predictions.probability[:, findings]
     return {
-        name: averages(truth, probability >= np.array([held[name][0] for held in points]), resampler) for name in common
+        name: averages(truth, probability >= np.array([thresholds[name][0] for thresholds in points]), resampler)
+        for name in common
     }
 
 

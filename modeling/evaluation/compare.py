@@ -1,4 +1,4 @@
-"""Several evaluations of the same images side by side: what differs, and whether by more than chance."""
+"""Compares several evaluations of the same images: differences in AUC, with intervals and a test."""
 
 import csv
 import json
@@ -14,21 +14,20 @@ from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.terminology import ABNORMALITY
 from modeling.evaluation import measures
 from modeling.evaluation.assess import measurable
-from modeling.evaluation.delong import PairedAucs, compare_aucs
-from modeling.evaluation.document import Document, brief, shown
+from modeling.evaluation.intervals import PairedAucs, Resampler, Values, compare_aucs, estimate_of
 from modeling.evaluation.plots import save_intervals
 from modeling.evaluation.predictions import Predictions, read_predictions
-from modeling.evaluation.resampling import Resampler, Values, estimate_of
+from modeling.evaluation.report import Document, brief, shown
 from modeling.metrics import MIN_POSITIVES, Estimate
 
 COMPARISON, TABLE, REPORT = "comparison.json", "comparison.csv", "comparison.html"
 MEAN = "mean of findings"
-_Curves = dict[str, Values]
+_BootstrapAucs = dict[str, Values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotShared:
-    """What one run has and another lacks, and so is left out."""
+    """Images and labels of one run that another run lacks; they are left out."""
 
     run: str
     images: tuple[str, ...]
@@ -39,7 +38,7 @@ class NotShared:
 class Difference:
     """Second minus first, of one label's AUC. `bootstrap` draws patients; `delong` takes images as independent.
 
-    `delong` is None for the mean of the findings, of which it is no test.
+    `delong` is None for the mean of the findings, to which the test does not apply.
     """
 
     first: str
@@ -65,7 +64,7 @@ class Comparison:
 def compare(folders: Sequence[Path], *, rounds: int, seed: int, stage: Callable[[str], None]) -> Comparison:
     """Compare evaluations, joined by image name.
 
-    Raises: ConfigurationError when they share no image or label, or say different things of the same image.
+    Raises: ConfigurationError when they share no image or label, or when their labels of an image differ.
     """
     names = _names(folders)
     runs = dict(zip(names, map(read_predictions, folders), strict=True))
@@ -75,7 +74,7 @@ def compare(folders: Sequence[Path], *, rounds: int, seed: int, stage: Callable[
     for name in names[1:]:
         _require_same_truth(reference, aligned[name], names[0], name)
     resampler = Resampler(reference.patients, rounds=rounds, seed=seed)
-    curves: dict[str, _Curves] = {}
+    curves: dict[str, _BootstrapAucs] = {}
     for name, run in aligned.items():
         stage(f"measuring {name}")
         curves[name] = _curves(run, resampler)
@@ -111,17 +110,17 @@ def write_comparison(out: Path, comparison: Comparison) -> None:
     (out / COMPARISON).write_text(json.dumps(asdict(comparison), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     _write_table(out / TABLE, comparison)
     labels = (*comparison.positives, MEAN)
-    aucs = {name: [held[label] for label in labels] for name, held in comparison.aucs.items()}
+    aucs = {name: [of_run[label] for label in labels] for name, of_run in comparison.aucs.items()}
     pictures = {
         "AUC of each run, with 95 % intervals": save_intervals(
             out / "auc.png", labels, aucs, "AUC (95 % interval)", reference=0.5
         )
     }
     by_pair: dict[str, dict[str, Estimate]] = {}
-    for one in comparison.differences:
-        by_pair.setdefault(f"{one.second} - {one.first}", {})[one.label] = one.bootstrap
+    for difference in comparison.differences:
+        by_pair.setdefault(f"{difference.second} - {difference.first}", {})[difference.label] = difference.bootstrap
     if by_pair:
-        series = {pair: [held.get(label) for label in labels] for pair, held in by_pair.items()}
+        series = {pair: [of_pair.get(label) for label in labels] for pair, of_pair in by_pair.items()}
         pictures["Difference in AUC, with 95 % intervals of patients drawn together for both runs"] = save_intervals(
             out / "differences.png", labels, series, "difference in AUC (95 % interval)", reference=0.0
         )
@@ -173,6 +172,7 @@ def _aligned(run: Predictions, images: Sequence[str], labels: Sequence[str]) -> 
         sexes=chosen.sexes,
         ages=chosen.ages,
         gate=chosen.gate,
+        sources=chosen.sources,
         truth=chosen.truth[:, columns],
         probability=chosen.probability[:, columns],
         members=chosen.members[:, :, columns],
@@ -188,7 +188,7 @@ def _require_same_truth(first: Predictions, second: Predictions, *names: str) ->
         )
 
 
-def _curves(run: Predictions, resampler: Resampler) -> _Curves:
+def _curves(run: Predictions, resampler: Resampler) -> _BootstrapAucs:
     """Return the bootstrap's AUCs by label, the sample's own first, and those of the mean of the findings."""
     curves = {
         label: resampler.values(measures.auc(run.truth[:, at], run.probability[:, at]))
@@ -199,7 +199,9 @@ def _curves(run: Predictions, resampler: Resampler) -> _Curves:
     return curves | ({MEAN: np.mean(findings, axis=0)} if findings else {})
 
 
-def _differences(pair: tuple[str, str], runs: dict[str, Predictions], curves: dict[str, _Curves]) -> list[Difference]:
+def _differences(
+    pair: tuple[str, str], runs: dict[str, Predictions], curves: dict[str, _BootstrapAucs]
+) -> list[Difference]:
     first, second = pair
     found = []
     for label, values in curves[first].items():
@@ -220,18 +222,23 @@ def _write_table(path: Path, comparison: Comparison) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("first", "second", "label", "difference", "low", "high", "delong_se", "delong_p"))
-        for one in comparison.differences:
-            interval = (f"{value:.6g}" for value in (one.bootstrap.value, one.bootstrap.low, one.bootstrap.high))
-            test = ("", "") if one.delong is None else (one.delong.standard_error, one.delong.p_value)
-            writer.writerow((one.first, one.second, one.label, *interval, *test))
+        for difference in comparison.differences:
+            interval = (
+                f"{value:.6g}"
+                for value in (difference.bootstrap.value, difference.bootstrap.low, difference.bootstrap.high)
+            )
+            test = (
+                ("", "") if difference.delong is None else (difference.delong.standard_error, difference.delong.p_value)
+            )
+            writer.writerow((difference.first, difference.second, difference.label, *interval, *test))
 
 
 def _write_report(path: Path, comparison: Comparison, pictures: dict[str, Path]) -> None:
     document = Document("Comparison: " + ", ".join(comparison.runs))
     document.paragraph(f"{comparison.images} images of {comparison.patients} patients, in every run.")
-    for one in comparison.not_shared:
-        labels = f" and the labels {', '.join(one.labels)}" if one.labels else ""
-        document.paragraph(f"Left out, being in {one.run} but not in all: {len(one.images)} images{labels}.")
+    for missing in comparison.not_shared:
+        labels = f" and the labels {', '.join(missing.labels)}" if missing.labels else ""
+        document.paragraph(f"Left out, being in {missing.run} but not in all: {len(missing.images)} images{labels}.")
     document.heading("AUC")
     rows = [
         (
@@ -250,12 +257,12 @@ def _write_report(path: Path, comparison: Comparison, pictures: dict[str, Path])
     document.heading("Differences")
     changes = [
         (
-            f"{one.second} - {one.first}: {one.label.replace('_', ' ')}",
-            shown(one.bootstrap),
-            brief(None if one.delong is None else one.delong.standard_error),
-            brief(None) if one.delong is None else f"{one.delong.p_value:.2g}",
+            f"{difference.second} - {difference.first}: {difference.label.replace('_', ' ')}",
+            shown(difference.bootstrap),
+            brief(None if difference.delong is None else difference.delong.standard_error),
+            brief(None) if difference.delong is None else f"{difference.delong.p_value:.2g}",
         )
-        for one in comparison.differences
+        for difference in comparison.differences
     ]
     document.table(("difference in AUC", "bootstrap of patients", "DeLong: standard error", "DeLong: p"), changes)
     document.paragraph(

@@ -1,4 +1,4 @@
-"""Curves as a picture or a bundle needs them: the ROC in few points, reliability in bins of equally many images."""
+"""ROC curves in few points, and reliability in bins of equally many images, for plots and for the bundle."""
 
 import heapq
 from collections.abc import Iterable, Mapping
@@ -9,15 +9,14 @@ from sklearn.metrics import roc_curve
 
 from dicomnode.bundle.manifest import Curves, OperatingPointEntry, ReliabilityBin, RocCurve
 from dicomnode.domain.wilson import wilson
-from modeling.evaluation.averages import rates_at
-from modeling.evaluation.measures import sensitivity_at
-from modeling.evaluation.resampling import Resampler, Values
+from modeling.evaluation.intervals import Resampler, Values
+from modeling.evaluation.measures import rates_at, sensitivity_at
 from modeling.metrics import BoolArray, Estimate
 
 BINS = 10
 POINTS = 64
 NEIGHBOURHOOD = 0.02
-"""How far, along the curve, the neighbours are that a point which is kept keeps with it."""
+"""Distance, along the curve, of the two neighbours that are kept beside each point of `kept`."""
 
 _DECIMALS = 5
 
@@ -31,10 +30,12 @@ def roc_points(truth: BoolArray, probability: Values) -> tuple[Values, Values]:
 def thinned(
     false: Values, found: Values, kept: Iterable[tuple[float, float]] = (), *, at_most: int = POINTS
 ) -> npt.NDArray[np.int64]:
-    """Return which points of a curve show it best: its ends, those nearest to `kept` and their neighbourhood, and more.
+    """Return the indices of the points that represent a curve best.
 
-    Points go one by one, the one first that with its neighbours makes the smallest triangle: as the curve stays one of
-    its own points, it rises still, and what one removal adds to its area another takes.
+    Its ends are kept, and the points nearest to `kept` with a neighbour on either side.
+
+    Points are removed one by one, always the point that forms the smallest triangle with its neighbours, until
+    `at_most` remain. The result consists of points of the curve, so it still rises and keeps nearly the same area.
     Source: Visvalingam and Whyatt, Cartographic Journal 30 (1993) 46.
     """
     fixed, x, y = _fixed(false, found, kept), false.tolist(), found.tolist()
@@ -62,17 +63,17 @@ def thinned(
 def reliability_bins(
     truth: BoolArray, probability: Values, *, frequency: float | None = None, bins: int = BINS
 ) -> tuple[ReliabilityBin, ...]:
-    """Return bins of equally many images by probability: those of equal width leave most of a rare label's empty.
+    """Return bins of equally many images by probability; bins of equal width would be mostly empty for a rare label.
 
-    `frequency`: how often the label is true where the probabilities are to hold, if images with it are more frequent
-    here. Images with and without it then count for as many there, which is what Saerens et al. (2002) assume.
+    `frequency`: how often the label is true in the population for which the probabilities are calibrated. If it differs
+    here, images with and without the label are weighted to that frequency, as in Saerens et al. (2002).
     """
     here = float(truth.mean())
     wanted = here if frequency is None else frequency
     positive, negative = wanted / here, (1 - wanted) / (1 - here)
     parts = np.array_split(np.argsort(probability, kind="stable"), min(bins, len(truth)))
     made = [_bin(truth[part], probability[part], positive, negative) for part in parts]
-    return tuple(sorted(made, key=lambda one: one.predicted))
+    return tuple(sorted(made, key=lambda made_bin: made_bin.predicted))
 
 
 def curves_of(
@@ -98,7 +99,8 @@ def curves_of(
         roc=RocCurve(
             false_positive_rate=tuple(false.tolist()),
             sensitivity=tuple(found.tolist()),
-            # Where the curve is vertical a false positive rate has many sensitivities, of which only one was drawn.
+            # On a vertical part of the curve several sensitivities share a false positive rate; the bootstrap has one
+            # of them.
             low=tuple(np.minimum(low, found).tolist()),
             high=tuple(np.maximum(high, found).tolist()),
         ),
@@ -109,7 +111,7 @@ def curves_of(
 def with_intervals(
     point: OperatingPointEntry, truth: BoolArray, probability: Values, resampler: Resampler, rows: BoolArray
 ) -> OperatingPointEntry:
-    """Return the operating point with how sure its sensitivity and its specificity are."""
+    """Return the operating point with the intervals of its sensitivity and specificity."""
     rates = rates_at(truth, probability >= point.threshold, resampler, rows)
     intervals = {
         "sensitivity_interval": _around(point.sensitivity, rates["sensitivity"]),

@@ -1,12 +1,17 @@
-"""Measures of one label as functions of image weights, so that one formula gives value and interval."""
+"""Measures as functions of image weights, so that one formula gives the value and its interval.
+
+Measures of one label come first; then rates averaged over many labels: micro, macro, weighted and samples averages, as
+scikit-learn names them. Macro and weighted averages take the labels that have a positive and a negative; weights are
+the positives. As in scikit-learn, a rate without a denominator counts as 0 in an average.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from modeling.evaluation.resampling import Statistic, Values, Weights
-from modeling.metrics import BoolArray
+from modeling.evaluation.intervals import Resampler, Statistic, Values, Weights, estimate_of
+from modeling.metrics import BoolArray, Estimate
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -115,6 +120,11 @@ def confusion(truth: BoolArray, flagged: BoolArray) -> Statistic:
     return lambda weights: np.asarray(weights @ cells.astype(np.float64))
 
 
+def share_of(chosen: BoolArray) -> Statistic:
+    """Return the share of images that are chosen."""
+    return lambda weights: np.asarray(weights @ chosen.astype(np.float64) / weights.sum(axis=1))
+
+
 def rates(counts: Values) -> Values:
     """Return sensitivity, specificity, PPV, NPV and F1 (…, 5) of confusion counts (…, 4); NaN where undefined."""
     hit, false, missed, rejected = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
@@ -164,3 +174,44 @@ def _logistic_fit(design: Values, truth: BoolArray) -> Values | None:
 
 def _sigmoid(value: Values) -> Values:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * value)))
+
+
+KINDS = ("micro", "macro", "weighted", "samples")
+
+
+def averages(truth: BoolArray, flagged: BoolArray, resampler: Resampler) -> dict[str, dict[str, Estimate | None]]:
+    """Return each kind of average of each rate; `truth`, `flagged`: (images, labels)."""
+    per_image = np.nan_to_num(rates(_counts_per_image(truth, flagged)))
+    cells = np.stack([truth & flagged, ~truth & flagged, truth & ~flagged, ~truth & ~flagged], axis=-1)
+    flat = cells.reshape(len(truth), -1).astype(np.float64)
+    usable = truth.any(axis=0) & ~truth.all(axis=0)
+
+    def statistic(weights: Weights) -> Values:
+        counts = (weights @ flat).reshape(len(weights), truth.shape[1], 4)
+        per_label = np.nan_to_num(rates(counts))[:, usable]
+        positives = (counts[:, usable, 0] + counts[:, usable, 2])[:, :, None]
+        return np.stack(
+            [
+                rates(counts.sum(axis=1)),
+                per_label.sum(axis=1) / usable.sum(),
+                (per_label * positives).sum(axis=1) / positives.sum(axis=1),
+                weights @ per_image / weights.sum(axis=1, keepdims=True),
+            ],
+            axis=1,
+        )
+
+    values = resampler.values(statistic)
+    return {kind: {rate: estimate_of(values[:, k, r]) for r, rate in enumerate(RATES)} for k, kind in enumerate(KINDS)}
+
+
+def rates_at(
+    truth: BoolArray, flagged: BoolArray, resampler: Resampler, rows: BoolArray | None = None
+) -> dict[str, Estimate | None]:
+    """Return one label's rates with intervals; `truth` and `flagged` are those of `rows`."""
+    values = rates(resampler.values(confusion(truth, flagged), rows))
+    return {rate: estimate_of(values[:, index]) for index, rate in enumerate(RATES)}
+
+
+def _counts_per_image(truth: BoolArray, flagged: BoolArray) -> Values:
+    cells = (truth & flagged, ~truth & flagged, truth & ~flagged, ~truth & ~flagged)
+    return np.stack([cell.sum(axis=1) for cell in cells], axis=-1).astype(np.float64)

@@ -13,8 +13,8 @@ from sklearn.metrics import precision_recall_curve
 from modeling.drawing import DPI, GREY, STYLE
 from modeling.evaluation.curves import reliability_bins, roc_points
 from modeling.evaluation.predictions import Predictions
-from modeling.evaluation.results import Measured
-from modeling.metrics import BoolArray, Estimate
+from modeling.evaluation.results import EvaluationResults
+from modeling.metrics import BoolArray, Estimate, auc
 
 _COLUMNS = 5
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -22,7 +22,7 @@ COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", 
 """Told apart under every common colour vision deficiency (Okabe and Ito)."""
 
 
-def draw_plots(folder: Path, predictions: Predictions, measured: Measured) -> dict[str, Path]:
+def draw_plots(folder: Path, predictions: Predictions, measured: EvaluationResults) -> dict[str, Path]:
     """Write all plots and return them by caption."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
@@ -53,9 +53,13 @@ def intervals(
     axes = figure.add_subplot()
     for at, (name, estimates) in enumerate(series.items()):
         offset = (at - (len(series) - 1) / 2) * 0.7 / max(1, len(series))
-        known = [(row + offset, one) for row, one in enumerate(estimates) if one is not None]
-        values = np.array([one.value for _, one in known])
-        errors = np.array([[one.value - one.low, one.high - one.value] for _, one in known]).reshape(-1, 2).T
+        known = [(row + offset, estimate) for row, estimate in enumerate(estimates) if estimate is not None]
+        values = np.array([estimate.value for _, estimate in known])
+        errors = (
+            np.array([[estimate.value - estimate.low, estimate.high - estimate.value] for _, estimate in known])
+            .reshape(-1, 2)
+            .T
+        )
         axes.errorbar(
             values,
             [row for row, _ in known],
@@ -84,12 +88,30 @@ def save_intervals(
         return _save(path, intervals(rows, series, axis_label, reference))
 
 
+def save_roc(path: Path, predictions: Predictions) -> Path:
+    """Draw the ROC curve of every label that has positives and negatives into a file."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 6.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+        for index, label in enumerate(predictions.labels):
+            truth, probability = predictions.truth[:, index], predictions.probability[:, index]
+            if truth.any() and not truth.all():
+                false, found = roc_points(truth, probability)
+                style = "-" if index < len(COLOURS) else "--"
+                name = f"{label.replace('_', ' ')}, AUC {auc(truth, probability):.3f}"
+                axes.plot(false, found, style, lw=1.2, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="Held-out images")
+        axes.legend(loc="lower right", fontsize=7)
+        return _save(path, figure)
+
+
 def _save(path: Path, figure: Figure) -> Path:
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path
 
 
-def _grid(predictions: Predictions, measured: Measured, draw: Any) -> Figure:
+def _grid(predictions: Predictions, measured: EvaluationResults, draw: Any) -> Figure:
     labels = predictions.labels
     rows = -(-len(labels) // _COLUMNS)
     figure = Figure(figsize=(13.5, 2.75 * rows), layout="constrained")
@@ -138,9 +160,9 @@ def _pr(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
 def _reliability(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None:
     """Draw bins of equally many images with Wilson's intervals."""
     bins = reliability_bins(truth, probability)
-    predicted, observed = (np.array([getattr(one, name) for one in bins]) for name in ("predicted", "observed"))
-    errors = np.array([(one.observed - one.low, one.high - one.observed) for one in bins]).T
-    top = min(1.0, 1.05 * max(0.02, *(max(one.predicted, one.high) for one in bins)))
+    predicted, observed = (np.array([getattr(each, name) for each in bins]) for name in ("predicted", "observed"))
+    errors = np.array([(each.observed - each.low, each.high - each.observed) for each in bins]).T
+    top = min(1.0, 1.05 * max(0.02, *(max(each.predicted, each.high) for each in bins)))
     axes.plot([0, top], [0, top], color=GREY, lw=0.8, ls=":")
     axes.errorbar(predicted, observed, yerr=errors, fmt="o-", ms=3.5, lw=1, color=BLUE)
     axes.set(xlabel="predicted", ylabel="observed", xlim=(0, top), ylim=(0, top))
@@ -162,7 +184,7 @@ def _scores(axes: Axes, truth: BoolArray, probability: Any, result: Any) -> None
     axes.legend(loc="upper right")
 
 
-def _counts(measured: Measured) -> Figure:
+def _counts(measured: EvaluationResults) -> Figure:
     names = list(measured.labels)
     positives = [measured.labels[name].positives for name in names]
     figure = Figure(figsize=(8.0, 0.9 + 0.26 * len(names)), layout="constrained")
@@ -175,7 +197,7 @@ def _counts(measured: Measured) -> Figure:
     return figure
 
 
-def _auc_overview(measured: Measured) -> Figure:
+def _auc_overview(measured: EvaluationResults) -> Figure:
     names = list(measured.labels)
     ensemble = [measured.labels[name].auc for name in names]
     view = [measured.labels[name].view_only_auc for name in names]

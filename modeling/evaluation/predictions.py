@@ -1,4 +1,4 @@
-"""What the ensemble said of each labelled image, in memory and as `predictions.csv`."""
+"""The predictions for each labelled image, in memory and as `predictions.csv`."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from dicomnode.domain.errors import ConfigurationError
 
 FILE = "predictions.csv"
-_ABOUT = ("image", "patient", "view", "sex", "age", "gate")
+_ABOUT = ("image", "patient", "view", "sex", "age", "gate", "source")
+_OLD_ABOUT = _ABOUT[:-1]
+"""Columns of tables that were written before the source was one."""
 _TRUTH, _MEMBER = "_truth", "_member"
 UNKNOWN_AGE = -1
 
@@ -21,7 +23,7 @@ class Predictions:
     """One row per image in every array.
 
     `truth`: (N, labels). `probability`: (N, labels) calibrated, of the ensemble. `members`: (N, members, labels)
-    calibrated. `views`, `sexes` and `gate` are "" where unknown, `ages` -1. `gate`: what the pixel gate would do.
+    calibrated. `views`, `sexes`, `sources`, `gate` are "" where unknown, `ages` -1. `gate`: the pixel gate's verdict.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +33,7 @@ class Predictions:
     sexes: npt.NDArray[np.str_]
     ages: npt.NDArray[np.int64]
     gate: npt.NDArray[np.str_]
+    sources: npt.NDArray[np.str_]
     truth: npt.NDArray[np.bool_]
     probability: npt.NDArray[np.float64]
     members: npt.NDArray[np.float64]
@@ -42,7 +45,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the table: what is known of the image, then per label the truth, the ensemble and each member."""
+    """Write the table: attributes of the image, then per label the truth, the ensemble and each member."""
     members = predictions.members.shape[1]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -79,6 +82,7 @@ def _row(predictions: Predictions, index: int) -> Iterator[str]:
     age = int(predictions.ages[index])
     yield "" if age == UNKNOWN_AGE else str(age)
     yield str(predictions.gate[index])
+    yield str(predictions.sources[index])
     for at in range(len(predictions.labels)):
         yield str(int(predictions.truth[index, at]))
         yield f"{predictions.probability[index, at]:.6g}"
@@ -90,14 +94,15 @@ def _parse(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Predicti
     if not labels or not rows:
         raise ValueError("no labels or no rows")
     members = sum(name.startswith(labels[0] + _MEMBER) for name in header)
-    if tuple(header) != (*_ABOUT, *(column for label in labels for column in _columns(label, members))):
-        raise ValueError("the columns are others")
+    columns = tuple(column for label in labels for column in _columns(label, members))
+    if tuple(header) not in {(*_ABOUT, *columns), (*_OLD_ABOUT, *columns)}:
+        raise ValueError("it has other columns")
 
     def numbers(columns: Sequence[str]) -> npt.NDArray[np.float64]:
         return np.array([[float(row[column]) for column in columns] for row in rows])
 
     individual = [f"{label}{_MEMBER}{number}" for number in range(1, members + 1) for label in labels]
-    about = {name: np.array([row[name] for row in rows]) for name in _ABOUT if name != "age"}
+    about = {name: np.array([row.get(name, "") for row in rows]) for name in _ABOUT if name != "age"}
     return Predictions(
         labels=labels,
         images=about["image"],
@@ -106,6 +111,7 @@ def _parse(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Predicti
         sexes=about["sex"],
         ages=np.array([int(row["age"] or UNKNOWN_AGE) for row in rows]),
         gate=about["gate"],
+        sources=about["source"],
         truth=numbers([label + _TRUTH for label in labels]) > 0.5,
         probability=numbers(labels),
         members=numbers(individual).reshape(len(rows), members, len(labels)),

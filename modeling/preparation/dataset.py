@@ -1,4 +1,4 @@
-"""A prepared folder: what it holds, and its images for training, as numpy batches or as `tf.data`."""
+"""A prepared folder: its description, and its images for training as numpy batches or as `tf.data`."""
 
 import csv
 import io
@@ -46,9 +46,10 @@ class ShardInfo(_Strict):
 
 
 class DatasetInfo(_Strict):
-    """What a prepared folder holds.
+    """The description of a prepared folder.
 
-    `binary_head`: what `label` means: any of the 14 findings ("No Finding" is less than "normal"), or given lists.
+    `binary_head` is what `label` means: "any-finding" is 1 where the table names one of the 14 findings, "lists" is the
+    0 or 1 of the lists given as `--binary-labels`.
     """
 
     schema_version: Literal[1]
@@ -81,10 +82,10 @@ class PreparedFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Images with what the records say of them, one row per image.
+    """Images and their labels, one row per image.
 
     `pixels`: (B, side, side) uint8. `label`: (B,) float32 of 0 and 1. `labels`, `mask`: (B, 14) float32; the mask is 0
-    where a record says nothing. `label_mask`: (B,) float32.
+    where a record has no label. `label_mask`: (B,) float32.
     """
 
     names: tuple[str, ...]
@@ -98,7 +99,7 @@ class Batch:
 def open_prepared(path: Path) -> PreparedFolder:
     """Open a prepared folder.
 
-    Raises: ConfigurationError when it is none, is unfinished, or lacks a file.
+    Raises: ConfigurationError when the folder was not prepared, is not finished, or lacks a file.
     """
     try:
         info = DatasetInfo.model_validate_json((path / DATASET).read_bytes())
@@ -119,8 +120,8 @@ def numpy_batches(
 ) -> Iterator[Batch]:
     """Yield batches of every record of the files, the last one possibly smaller, without TensorFlow.
 
-    With `shuffle`, the files are read in a random order and each file's records are mixed, which is a full shuffle
-    up to file boundaries: files are themselves random draws of their fold.
+    With `shuffle`, files come in random order, and so do the records within a file. Records of different files are not
+    mixed: each file is already a random draw of its fold.
 
     Raises: ConfigurationError when a file is damaged or its count is wrong.
     """
@@ -163,15 +164,15 @@ def tf_dataset(files: Sequence[Path], *, side: int, shuffle_seed: int | None = N
 
 
 def manifest_text(shards: Sequence[PlannedShard], written: Sequence[WrittenShard]) -> str:
-    """Return the manifest: one row for each image that stands in a record file, in the order of the files."""
+    """Return the manifest: one row for each image of the record files, in the order of the files."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(MANIFEST_COLUMNS)
     for shard, there in zip(shards, written, strict=True):
-        held = set(there.names)
+        recorded = set(there.names)
         for image in shard.images:
             matched, entry = image.matched, image.matched.entry
-            if entry.name in held:
+            if entry.name in recorded:
                 findings = "|".join(entry.findings) or NO_FINDING
                 fold = "" if image.fold is None else image.fold
                 size = (max(image.rows, image.columns), image.rows, image.columns)
@@ -204,14 +205,14 @@ def _tf_parse(tf: Any, raw: Any, side: int) -> dict[str, Any]:
         },
     )
 
-    # As Pillow decodes; the operation reads PNG as well.
+    # INTEGER_ACCURATE gives the same pixels as Pillow; `decode_jpeg` reads PNG as well.
     stored = tf.io.decode_jpeg(features["image"], channels=1, dct_method="INTEGER_ACCURATE")
 
     def decoded_and_resized() -> Any:
         def decode(encoded: Any) -> Any:
             return decode_pixels(encoded.numpy(), side)[..., np.newaxis]
 
-        # The same resizing as without TensorFlow, whose own differs.
+        # OpenCV resizes, as in `numpy_batches`: TensorFlow's own resizing gives other pixels.
         return tf.py_function(decode, [features["image"]], tf.uint8)
 
     as_it_is = tf.reduce_all(tf.shape(stored)[:2] == (side, side))

@@ -1,4 +1,4 @@
-"""Which image goes into which record file: decided before the first is written, so that any number of runs agree."""
+"""Which image goes into which record file; decided before writing, so that a continued run writes the same files."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class PlannedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """One record file to be: `prefix` and `number` of its name, with the number in `width` digits."""
+    """A record file to be written: `prefix` and `number` of its name, with the number in `width` digits."""
 
     prefix: str
     number: int
@@ -61,7 +61,7 @@ class PlannedShard:
         return f"{self.prefix}{self.number:0{self.width}d}"
 
     def file_name(self, count: int) -> str:
-        """Return the whole name, for the number of records the file turned out to hold."""
+        """Return the file name for the number of records that were written."""
         return ShardName(prefix=self.prefix, number=self.number, count=count).file_name(self.width)
 
 
@@ -71,7 +71,7 @@ def match(
     split: OfficialSplit | None,
     binary: dict[str, int] | None,
 ) -> tuple[list[Matched], list[Problem]]:
-    """Bring rows and image files together, by the name without its suffix, and list what has no counterpart.
+    """Match rows and image files by the name without its suffix, and list rows without a file.
 
     `sizes`: bytes of each file. `split`: rows in neither list are left out. `binary`: labels of the binary head, by
     name, instead of "any of the 14 findings"; rows without one are left out.
@@ -96,7 +96,7 @@ def match(
 def without_counterpart(
     names: set[str], sizes: dict[str, int], split: OfficialSplit | None, binary: dict[str, int] | None
 ) -> list[Problem]:
-    """List image files, and names in lists, that no row of the label table tells of. `names`: of all its rows."""
+    """List image files and names in lists that no row of the label table names. `names`: those of all rows."""
     stems = {_stem(name) for name in names}
     problems = [
         Problem(kind=Kind.IMAGE_WITHOUT_ROW, subject=file, detail="the label table does not name it")
@@ -120,8 +120,8 @@ def plan_shards(images: Sequence[PlannedImage], *, shard_size: int, seed: int) -
     for image in images:
         groups[TEST if image.fold is None else f"fold{image.fold}"].append(image)
     shards = []
-    for group, held in sorted(groups.items()):
-        ordered = sorted(held, key=lambda image: _shuffle_key(seed, image.matched.entry.name))
+    for group, members in sorted(groups.items()):
+        ordered = sorted(members, key=lambda image: _shuffle_key(seed, image.matched.entry.name))
         parts = [tuple(ordered[start : start + shard_size]) for start in range(0, len(ordered), shard_size)]
         width = max(2, len(str(len(parts) - 1)))
         shards += [
@@ -132,11 +132,16 @@ def plan_shards(images: Sequence[PlannedImage], *, shard_size: int, seed: int) -
 
 
 def digest(shards: Sequence[PlannedShard], pixels: Pixels) -> str:
-    """Return a hash of everything the record files depend on but the image bytes, whose sizes stand for them."""
+    """Return a hash of everything that the record files depend on; images enter by name and size in bytes."""
     hashed = hashlib.sha256(json.dumps(asdict(pixels), sort_keys=True).encode())
     for shard in shards:
-        hashed.update(json.dumps(asdict(shard), sort_keys=True).encode())
+        hashed.update(json.dumps(asdict(shard, dict_factory=_without_source), sort_keys=True).encode())
     return hashed.hexdigest()
+
+
+def _without_source(items: list[tuple[str, object]]) -> dict[str, object]:
+    """Leave out what record files do not contain, so that it does not change the plan."""
+    return {name: value for name, value in items if name != "source"}
 
 
 def _by_stem(sizes: dict[str, int]) -> tuple[dict[str, str], list[Problem]]:

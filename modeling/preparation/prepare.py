@@ -1,4 +1,4 @@
-"""`cxrnode data prepare`: check images and labels, assign folds, write records, and say what was left out."""
+"""`cxrnode data prepare`: check images and labels, assign folds, write records, and list what was left out."""
 
 import errno
 import fcntl
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.domain.errors import ConfigurationError, DiskFull
+from modeling.files import open_source, write_durably
 from modeling.preparation.dataset import DATASET, MANIFEST, DatasetInfo, ShardInfo, manifest_text
 from modeling.preparation.plan import (
     ImageFormat,
@@ -24,18 +25,27 @@ from modeling.preparation.plan import (
 )
 from modeling.preparation.problems import Kind, Problem, as_csv, counted
 from modeling.preparation.records import FINDINGS, SUFFIX
-from modeling.preparation.shards import STATE_FOLDER, WrittenShard, write_durably, write_shard
-from modeling.preparation.sources import open_source
+from modeling.preparation.shards import (
+    STATE_FOLDER,
+    ReportProgress,
+    WorkerPool,
+    WrittenShard,
+    probe_files,
+    worker_pool,
+    write_shard,
+)
 from modeling.preparation.splits import (
     TRAIN_VAL,
+    SplitShares,
     assign_folds,
     few_positives,
+    random_split,
     read_official_split,
     require_no_shared_patient,
     require_positives,
+    write_lists,
 )
 from modeling.preparation.tables import read_binary_labels, read_table
-from modeling.preparation.workers import Progress, WorkerPool, probe_files, worker_pool
 
 REPORT, PROBLEMS = "report.json", "problems.csv"
 _PLAN = "plan.json"
@@ -43,18 +53,20 @@ _PROBED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PreparationRequest:
     """What to prepare, and how.
 
     `binary_labels`: lists of `NAME 0|1` for the binary head, which otherwise learns "any of the 14 findings".
     `min_side`: images with a shorter side are left out; `side` when None, so that nothing is enlarged.
-    `min_positives`: of each finding that occurs, in each fold.
+    `min_positives`: of each finding that occurs, in each fold. `random_split`: shares of a split by patient, in place
+    of the official one; its lists are written beside the records.
     """
 
     images: Path
     labels: Path
     out: Path
     official_split: Path | None = None
+    random_split: SplitShares | None = None
     binary_labels: tuple[Path, ...] = ()
     folds: int = 5
     side: int = 256
@@ -74,15 +86,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What came of it. `problems` counts them by kind; they are listed in `problems.csv` of `folder`."""
+    """The result. `problems` counts problems by kind; `problems.csv` of `folder` lists them."""
 
     folder: Path
     info: DatasetInfo
     problems: dict[str, int]
 
 
-def prepare(request: Request, progress: Progress) -> Prepared:
-    """Write the records of a data set, going on where a former run was stopped.
+def prepare(request: PreparationRequest, progress: ReportProgress) -> Prepared:
+    """Write the records of a data set, or continue an interrupted run.
 
     Raises: ConfigurationError when the input or the output folder cannot be used; DiskFull.
     """
@@ -96,7 +108,7 @@ def prepare(request: Request, progress: Progress) -> Prepared:
         raise ConfigurationError(f"{where}: {error.strerror or error}") from error
 
 
-def _prepare(request: Request, progress: Progress) -> Prepared:
+def _prepare(request: PreparationRequest, progress: ReportProgress) -> Prepared:
     matched, problems = _matched(request)
     with worker_pool(request.images, request.processes, progress) as pool:
         images = _probed(request, pool, matched, problems)
@@ -104,14 +116,14 @@ def _prepare(request: Request, progress: Progress) -> Prepared:
         shards = plan_shards(images, shard_size=request.shard_size, seed=request.seed)
         plan = _claim_plan(request, shards)
         written = pool.run("writing", _Write(request.pixels, request.out), shards, len(images))
-    held = {name for shard in written for name in shard.names}
+    written_names = {name for shard in written for name in shard.names}
     problems += [problem for shard in written for problem in shard.problems]
-    remaining = [image for image in images if image.matched.entry.name in held]
+    remaining = [image for image in images if image.matched.entry.name in written_names]
     problems = [problem for problem in problems if problem.kind is not Kind.FEW_POSITIVES]
     _note_positives(remaining, request.min_positives, problems, request.out)
     info = _info(request, shards, written, plan)
     write_durably(request.out / MANIFEST, manifest_text(shards, written).encode())
-    # Last: a folder that has it is complete.
+    # Written last: a folder that contains it is complete.
     write_durably(request.out / DATASET, (info.model_dump_json(indent=2) + "\n").encode())
     return Prepared(folder=request.out, info=info, problems=counted(problems))
 
@@ -127,17 +139,20 @@ class _Write:
         return write_shard(shard, self.pixels, self.folder)
 
 
-def _matched(request: Request) -> tuple[list[Matched], list[Problem]]:
+def _matched(request: PreparationRequest) -> tuple[list[Matched], list[Problem]]:
     """Return the images that have all they need, and everything wrong with the others."""
     table = read_table(request.labels)
     split = None if request.official_split is None else read_official_split(request.official_split)
+    if request.random_split is not None:
+        split = random_split(table.entries, request.random_split, seed=request.seed)
+        write_lists(request.out, split)
     if split is not None:
         require_no_shared_patient(table.entries, split)
     binary = read_binary_labels(list(request.binary_labels)) if request.binary_labels else None
     with open_source(request.images) as source:
         sizes = source.sizes()
     matched, problems = match(table.entries, sizes, split, binary)
-    # A row that is itself at fault has its problem already: its image is not without a row.
+    # A row with a problem of its own counts as a row: its image is not listed as without one.
     names = {entry.name for entry in table.entries} | {problem.subject for problem in table.problems}
     problems += [*table.problems, *without_counterpart(names, sizes, split, binary)]
     if not matched:
@@ -150,7 +165,7 @@ def _matched(request: Request) -> tuple[list[Matched], list[Problem]]:
 
 
 def _probed(
-    request: Request, pool: WorkerPool, matched: Sequence[Matched], problems: list[Problem]
+    request: PreparationRequest, pool: WorkerPool, matched: Sequence[Matched], problems: list[Problem]
 ) -> list[PlannedImage]:
     """Return the images large enough, with their sizes and folds; add the others to the problems."""
     files = [image.file for image in matched]
@@ -180,7 +195,7 @@ def _problem_of(image: Matched, shape: tuple[int, int] | str, min_side: int) -> 
     return None
 
 
-def _with_folds(request: Request, usable: Sequence[tuple[Matched, tuple[int, int]]]) -> list[PlannedImage]:
+def _with_folds(request: PreparationRequest, usable: Sequence[tuple[Matched, tuple[int, int]]]) -> list[PlannedImage]:
     training = [(image, shape) for image, shape in usable if image.split == TRAIN_VAL]
     folds: dict[str, int] = {}
     if training:
@@ -206,7 +221,9 @@ def _note_positives(images: Sequence[PlannedImage], minimum: int, problems: list
         require_positives(few)
 
 
-def _info(request: Request, shards: Sequence[PlannedShard], written: Sequence[WrittenShard], plan: str) -> DatasetInfo:
+def _info(
+    request: PreparationRequest, shards: Sequence[PlannedShard], written: Sequence[WrittenShard], plan: str
+) -> DatasetInfo:
     described = [
         ShardInfo(
             file=there.file,
@@ -230,15 +247,15 @@ def _info(request: Request, shards: Sequence[PlannedShard], written: Sequence[Wr
     )
 
 
-def _claim_plan(request: Request, shards: Sequence[PlannedShard]) -> str:
-    """Make the output folder this plan's. Raises: ConfigurationError when it is another's."""
+def _claim_plan(request: PreparationRequest, shards: Sequence[PlannedShard]) -> str:
+    """Bind the output folder to this plan. Raises: ConfigurationError when it belongs to another plan."""
     folder, plan = request.out, digest(shards, request.pixels)
     note = folder / STATE_FOLDER / _PLAN
     if note.is_file():
         former = json.loads(note.read_bytes()).get("plan")
         if former != plan:
             raise ConfigurationError(
-                f"{folder} was begun with other images, labels or options: give another --out, or remove it"
+                f"{folder} was started with other images, labels or options: give another --out, or remove it"
             )
     elif any(folder.glob(f"*{SUFFIX}")):
         raise ConfigurationError(f"{folder} holds records that this command did not write: give another --out")
@@ -249,7 +266,7 @@ def _claim_plan(request: Request, shards: Sequence[PlannedShard]) -> str:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the output folder against a second run, with what a killed one left half-written removed."""
+    """Lock the output folder against a second run, and remove partial files of a killed run."""
     (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     with (folder / STATE_FOLDER / "lock").open("w") as lock:
         try:

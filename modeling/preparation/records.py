@@ -1,4 +1,4 @@
-"""What a record holds, what its file is called, and reading it back: this project's records and the first system's.
+"""Records and their files: contents, file names, and reading, of this project and of the first system.
 
 A record is a `tf.train.Example`: `image` (PNG or JPEG bytes), `image_idx` (NIH's name), `label` (0 or 1, the binary
 head); and, where known, `labels` and `mask` (14 each, in the order of `FINDINGS`), `patient_id`, `view`, `sex`, `age`
@@ -7,35 +7,29 @@ head); and, where known, `labels` and `mask` (14 each, in the order of `FINDINGS
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.terminology import NIH_TERMS
-from modeling.preparation.example import Values, decode, encode
-from modeling.preparation.framing import count_frames, frames
+from modeling.files import UNREADABLE_PIXELS, GreyImage, grey, resized
+from modeling.preparation.problems import first_few
+from modeling.preparation.tfrecord import FeatureValues, count_frames, decode, encode, frames
 
 FINDINGS: tuple[str, ...] = tuple(NIH_TERMS)
 SUFFIX = ".tfrec"
-GreyImage = npt.NDArray[np.uint8]
 
-UNREADABLE_PIXELS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on damaged or hostile image files."""
 
 _SHARD_NAME = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]{2,})-(?P<count>[0-9]+)\.tfrec")
-_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One image as it stands in a file; None is what the file does not say.
+    """One image of a record file; None where the file has no value.
 
     `image`: the encoded bytes. `label`: 0 or 1. `labels` and `mask`: 14 of 0 and 1, in the order of `FINDINGS`; a
     label counts where its mask is 1.
@@ -90,7 +84,7 @@ def record_files(folder: Path, prefix: str | None = None) -> list[Path]:
 
 def encode_record(record: Record) -> bytes:
     """Return the serialised example; what is None is left out."""
-    features: dict[str, Values] = {"image": (record.image,), "image_idx": (record.name.encode(),)}
+    features: dict[str, FeatureValues] = {"image": (record.image,), "image_idx": (record.name.encode(),)}
     if record.labels is not None:
         features["labels"] = record.labels
     if record.mask is not None:
@@ -173,39 +167,14 @@ def decode_pixels(encoded: bytes, side: int | None = None) -> GreyImage:
     return pixels if side is None else resized(pixels, side)
 
 
-def grey(image: Image.Image) -> GreyImage:
-    """Return (rows, columns) uint8 of an opened image, whatever its mode; 16 bits are reduced to their upper 8.
-
-    Raises: one of `UNREADABLE_PIXELS`.
-    """
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        return np.asarray(np.clip(deep, 0, 65535) // 257, dtype=np.uint8)
-    # Every band of NIH's few colour files is the same grey; alpha is opaque.
-    return np.array(image.convert("RGB").convert("L") if image.mode == "P" else image.convert("L"))
-
-
-def resized(pixels: GreyImage, side: int) -> GreyImage:
-    """Return (side, side), squashed as `dicomnode.bundle.preprocess` does: by area to shrink, linearly to grow."""
-    if pixels.shape == (side, side):
-        return pixels
-    method = cv2.INTER_AREA if min(pixels.shape) >= side else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, (side, side), interpolation=method), dtype=np.uint8)
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first few names, for a message."""
-    return ", ".join(names[:_NAMED_AT_MOST]) + (" …" if len(names) > _NAMED_AT_MOST else "")
-
-
 def _require_gapless(folder: Path, prefix: str, numbers: list[int]) -> None:
     # Numbers may start anywhere, but a hole is a file that was lost, or that a glob of too few digits left out.
     missing = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
     if missing:
-        listed = some([f"{number:02d}" for number in missing])
+        listed = first_few([f"{number:02d}" for number in missing])
         raise ConfigurationError(f"{folder} lacks {len(missing)} files of {prefix}NN: {listed}")
     if len(set(numbers)) < len(numbers):
-        twice = some([f"{number:02d}" for number in sorted(set(numbers)) if numbers.count(number) > 1])
+        twice = first_few([f"{number:02d}" for number in sorted(set(numbers)) if numbers.count(number) > 1])
         raise ConfigurationError(f"{folder} holds different files of the same number of {prefix}NN: {twice}")
 
 

@@ -1,20 +1,130 @@
-"""Record files written by several processes: each whole or not at all, and none twice."""
+"""Record files written by several worker processes: each file whole or not at all, and none twice."""
 
 import hashlib
 import io
 import json
+import multiprocessing
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from PIL import Image
 
-from modeling.preparation.framing import framed
+from dicomnode.domain.errors import Transient
+from modeling.files import Files, GreyImage, open_source, probe, read_pixels, resized, sync_folder, write_durably
 from modeling.preparation.plan import ImageFormat, Pixels, PlannedImage, PlannedShard
 from modeling.preparation.problems import Kind, Problem
-from modeling.preparation.records import FINDINGS, SUFFIX, GreyImage, Record, encode_record, resized
-from modeling.preparation.sources import read_pixels
-from modeling.preparation.workers import count, source
+from modeling.preparation.records import FINDINGS, SUFFIX, Record, encode_record
+from modeling.preparation.tfrecord import framed
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+ReportProgress = Callable[[str, int, int], None]
+"""Called with the name of the present step, the number of images done, and the number of all images."""
+
+_POLL_S = 0.25
+
+
+class _Process:
+    """The state of one worker process: the opened images, and the count that it shares with the others."""
+
+    source: ClassVar[Files]
+    done: ClassVar["Synchronized[int]"]
+    opened: ClassVar[ExitStack] = ExitStack()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPool:
+    """Running worker processes. `done` counts the images that they have processed."""
+
+    executor: ProcessPoolExecutor
+    done: "Synchronized[int]"
+    progress: ReportProgress
+
+    def run(self, what: str, task: Callable[[Argument], Result], work: Sequence[Argument], images: int) -> list[Result]:
+        """Return the result of each piece of work, in order. `images`: the number of images in all pieces.
+
+        Raises: Transient when a worker process died; what a task raised.
+        """
+        with self.done.get_lock():
+            self.done.value = 0
+        futures = [self.executor.submit(task, piece) for piece in work]
+        pending = set(futures)
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
+                self.progress(what, self.done.value, images)
+                for future in finished:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise Transient(
+                "a worker process died (out of memory?); the same command goes on where this one stopped"
+            ) from error
+        return [future.result() for future in futures]
+
+
+@contextmanager
+def worker_pool(images: Path, processes: int, progress: ReportProgress) -> Iterator[WorkerPool]:
+    """Start processes that have opened `images`; on an error or Ctrl-C they end at once."""
+    # Spawned, not forked: the caller may have threads, and a fork would hold the parent's lock on its output.
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("q", 0)
+    alive, keep_alive = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(images, done, alive))
+    try:
+        yield WorkerPool(executor=executor, done=done, progress=progress)
+    except BaseException:
+        keep_alive.close()
+        executor.shutdown(cancel_futures=True)
+        raise
+    finally:
+        executor.shutdown()
+        keep_alive.close()
+        alive.close()
+
+
+def source() -> Files:
+    """Return the images this worker process has opened."""
+    return _Process.source
+
+
+def count(images: int) -> None:
+    """Add to the count of images done; called in a worker."""
+    with _Process.done.get_lock():
+        _Process.done.value += images
+
+
+def probe_files(names: Sequence[str]) -> list[tuple[int, int] | str]:
+    """Return (rows, columns), or the reason why it cannot be read, for each file; called in a worker."""
+    probed = []
+    for name in names:
+        probed.append(probe(_Process.source, name))
+        count(1)
+    return probed
+
+
+def _start(images: Path, done: "Synchronized[int]", alive: Connection) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+    _Process.source = _Process.opened.enter_context(open_source(images))
+    _Process.done = done
+
+
+def _end_with_parent(alive: Connection) -> None:
+    """End this process when the parent closes its end of the pipe or dies, instead of waiting for work for ever."""
+    alive.poll(None)
+    os._exit(1)
+
 
 STATE_FOLDER = "state"
 _JPEG_QUALITY = 95
@@ -22,7 +132,7 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenShard:
-    """A finished record file, what it holds in order, and what was left out of it."""
+    """A finished record file, the names of its images in order, and the problems of images that were left out."""
 
     file: str
     size_bytes: int
@@ -32,10 +142,10 @@ class WrittenShard:
 
 
 def write_shard(shard: PlannedShard, pixels: Pixels, folder: Path) -> WrittenShard:
-    """Write one record file, or take the finished one that is there; runs in a worker.
+    """Write one record file, unless a finished one exists; runs in a worker.
 
-    The note of what the file holds is durable before the file gets its name: a name without a note is never seen, and
-    a note without its file means that the file is written again.
+    The note that lists the contents is durable before the file gets its final name. So a named file always has a note,
+    and a note without a file means that the file is written again.
     """
     finished = _finished(shard, folder)
     if finished is not None:
@@ -69,26 +179,6 @@ def write_shard(shard: PlannedShard, pixels: Pixels, folder: Path) -> WrittenSha
     return written
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file's content, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def encode_image(pixels: GreyImage, image_format: ImageFormat) -> bytes:
     """Return the image as PNG (lossless) or JPEG (quality 95)."""
     encoded = io.BytesIO()
@@ -119,15 +209,15 @@ def _record(image: PlannedImage, pixels: Pixels) -> Record | Problem:
 
 
 def _finished(shard: PlannedShard, folder: Path) -> WrittenShard | None:
-    """Return what a former run finished, if the file is still the one it wrote."""
+    """Return the file that a former run finished, if its contents are unchanged."""
     try:
-        held = json.loads((folder / STATE_FOLDER / f"{shard.stem}.json").read_bytes())
+        note = json.loads((folder / STATE_FOLDER / f"{shard.stem}.json").read_bytes())
         written = WrittenShard(
-            file=held["file"],
-            size_bytes=held["size_bytes"],
-            sha256=held["sha256"],
-            names=tuple(held["names"]),
-            problems=tuple(Problem(**{**problem, "kind": Kind(problem["kind"])}) for problem in held["problems"]),
+            file=note["file"],
+            size_bytes=note["size_bytes"],
+            sha256=note["sha256"],
+            names=tuple(note["names"]),
+            problems=tuple(Problem(**{**problem, "kind": Kind(problem["kind"])}) for problem in note["problems"]),
         )
         path = folder / written.file
         intact = path.stat().st_size == written.size_bytes and _sha256(path) == written.sha256

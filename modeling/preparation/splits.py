@@ -1,5 +1,6 @@
-"""Who is trained on and who is tested on: official lists that share no patient, and folds that no patient crosses."""
+"""Training and test images: official lists and folds, none of which share a patient."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.preparation.problems import Kind, Problem
-from modeling.preparation.records import FINDINGS, some
+from modeling.files import write_durably
+from modeling.preparation.problems import Kind, Problem, first_few
+from modeling.preparation.records import FINDINGS
 from modeling.preparation.tables import Entry, read_list
 
 TRAIN_VAL, TEST = "train_val", "test"
@@ -19,7 +21,7 @@ TRAIN_VAL, TEST = "train_val", "test"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfficialSplit:
-    """The images of NIH's two lists."""
+    """The images of NIH's two lists, or of a random split like them."""
 
     train_val: frozenset[str]
     test: frozenset[str]
@@ -39,8 +41,68 @@ def read_official_split(folder: Path) -> OfficialSplit:
     lists = {side: frozenset(read_list(_list_file(folder, f"{side}_list.txt"))) for side in (TRAIN_VAL, TEST)}
     both = sorted(lists[TRAIN_VAL] & lists[TEST])
     if both:
-        raise ConfigurationError(f"{len(both)} images stand in both lists of {folder}: {some(both)}")
+        raise ConfigurationError(f"{len(both)} images are in both lists of {folder}: {first_few(both)}")
     return OfficialSplit(train_val=lists[TRAIN_VAL], test=lists[TEST])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitShares:
+    """Percentages of a random split: of training, validation and test images; they sum to 100."""
+
+    training: int
+    validation: int
+    test: int
+
+    @property
+    def folds(self) -> int:
+        """Return the number of folds of which one has the validation's share."""
+        return round((self.training + self.validation) / self.validation)
+
+
+def parse_shares(text: str) -> SplitShares:
+    """Return the shares of a text such as `80/5/15`.
+
+    Raises: ConfigurationError when they are not three percentages that sum to 100.
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigurationError(
+            f"a random split is TRAINING/VALIDATION/TEST in percent, such as 80/5/15, not {text!r}"
+        )
+    training, validation, test = map(int, parts)
+    if training + validation + test != 100:
+        raise ConfigurationError(f"the shares of a random split sum to {training + validation + test}, not to 100")
+    if validation > training:
+        raise ConfigurationError("the validation share of a random split is no larger than the training share")
+    return SplitShares(training=training, validation=validation, test=test)
+
+
+def random_split(entries: Sequence[Entry], shares: SplitShares, *, seed: int) -> OfficialSplit:
+    """Return a split in which random patients, with about the test's share of the images, are the test.
+
+    The order of patients follows a hash of the seed and the patient, which no library's next version changes.
+
+    Raises: ConfigurationError when there are too few patients for both sides.
+    """
+    images: dict[str, list[str]] = {}
+    for entry in entries:
+        images.setdefault(entry.patient, []).append(entry.name)
+    wanted = len(entries) * shares.test / 100
+    test: list[str] = []
+    for patient in sorted(images, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest()):
+        if len(test) + len(images[patient]) / 2 > wanted:
+            break
+        test += images[patient]
+    train_val = {entry.name for entry in entries} - set(test)
+    if not test or not train_val:
+        raise ConfigurationError(f"{len(images)} patients are too few for a random split with {shares.test} % test")
+    return OfficialSplit(train_val=frozenset(train_val), test=frozenset(test))
+
+
+def write_lists(folder: Path, split: OfficialSplit) -> None:
+    """Write `train_val_list.txt` and `test_list.txt`, as NIH's official split has them."""
+    for name, images in ((TRAIN_VAL, split.train_val), (TEST, split.test)):
+        write_durably(folder / f"{name}_list.txt", "".join(f"{image}\n" for image in sorted(images)).encode())
 
 
 def require_no_shared_patient(entries: Sequence[Entry], split: OfficialSplit) -> None:
@@ -55,7 +117,7 @@ def require_no_shared_patient(entries: Sequence[Entry], split: OfficialSplit) ->
     if both:
         # Patient identifiers stay out of messages.
         raise ConfigurationError(
-            f"{len(both)} patients are on both sides of the split: a test on them would measure memory"
+            f"{len(both)} patients are on both sides of the split: a test on them would not be independent"
         )
 
 
@@ -79,13 +141,13 @@ def assign_folds(entries: Sequence[Entry], source_px: Sequence[int], *, folds: i
 
 
 def few_positives(positives: Mapping[int, Mapping[str, int]], minimum: int) -> tuple[Problem, ...]:
-    """Return a problem for every finding that has positives, but in some fold fewer than `minimum`.
+    """Return a problem for every finding that has positives, but in first_few fold fewer than `minimum`.
 
     `positives`: the count of each finding by fold.
     """
     problems = []
     for finding in FINDINGS:
-        counts = {fold: held.get(finding, 0) for fold, held in sorted(positives.items())}
+        counts = {fold: by_finding.get(finding, 0) for fold, by_finding in sorted(positives.items())}
         least = min(counts, key=lambda fold: counts[fold])
         if sum(counts.values()) and counts[least] < minimum:
             detail = f"fold {least} holds {counts[least]} of {sum(counts.values())} positives, needs {minimum}"

@@ -7,13 +7,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dicomnode.domain.errors import ConfigurationError
-from modeling.preparation.problems import Kind, Problem
-from modeling.preparation.records import FINDINGS, some
+from modeling.preparation.problems import Kind, Problem, first_few
+from modeling.preparation.records import FINDINGS
 
 NO_FINDING = "No Finding"
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
 
 _COLUMNS = {
     "name": ("Image Index", "image"),
@@ -22,6 +23,7 @@ _COLUMNS = {
     "view": ("View Position", "view"),
     "sex": ("Patient Gender", "Patient Sex", "sex"),
     "age": ("Patient Age", "age"),
+    "source": ("source",),
 }
 _NEEDED = ("name", "findings", "patient")
 _AGE = re.compile(r"0*(?P<number>[0-9]{1,4})(?P<unit>[YMWDymwd]?)")
@@ -41,6 +43,7 @@ class Entry:
     view: str | None = None
     sex: str | None = None
     age: int | None = None
+    source: str | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -50,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The rows of a label table that can be used, and what is wrong with the others."""
+    """The usable rows of a label table, and the problems of the others."""
 
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...]
@@ -65,7 +68,7 @@ def read_table(path: Path) -> Table:
 
 
 def parse_table(text: str, path: Path) -> Table:
-    """Return what a label table's text says; `path` is where it is from, for messages.
+    """Parse the text of a label table; `path` is named in messages.
 
     Raises: ConfigurationError when it is empty, or lacks a column.
     """
@@ -104,8 +107,8 @@ def read_list(path: Path) -> tuple[str, ...]:
 def read_binary_labels(paths: list[Path]) -> dict[str, int]:
     """Return 0 or 1 of each image that the lists name, one `NAME 0|1` a line, as Tang et al. publish theirs.
 
-    There 1 is abnormal and 0 is normal, by radiologists' reports: more than "none of the 14 findings". Source: Tang et
-    al., npj Digital Medicine 2020.
+    There 1 is abnormal and 0 is normal by the radiologist's report, which covers more than the 14 findings. Source:
+    Tang et al., npj Digital Medicine 2020.
 
     Raises: ConfigurationError when a list cannot be read, a label is neither, or two lists disagree.
     """
@@ -120,7 +123,7 @@ def read_binary_labels(paths: list[Path]) -> dict[str, int]:
 
 
 def is_binary_list(text: str) -> bool:
-    """Tell whether a text's first line on an image is a name and 0 or 1, rather than a table's row."""
+    """Tell whether a text is a list of names with 0 or 1 rather than a table, by its first line that names an image."""
     words = next(_words(text), [])
     return len(words) == 2 and words[1] in _BINARY
 
@@ -181,7 +184,7 @@ def _columns(path: Path, there: object) -> dict[str, str]:
     }
     lacking = [_COLUMNS[meaning][0] for meaning in _NEEDED if meaning not in columns]
     if lacking:
-        raise ConfigurationError(f"{path} lacks the column {some(lacking)}: it is no label table of a known kind")
+        raise ConfigurationError(f"{path} lacks the column {first_few(lacking)}: it is no label table of a known kind")
     return columns
 
 
@@ -189,12 +192,14 @@ def _entry(cells: dict[str, str], line: int, problems: list[Problem]) -> Entry |
     name = cells["name"]
     empty = [_COLUMNS[meaning][0] for meaning in _NEEDED if not cells[meaning]]
     if empty:
-        problems.append(Problem(kind=Kind.ROW_INCOMPLETE, subject=name or f"line {line}", detail=f"no {some(empty)}"))
+        problems.append(
+            Problem(kind=Kind.ROW_INCOMPLETE, subject=name or f"line {line}", detail=f"no {first_few(empty)}")
+        )
         return None
     named = {label.strip() for label in cells["findings"].split("|")}
     unknown = sorted(named - set(FINDINGS) - {NO_FINDING})
     if unknown:
-        problems.append(Problem(kind=Kind.LABEL_UNKNOWN, subject=name, detail=some(unknown)))
+        problems.append(Problem(kind=Kind.LABEL_UNKNOWN, subject=name, detail=first_few(unknown)))
         return None
     if NO_FINDING in named and len(named) > 1:
         problems.append(Problem(kind=Kind.LABELS_CONTRADICT, subject=name, detail="No Finding beside a finding"))
@@ -206,6 +211,7 @@ def _entry(cells: dict[str, str], line: int, problems: list[Problem]) -> Entry |
         view=cells.get("view") or None,
         sex=cells.get("sex") or None,
         age=_age(cells.get("age", ""), name, problems),
+        source=cells.get("source") or None,
     )
 
 
@@ -219,3 +225,9 @@ def _age(text: str, name: str, problems: list[Problem]) -> int | None:
         problems.append(Problem(kind=Kind.AGE_IMPLAUSIBLE, subject=name, detail=f"age {text} is taken as unknown"))
         return None
     return years
+
+
+def image_key(name: str) -> str:
+    """Return the name by which an image is known: without folders, and without the suffix of an image format."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name

@@ -1,1 +1,1 @@
-"""What a researcher sees of a run: logs, learning curves, the model's summary, progress, MLflow."""
+"""Reports of a run: logs, learning curves, progress, MLflow."""

@@ -1,23 +1,21 @@
 """A run in MLflow: one run for the training, one nested in it for each fold.
 
-Training never waits for it: a thread brings MLflow to where the run is, and what fails is caught up after the next
-epoch, because all records are told each time and an epoch that MLflow has is not logged again.
+Training never waits for MLflow: a thread logs what MLflow lacks. After a failure the next report catches up, because
+every report contains all records, and epochs that MLflow has are not logged again.
 """
 
-import hashlib
-import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.config import TrackingSection, TrainingConfig
 from modeling.tracking.history import EpochRecord
+from modeling.tracking.tracker import RunEnd, RunStart, RunState
 
 if TYPE_CHECKING:
     from modeling.tracking.mlflow_runs import MlflowRuns
@@ -28,7 +26,7 @@ STORE = "mlruns"
 _DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
 _LAST_WAIT_S = 120.0
 _ENVIRONMENT = {
-    # No word to anyone but the server of the configuration.
+    # Nothing is sent to anyone but the configured server.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -40,39 +38,6 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What is known of a run before its first epoch."""
-
-    config: TrainingConfig
-    facts: Mapping[str, str]
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """The flattened configuration with its digest, and the facts."""
-        settings = self.config.model_dump(mode="json", exclude={"tracking": True, "bundle": {"note"}})
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return {**dict(flattened(settings)), "config_sha256": digest, **self.facts}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How a run ended, and with what."""
-
-    status: Literal["FINISHED", "KILLED"]
-    metrics: Mapping[str, float]
-    files: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """All that MLflow shall know by now."""
-
-    start: Start
-    records: tuple[EpochRecord, ...]
-    end: End | None = None
 
 
 def open_mlflow(settings: TrackingSection, folder: Path) -> "MlflowTracker":
@@ -101,7 +66,10 @@ def open_mlflow(settings: TrackingSection, folder: Path) -> "MlflowTracker":
             f"tracking.uri: {named} needs a package that is not installed: {error.name}"
         ) from error
     if not settings.uri:
-        log.info("to see the run: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri %s", store)
+        log.info(
+            "to see the run, with the package mlflow: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri %s",
+            store,
+        )
     # A database says nothing of where files go, and MLflow would choose the working directory.
     files = f"{store}/{settings.experiment}" if uri.partition(":")[0].partition("+")[0] in _DATABASES else None
     return MlflowTracker(MlflowRuns(client, settings.experiment, folder, address=named, files=files), named)
@@ -113,52 +81,52 @@ def without_credentials(uri: str) -> str:
 
 
 class MlflowTracker:
-    """Tells MLflow from a thread of its own; see `Tracker`."""
+    """Reports to MLflow from a thread of its own; see `Tracker`."""
 
     def __init__(self, runs: "MlflowRuns", address: str, *, last_wait_s: float = _LAST_WAIT_S) -> None:
         self._runs, self._address, self._last_wait_s = runs, address, last_wait_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._at_work: Future[None] | None = None
         self._failing = False
-        self._start: Start | None = None
+        self._start: RunStart | None = None
         self._records: tuple[EpochRecord, ...] = ()
         self._ended = False
 
     def begin(self, config: TrainingConfig, facts: Mapping[str, str]) -> None:
-        """Open the MLflow run, or go on in the one that the run's folder names."""
-        self._start = Start(config=config, facts=dict(facts))
+        """Open an MLflow run, or continue the one that the run's folder names."""
+        self._start = RunStart(config=config, facts=dict(facts))
         self._tell()
 
     def epochs(self, records: Sequence[EpochRecord]) -> None:
-        """Log what MLflow has not."""
+        """Report all finished epochs."""
         self._records = tuple(records)
         self._tell()
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
         """Log what is missing, the result and its files, and close the MLflow runs."""
-        self._end(End(status="FINISHED", metrics=dict(metrics), files=tuple(files)))
+        self._end(RunEnd(status="FINISHED", metrics=dict(metrics), files=tuple(files)))
 
     def stop(self) -> None:
         """Log what is missing and mark the MLflow runs as killed."""
         if not self._ended:
-            self._end(End(status="KILLED", metrics={}, files=()))
+            self._end(RunEnd(status="KILLED", metrics={}, files=()))
 
     def _tell(self) -> None:
         if self._start is None or self._ended:
             return
         if self._at_work is not None:
             if not self._at_work.done():
-                # The thread is behind; the next epoch, or the end, tells it all.
+                # The thread is still busy; the next report contains everything.
                 return
             self._judge(self._at_work)
-        self._at_work = self._pool.submit(self._runs.bring_to, Wanted(start=self._start, records=self._records))
+        self._at_work = self._pool.submit(self._runs.bring_to, RunState(start=self._start, records=self._records))
 
-    def _end(self, end: End) -> None:
+    def _end(self, end: RunEnd) -> None:
         self._ended = True
         if self._start is None:
             self._pool.shutdown(wait=False)
             return
-        last = self._pool.submit(self._runs.bring_to, Wanted(start=self._start, records=self._records, end=end))
+        last = self._pool.submit(self._runs.bring_to, RunState(start=self._start, records=self._records, end=end))
         wait([last], timeout=self._last_wait_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
         lacking = not last.done() or last.cancelled() or last.exception() is not None
@@ -170,22 +138,13 @@ class MlflowTracker:
         error = told.exception()
         if error is not None and not self._failing:
             log.warning(
-                "MLflow at %s cannot be told%s; training goes on, and each epoch tries again",
+                "MLflow at %s cannot be reached%s; training continues and reports again after each epoch",
                 self._address,
                 _because(error),
             )
         if error is None and self._failing:
-            log.info("MLflow at %s is told again, with all that was missed", self._address)
+            log.info("MLflow at %s answers again; everything missed is reported", self._address)
         self._failing = error is not None
-
-
-def flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every value of nested settings under its dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _because(error: BaseException | None) -> str:

@@ -1,4 +1,4 @@
-"""The MLflow runs of one training run, brought to where it is by asking MLflow what it already has.
+"""The MLflow runs of one training run: asks MLflow what it already has, and logs the rest.
 
 Importing this module imports MLflow, which reads its environment then: `mlflow.open_mlflow` does both in order.
 """
@@ -14,9 +14,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from modeling.preparation.shards import write_durably
+from modeling.files import write_durably
 from modeling.tracking.history import EpochRecord
-from modeling.tracking.mlflow import End, Start, Wanted
+from modeling.tracking.tracker import RunEnd, RunStart, RunState
 
 KEPT = "mlflow.json"
 METRICS = ("loss", "held_out_loss", "abnormality_auc", "findings_auc", "rate", "images_per_s", "seconds")
@@ -47,8 +47,8 @@ class MlflowRuns:
         self._kept: _Kept | None = None
         self._logged: dict[str, set[tuple[str, int]]] = {}
 
-    def bring_to(self, wanted: Wanted) -> None:
-        """Log what MLflow has not."""
+    def bring_to(self, wanted: RunState) -> None:
+        """Log what MLflow lacks."""
         kept = self._opened(wanted.start)
         for fold in sorted({record.fold for record in wanted.records}):
             self._log(self._fold(kept, fold), _of_fold(wanted.records, fold))
@@ -56,7 +56,7 @@ class MlflowRuns:
         if wanted.end is not None:
             self._close(kept, wanted.end)
 
-    def _opened(self, start: Start) -> _Kept:
+    def _opened(self, start: RunStart) -> _Kept:
         if self._kept is not None:
             return self._kept
         kept = self._read()
@@ -103,13 +103,16 @@ class MlflowRuns:
         known = [name for name in self._client.get_run(run).data.metrics if name in METRICS]
         return {(name, metric.step) for name in known for metric in self._client.get_metric_history(run, name)}
 
-    def _close(self, kept: _Kept, end: End) -> None:
+    def _close(self, kept: _Kept, end: RunEnd) -> None:
         known = self._client.get_run(kept.parent).data.metrics
         for name, value in end.metrics.items():
             if known.get(name) != value:
                 self._client.log_metric(kept.parent, name, value)
-        for file in end.files:
-            self._client.log_artifact(kept.parent, str(file))
+        for path in end.files:
+            if path.is_dir():
+                self._client.log_artifacts(kept.parent, str(path), path.name)
+            else:
+                self._client.log_artifact(kept.parent, str(path))
         for run in (*kept.folds.values(), kept.parent):
             self._client.set_terminated(run, status=end.status)
 
@@ -158,10 +161,10 @@ def _means(records: Sequence[EpochRecord], folds: int) -> list[Metric]:
     for record in records:
         by_epoch.setdefault(record.epoch, []).append(record)
     return [
-        Metric(name, fmean(values), max(_milliseconds(record.finished_at) for record in held), epoch)
-        for epoch, held in sorted(by_epoch.items())
+        Metric(name, fmean(values), max(_milliseconds(record.finished_at) for record in of_epoch), epoch)
+        for epoch, of_epoch in sorted(by_epoch.items())
         for name in _MEAN_METRICS
-        if len(values := [value for record in held if (value := getattr(record, name)) is not None]) == folds
+        if len(values := [value for record in of_epoch if (value := getattr(record, name)) is not None]) == folds
     ]
 
 

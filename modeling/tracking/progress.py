@@ -6,14 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
+import keras
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class Pace:
         self._at: tuple[tuple[int, int], int, float] | None = None
 
     def passed(self, part: tuple[int, int], step: int) -> None:
-        """Take note that this step of a part of the run, one fold's epoch, is done now."""
+        """Record that this step of a part of the run, one fold's epoch, is done now."""
         now, former = self._clock(), self._at
         self._at = (part, step, now)
         if former is None:
@@ -104,7 +102,7 @@ class Progress:
         self._bar.stop()
 
     def step(self, *, fold: int, epoch: int, step: int, steps: int, loss: float | None = None) -> None:
-        """Tell that `step` of `steps` of an epoch, counted from 1, is done. `loss`: the mean so far, if it was read."""
+        """Report that `step` of `steps` of an epoch, counted from 1, is done; `loss`: the mean so far, if known."""
         with self._lock:
             # A pool of threads may bring an earlier step after a later one.
             if self._latest is not None and self._latest[:2] == (fold, epoch) and step <= self._latest[2]:
@@ -117,19 +115,17 @@ class Progress:
             self._show(self._line(fold, epoch, step, steps), self._left_s(begun, steps), begun / steps)
 
     def stopped(self, fold: int) -> None:
-        """Tell that the fold ends early, so that its other epochs are not waited for."""
+        """Report that the fold ends early, so that its other epochs no longer count as work to do."""
         with self._lock:
             self._done[fold] = self._epochs
 
-    def callback(self, *, fold: int, epoch: int) -> "keras.callbacks.Callback":
-        """Return what `fit` of one epoch takes, to call `step`."""
-        from modeling.tracking.callback import StepCallback
-
+    def callback(self, *, fold: int, epoch: int) -> keras.callbacks.Callback:
+        """Return the Keras callback of one epoch, which calls `step`."""
         return StepCallback(self, fold=fold, epoch=epoch)
 
     @property
     def images_per_s(self) -> float | None:
-        """Images trained on in a second, lately, without what lies between epochs."""
+        """Images trained on per second, lately, without the time between epochs."""
         return self._batch_size / self._pace.step_s if self._pace.step_s else None
 
     def _left_s(self, begun: int, steps: int) -> float | None:
@@ -158,7 +154,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it, no more exact than an estimate is."""
+    """Return a duration in minutes, hours or days, rounded as an estimate should be."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -166,3 +162,27 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+class StepCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Passes every 50th step of one epoch on.
+
+    Keras turns the logs of each batch into numbers, which waits for the device. `async_safe` lets it do so in a
+    thread of its own, where the backend allows it, so that the next steps are already on their way.
+    """
+
+    async_safe = True
+
+    def __init__(self, progress: "Progress", *, fold: int, epoch: int) -> None:
+        super().__init__()
+        self._progress, self._fold, self._epoch = progress, fold, epoch
+        self._passed_on = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Pass on the first step, when the graph is compiled, each 50th, and the last."""
+        step, steps = batch + 1, self.params["steps"]
+        due = step == steps or not self._passed_on or step - self._passed_on >= LOSS_EVERY_STEPS
+        if due:
+            self._passed_on = step
+            loss = (logs or {}).get("loss")
+            self._progress.step(fold=self._fold, epoch=self._epoch, step=step, steps=steps, loss=loss)

@@ -1,35 +1,34 @@
-"""Where a run is followed besides its own folder, whatever that place is."""
+"""What a run reports to a tracking server, and the interface that receives it."""
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-from dicomnode.domain.errors import ConfigurationError
-from modeling.config import TrackingSection, TrainingConfig
+from modeling.config import TrainingConfig
 from modeling.tracking.history import EpochRecord
-
-INSTALL = "pip install 'cxrnode[mlflow]'"
 
 
 class Tracker(Protocol):
-    """What a run tells. No call waits for a server but the last, none fails, and each may be repeated."""
+    """Receives the reports of a run. Only the last call waits for a server; no call fails; each may be repeated."""
 
     def begin(self, config: TrainingConfig, facts: Mapping[str, str]) -> None:
-        """Tell that the run begins or goes on. `facts`: what the configuration does not say, such as devices."""
+        """Report that the run begins or continues. `facts`: devices and others that are not in the configuration."""
 
     def epochs(self, records: Sequence[EpochRecord]) -> None:
-        """Tell all finished epochs of all folds, also those told before."""
+        """Report all finished epochs of all folds, including those reported before."""
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Tell that the run is complete, what it reached, and the files that say more."""
+        """Report that the run is complete, with its results, and its files and folders."""
 
     def stop(self) -> None:
-        """Tell that the run was left before its end; it may go on later. After `finish` it says nothing."""
+        """Report that the run was interrupted; it may continue later. Does nothing after `finish`."""
 
 
 class NoTracker:
-    """Follows nothing."""
+    """Reports to no server."""
 
     def begin(self, config: TrainingConfig, facts: Mapping[str, str]) -> None:
         """Do nothing."""
@@ -44,15 +43,43 @@ class NoTracker:
         """Do nothing."""
 
 
-def open_tracker(settings: TrackingSection, folder: Path) -> Tracker:
-    """Return what follows the run in `folder`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """The configuration and facts of a run, known before its first epoch."""
 
-    Raises: ConfigurationError when MLflow is asked for and not installed, or its address is none.
-    """
-    if not settings.mlflow:
-        return NoTracker()
-    if importlib.util.find_spec("mlflow") is None:
-        raise ConfigurationError(f"tracking.mlflow needs MLflow, which is not installed: {INSTALL}")
-    from modeling.tracking.mlflow import open_mlflow
+    config: TrainingConfig
+    facts: Mapping[str, str]
 
-    return open_mlflow(settings, folder)
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The flattened configuration with its digest, and the facts."""
+        settings = self.config.model_dump(mode="json", exclude={"tracking": True, "bundle": {"note"}})
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return {**dict(flattened(settings)), "config_sha256": digest, **self.facts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How a run ended, with its results, and its files and folders."""
+
+    status: Literal["FINISHED", "KILLED"]
+    metrics: Mapping[str, float]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Everything that the server should have by now."""
+
+    start: RunStart
+    records: tuple[EpochRecord, ...]
+    end: RunEnd | None = None
+
+
+def flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every value of nested settings under its dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value)

@@ -13,12 +13,12 @@ import pytest
 
 from dicomnode.audit.syslog import TlsSink, UdpSink
 from dicomnode.domain.errors import ConfigurationError, PeerUnavailable
-from dicomnode.settings import AuditSettings
-from tests.archives import Archive
-from tests.bundles import make_bundle
-from tests.certificates import Authority
-from tests.make import CANARIES, CANARY_ID, build, encode
-from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
+from dicomnode.settings.node import AuditSettings
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.certificates import Authority
+from tests.support.make import CANARIES, CANARY_ID, build, encode
+from tests.support.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 60.0
 CONFIG = """

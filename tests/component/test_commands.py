@@ -1,15 +1,19 @@
 """The commands as typed: what they print, what they write, how they exit."""
 
+import csv
 import json
+import os
 from pathlib import Path
 
 import pydicom
 import pytest
 
-from tests.archives import Archive
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, write
-from tests.processes import free_port, run_cxrnode
+from dicomnode.cli.analyze import read_regular_file
+from dicomnode.domain.errors import UnreadableObject
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, write
+from tests.support.processes import free_port, run_cxrnode
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +34,31 @@ def files(tmp_path: Path) -> Path:
 def test_analyze_answers_each_study_and_says_why_not(bundle: str, files: Path, tmp_path: Path) -> None:
     done = run_cxrnode("analyze", str(files), "--bundle", bundle, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    for expected in ("body-part", "unreadable", "1 of 2 studies analysed, 1 files unreadable"):
+    for expected in ("body-part", "unreadable", "1 of 2 studies analysed, 1 files unreadable, 0 duplicates"):
         assert expected in done.stdout
     reports, heatmaps = (list((tmp_path / "out").glob(f"*/{name}.dcm")) for name in ("report", "heatmap"))
     assert [pydicom.dcmread(path).Modality for path in (*reports, *heatmaps)] == ["SR", "OT"]
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/summary.json")]
     assert sorted(len(summary["images"]) for summary in summaries) == [0, 1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "frontal",
+        "hand",
+        "summary.csv",
+        "summary.json",
+    ]
+    assert sorted(one["folder"] for one in json.loads((tmp_path / "out" / "summary.json").read_text())) == [
+        "frontal",
+        "hand",
+    ]
+    table = csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines())
+    rows = {Path(row["file"]).name: row for row in table}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "frontal.dcm": "analysed",
+        "hand.dcm": "body-part",
+        "notes.txt": "unreadable",
+    }
+    assert 0 <= float(rows["frontal.dcm"]["Abnormal_probability"]) <= 1
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "results in" not in line)
 
 
 def test_analyze_prints_nothing_of_the_patient(bundle: str, files: Path, tmp_path: Path) -> None:
@@ -46,10 +69,47 @@ def test_analyze_prints_nothing_of_the_patient(bundle: str, files: Path, tmp_pat
         assert not [text for text in (done.stdout, done.stderr, *names, *summaries) if canary in text]
 
 
+def test_analyze_fails_when_nothing_was_analysed(bundle: str, files: Path, tmp_path: Path) -> None:
+    (files / "frontal.dcm").unlink()
+    done = run_cxrnode("analyze", str(files), "--bundle", bundle, "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "0 of 1 studies analysed" in done.stdout
+
+
+def test_analyze_reads_no_device_and_no_pipe(bundle: str, files: Path, tmp_path: Path) -> None:
+    os.mkfifo(files / "pipe.dcm")
+    (files / "zero.dcm").symlink_to("/dev/zero")
+    done = run_cxrnode("analyze", str(files), "--bundle", bundle, "--out", str(tmp_path / "out"), "--png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "frontal" / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    for named in (files / "pipe.dcm", files / "zero.dcm", Path("/dev/zero")):
+        done = run_cxrnode("analyze", str(named), "--bundle", bundle, "--out", str(tmp_path / "out"))
+        assert done.returncode == 2
+        assert "is a device or a pipe" in done.stderr
+
+
+def test_analyze_does_not_take_its_own_results_for_files(bundle: str, files: Path) -> None:
+    words = ("analyze", str(files), "--bundle", bundle, "--out", str(files / "out"))
+    assert run_cxrnode(*words).stdout == run_cxrnode(*words).stdout
+
+
+def test_a_file_is_read_up_to_a_size_and_only_if_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular_file(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(UnreadableObject, match="larger than 4 B"):
+        read_regular_file(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UnreadableObject, match="device or a pipe"):
+            read_regular_file(path, 5)
+
+
 def test_analyze_takes_a_copy_of_an_instance_once(bundle: str, files: Path, tmp_path: Path) -> None:
     (files / "copy.dcm").write_bytes((files / "frontal.dcm").read_bytes())
     done = run_cxrnode("analyze", str(files), "--bundle", bundle, "--out", str(tmp_path / "out"))
-    assert "another file holds the same SOP instance" in " ".join(done.stdout.replace("│", " ").split())
+    assert "frontal.dcm  duplicate\n    holds the same SOP instance as " in done.stdout
+    assert "0 unreadable" not in done.stdout
+    assert "1 duplicates" in done.stdout
 
 
 @pytest.mark.parametrize(

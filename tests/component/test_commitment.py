@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dicomnode.domain.commitment import CommitmentState
-from dicomnode.domain.job import DeliveryState
-from tests.component.committing import CR, WITHIN_S, Archive, bench, looping
-from tests.component.dimse import EXPLICIT, Peer
-from tests.processes import wait_until
-from tests.stores import open_store
+from dicomnode.domain.delivery import DeliveryState
+from tests.support.committing import CR, WITHIN_S, Archive, bench, looping
+from tests.support.dimse import EXPLICIT, Peer
+from tests.support.processes import wait_until
+from tests.support.stores import open_store
 
 
 @pytest.mark.parametrize("over", ["same", "another"])
@@ -115,15 +115,13 @@ def test_a_destination_that_cannot_be_asked_is_left_alone_after_two_requests(
         found.deliver()
         wait_until(found.committer.ask_due, WITHIN_S, "the first request")
         wait_until(found.committer.ask_due, WITHIN_S, "the second request")
-        assert found.committer.breaker.circuit.is_open
+        assert found.committer.breaker.state.is_open
         assert found.committer.ask_due() == 0
         assert len(archive.asked) == 2
         (told,) = [record for record in caplog.records if record.message == "destination-unavailable"]
         assert (told.destination, told.service) == ("pacs", "commitment")
         archive.status = 0x0000
-        wait_until(
-            lambda: found.committer.ask_due() or not found.committer.breaker.circuit.is_open, WITHIN_S, "a trial"
-        )
+        wait_until(lambda: found.committer.ask_due() or not found.committer.breaker.state.is_open, WITHIN_S, "a trial")
         assert len(archive.asked[2]) == 1
         wait_until(
             lambda: found.committer.ask_due() or found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the second trial"

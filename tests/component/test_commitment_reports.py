@@ -9,13 +9,13 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from dicomnode.delivery_settings import RetrySettings
 from dicomnode.domain.commitment import CommitmentItem, CommitmentState, Remedy
 from dicomnode.domain.errors import StoreUnavailable, UnreadableObject
-from dicomnode.net.commitment import ReportDesk, read_report, write_request
-from tests.component.committing import CR, Archive, bench, event_information, information, now, report_to
-from tests.component.dimse import EXPLICIT, IMPLICIT, requested, running_scp
-from tests.stores import open_store
+from dicomnode.net.scu.commitment import ReportDesk, read_report, write_request
+from dicomnode.settings.delivery import RetrySettings
+from tests.support.committing import CR, Archive, bench, event_information, information, now, report_to
+from tests.support.dimse import EXPLICIT, IMPLICIT, requested, running_scp
+from tests.support.stores import open_store
 
 
 @pytest.mark.parametrize("role", [True, False])

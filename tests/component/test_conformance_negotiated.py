@@ -15,12 +15,12 @@ from pydicom.uid import UID_dictionary
 from pynetdicom import AE, build_role
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicomnode.domain.delivery import Destination
 from dicomnode.domain.errors import StoreUnavailable
-from dicomnode.domain.job import Destination
-from tests.component.dimse import MemoryInbox, renamed, requested, running_scp, send_raw
 from tests.conftest import ROOT
-from tests.make import build, encode
-from tests.processes import NodeProcess, free_port
+from tests.support.dimse import MemoryInbox, renamed, requested, running_scp, send_raw
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, free_port
 
 SECTION_7_1, SECTION_7_2 = "### 7.1 ", "### 7.2 "
 UNKNOWN = "1.2.826.0.1.3680043.9.9999.1"

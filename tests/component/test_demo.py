@@ -15,11 +15,11 @@ from pydicom import dcmread
 
 from dicomnode.demo.chest import write_studies
 from dicomnode.demo.reading import findings_in, picture_of
-from dicomnode.net.archive import Archive
-from dicomnode.net.scu import echo
+from dicomnode.net.scp.archive import Archive
+from dicomnode.net.scu.storage import echo
 from dicomnode.node import utc_now
-from dicomnode.settings import Settings, parse_destination
-from tests.processes import wait_until
+from dicomnode.settings.node import Settings, parse_destination
+from tests.support.processes import wait_until
 
 
 def demo(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -106,7 +106,7 @@ def test_it_stays_with_its_page_until_it_is_interrupted(running: tuple[subproces
     (page,) = re.findall(r"http://127\.0\.0\.1:\d+/studies/[0-9.]+", said)
     with urllib.request.urlopen(page, timeout=60) as answer:
         assert answer.status == 200
-        assert "What the model said" in answer.read().decode()
+        assert "<h2>Findings</h2>" in answer.read().decode()
     (peer,) = set(re.findall(r"CXRNODE@127\.0\.0\.1:\d+", said))
     destination = parse_destination(peer).destination()
     assert echo(destination, calling_ae="ANYBODY", settings=Settings().delivery).succeeded

@@ -10,17 +10,17 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ComputedRadiographyImageStorage, CTImageStorage
 
-from dicomnode.domain.job import Accepted, Destination
-from dicomnode.net.scu import send
+from dicomnode.domain.delivery import Accepted, Destination
+from dicomnode.net.scu.storage import send
 from dicomnode.store import Store
-from tests.archives import Archive
-from tests.attacks import PATIENT
-from tests.bundles import make_bundle
-from tests.component.dimse import MemoryInbox, data_set_of, outgoing, running_scp, send_raw
-from tests.make import build, encode
-from tests.processes import NodeProcess, free_port, wait_until
-from tests.stores import open_store
-from tests.wire import ABORT, P_DATA, answer, associated, command, fragment, p_data, push
+from tests.support.archives import Archive
+from tests.support.attacks import PATIENT
+from tests.support.bundles import make_bundle
+from tests.support.dimse import MemoryInbox, data_set_of, outgoing, running_scp, send_raw
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, free_port, wait_until
+from tests.support.stores import open_store
+from tests.support.wire import ABORT, P_DATA, answer, associated, command, fragment, p_data, push
 
 SMALL = {"rows": 64, "columns": 64}
 TRAVERSAL = "../../../../outside"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from tests.archives import Archive
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, encode
-from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 30.0
 CONFIG = """
@@ -86,6 +86,7 @@ def test_a_study_comes_back_as_one_report_and_one_heatmap(
         assert (result.PatientID, result.AccessionNumber) == (source.PatientID, source.AccessionNumber)
     story = node.command("why", uid(source)).stdout
     assert "It is answered and everything is delivered." in story
+    assert "view: PA (View Position); body part: the chest (Body Part Examined)" in " ".join(story.split())
 
 
 def test_a_late_image_makes_a_new_version_that_names_the_former(
@@ -153,6 +154,22 @@ def test_a_rejected_study_can_get_a_report_that_says_so(
     codes = str(report.ContentSequence)
     assert "111245" in codes
     assert "Probability" not in codes
+
+
+def test_a_study_of_two_patients_is_reported_once_its_images_are_corrected(
+    start_node: StartNode, archive: Archive, tmp_path: Path
+) -> None:
+    node = start_node(send_to=(archive.peer,), config=CONFIG + "[results]\nreport_rejected = true\n")
+    of_one = build("cr", seed=1, study_uid="1.2.826.3", patient_id="ONE")
+    of_another = build("cr", seed=2, study_uid="1.2.826.3", patient_id="ANOTHER", patient_name="ROE^MARY")
+    send(node, tmp_path / "out", of_one, of_another)
+    wait_until(lambda: node.events("patient-mismatch"), WITHIN_S, "the alert")
+    assert "patient-mismatch" in node.command("why", "1.2.826.3").stdout
+    of_another.PatientID, of_another.PatientName = "ONE", of_one.PatientName
+    send(node, tmp_path / "out", of_another)
+    wait_until(lambda: len(archive.sent) == 3, WITHIN_S, "the results")
+    results = [result for made in archive.of_study("1.2.826.3").values() for result in made]
+    assert {result.PatientID for result in results} == {"ONE"}
 
 
 def test_without_a_destination_results_stay_and_the_log_says_where(start_node: StartNode, tmp_path: Path) -> None:
@@ -278,6 +295,23 @@ def test_check_tries_the_page(bundle: Path, tmp_path: Path, monkeypatch: pytest.
     assert "ok    page: http://127.0.0.1:" in run_cxrnode(*words).stdout
     monkeypatch.setenv("CXRNODE_HTTP__BIND", "0.0.0.0")
     assert "lets other machines in" in run_cxrnode(*words).stdout
+
+
+def test_check_beside_the_running_node_finds_nothing_wrong(start_node: StartNode) -> None:
+    node = start_node()
+    checked = node.command("check", "--port", str(node.port))
+    assert checked.returncode == 0, checked.stdout
+    assert "node: runs on this store already (process " in checked.stdout
+    assert "is in use, by the node that runs on this store" in checked.stdout
+
+
+def test_a_store_open_to_other_accounts_is_logged(start_node: StartNode) -> None:
+    node = start_node()
+    assert node.events("store-exposed") == []
+    node.terminate()
+    node.store.chmod(0o777)
+    (told,) = node.start().events("store-exposed")
+    assert "mode 0777" in told["cause"]
 
 
 def test_check_names_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""A real node process under every attack of `tests.attacks`: good studies are answered, memory is bounded."""
+"""A real node process under every attack of `tests.support.attacks`: good studies are answered, memory is bounded."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.archives import Archive
-from tests.attacks import ATTACKS, MIB, PENDING_BYTES, Attacked
-from tests.bundles import make_bundle
-from tests.processes import wait_until
+from tests.support.archives import Archive
+from tests.support.attacks import ATTACKS, MIB, PENDING_BYTES, Attacked
+from tests.support.bundles import make_bundle
+from tests.support.processes import wait_until
 
 # What the analysis of the good studies itself may come to meanwhile.
 _ANALYSIS_BYTES = 300 * MIB

@@ -17,17 +17,17 @@ from pynetdicom.presentation import build_context
 from typer.testing import CliRunner
 
 from dicomnode.cli.main import app
-from dicomnode.domain.job import Destination
-from dicomnode.imaging.reader import read
-from dicomnode.imaging.tags import text
-from dicomnode.net.part10 import read_file_head
-from tests.archives import CommittingArchive
-from tests.bundles import make_bundle
-from tests.component.dicomweb import JSON, Answer, Dicomweb
-from tests.component.dimse import Peer, requested, send_raw, store_request
-from tests.make import CANARIES, CANARY_ID, CANARY_NAME, SOP_CLASSES, build, encode
-from tests.modules import code
-from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.part10 import read_file_head
+from dicomnode.dicom.reader import read
+from dicomnode.domain.delivery import Destination
+from tests.support.archives import CommittingArchive
+from tests.support.bundles import make_bundle
+from tests.support.dicomweb import JSON, Answer, Dicomweb
+from tests.support.dimse import Peer, requested, send_raw, store_request
+from tests.support.make import CANARIES, CANARY_ID, CANARY_NAME, SOP_CLASSES, build, encode
+from tests.support.modules import code
+from tests.support.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 WITHIN_S = 60.0
 SR, SC = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.7"

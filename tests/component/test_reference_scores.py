@@ -12,12 +12,12 @@ import pytest
 from pydicom import Dataset
 
 from dicomnode.bundle.reader import Bundle, open_bundle
-from dicomnode.imaging import reader
+from dicomnode.dicom import reader
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import PixelSettings, default_bundle
-from tests.make import build, ref_of
+from dicomnode.settings.node import PixelSettings, default_bundle
+from tests.support.make import build, ref_of
 
 LARGEST_CHANGE = 0.005
 """Largest difference of any of the 15 probabilities between two linear renderings of one radiograph."""

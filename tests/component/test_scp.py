@@ -13,12 +13,12 @@ from pydicom import dcmread
 from pydicom import uid as uids
 from pynetdicom.presentation import build_context
 
+from dicomnode.domain.delivery import Accepted, Destination, Refused
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable, UidMismatch
 from dicomnode.domain.identifiers import IMPLEMENTATION_CLASS_UID
-from dicomnode.domain.job import Accepted, Destination, Refused
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
-from dicomnode.net.scu import echo, send
-from tests.component.dimse import (
+from dicomnode.net.scu.storage import echo, send
+from tests.support.dimse import (
     EXPLICIT,
     QUICK,
     MemoryInbox,
@@ -29,8 +29,8 @@ from tests.component.dimse import (
     running_scp,
     send_raw,
 )
-from tests.make import CANARIES, build, encode
-from tests.processes import wait_until
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import wait_until
 
 SMALL = {"rows": 96, "columns": 80}
 # No encoder for these is installed; the SCP never looks at the pixels, so other compressed pixels do.

@@ -9,14 +9,14 @@ import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 from pynetdicom.presentation import build_context
 
-from dicomnode.domain.job import Accepted
-from dicomnode.net.scu import echo, send
-from dicomnode.settings import DeliverySettings
-from tests.component.dimse import EXPLICIT, QUICK, MemoryInbox, outgoing, requested, running_scp, store_request
-from tests.component.hostile import association, closed, connect, serves
-from tests.make import build, encode
-from tests.processes import wait_until
-from tests.wire import (
+from dicomnode.domain.delivery import Accepted
+from dicomnode.net.scu.storage import echo, send
+from dicomnode.settings.node import DeliverySettings
+from tests.support.dimse import EXPLICIT, QUICK, MemoryInbox, outgoing, requested, running_scp, store_request
+from tests.support.hostile import association, closed, connect, serves
+from tests.support.make import build, encode
+from tests.support.processes import wait_until
+from tests.support.wire import (
     COMMITMENT,
     P_DATA,
     REJECTED,

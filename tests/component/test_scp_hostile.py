@@ -9,24 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.net.part10 import read_file_head
-from tests.component.dimse import MemoryInbox, running_scp
-from tests.component.hostile import association, closed, connect, serves
-from tests.make import build, encode
-from tests.processes import wait_until
-from tests.wire import (
-    ABORT,
-    P_DATA,
-    REQUEST,
-    STORE,
-    answer,
-    associate_request,
-    command,
-    fragment,
-    p_data,
-    push,
-)
-from tests.wire import item as pdu_item
+from dicomnode.dicom.part10 import read_file_head
+from tests.support.dimse import MemoryInbox, running_scp
+from tests.support.hostile import association, closed, connect, serves
+from tests.support.make import build, encode
+from tests.support.processes import wait_until
+from tests.support.wire import ABORT, P_DATA, REQUEST, STORE, answer, associate_request, command, fragment, p_data, push
+from tests.support.wire import item as pdu_item
 
 
 def flood(wire: socket.socket, data: bytes) -> None:

@@ -9,17 +9,17 @@ import pytest
 from pydicom import uid as uids
 from pynetdicom.presentation import build_context
 
+from dicomnode.dicom.part10 import read_ref
+from dicomnode.domain.delivery import Accepted, NoAnswer, Refused
 from dicomnode.domain.errors import DiskFull
-from dicomnode.domain.job import Accepted, NoAnswer, Refused
-from dicomnode.net.part10 import read_ref
-from dicomnode.net.scu import send
-from dicomnode.settings import DeliverySettings
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.node import DeliverySettings
 from dicomnode.store import Store
-from dicomnode.store.arriving import Arriving
-from tests.component.dimse import data_set_of, outgoing, requested, running_scp, send_raw, store_request
-from tests.make import build, encode
-from tests.processes import wait_until
-from tests.stores import open_store
+from dicomnode.store.blobs.streamed import Arriving
+from tests.support.dimse import data_set_of, outgoing, requested, running_scp, send_raw, store_request
+from tests.support.make import build, encode
+from tests.support.processes import wait_until
+from tests.support.stores import open_store
 
 LIMIT_S = 60
 PATIENT = DeliverySettings(connect_timeout_s=LIMIT_S, response_timeout_s=LIMIT_S)

@@ -15,17 +15,17 @@ from pydicom import dcmread
 from pydicom import uid as uids
 from pynetdicom import evt
 
-from dicomnode.delivery_settings import DeliverySettings, Encoding, SrClass
+from dicomnode.domain.delivery import Accepted, Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.domain.errors import BlobDamaged, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, Destination, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, SopClass
-from dicomnode.net.files import send_files
-from dicomnode.net.outgoing import AS_IT_IS, Fallback, Form, Outgoing
-from dicomnode.net.scu import echo, send
-from tests.component.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
-from tests.make import CANARIES, build, encode
-from tests.processes import free_port
+from dicomnode.net.scu.files import send_files
+from dicomnode.net.scu.outgoing import AS_IT_IS, Fallback, Form, Outgoing
+from dicomnode.net.scu.storage import echo, send
+from dicomnode.settings.delivery import DeliverySettings, Encoding, SrClass
+from tests.support.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import free_port
 
 CR = str(uids.ComputedRadiographyImageStorage)
 VERIFICATION = "1.2.840.10008.1.1"
@@ -82,7 +82,7 @@ def test_the_pixels_are_the_same_where_only_one_uncompressed_encoding_is_accepte
 
 
 def _file(data_set: bytes, transfer_syntax: str) -> bytes:
-    from dicomnode.net.part10 import part10_bytes
+    from dicomnode.dicom.part10 import part10_bytes
 
     return part10_bytes(data_set, sop_class=CR, sop_instance="1.2.3", transfer_syntax=transfer_syntax)
 
@@ -214,16 +214,19 @@ def test_a_refusal_does_not_end_the_batch(cr: bytes) -> None:
     assert second == Accepted()
 
 
-def test_an_abort_leaves_the_rest_of_the_batch_unanswered_for_now(cr: bytes) -> None:
-    def abort_the_second(event: Any) -> int:
+def test_a_peer_that_aborts_on_everything_is_not_sent_everything(cr: bytes) -> None:
+    def abort_behind_the_first(event: Any) -> int:
         if len(peer.stored) == 1:
             event.assoc.abort()
+            return 0xC000
         return 0x0000
 
-    with Peer({CR: [EXPLICIT]}, on_store=abort_the_second) as peer:
-        outcomes = deliver(peer, cr, renamed(cr, "b"), renamed(cr, "c"))
+    objects = [renamed(cr, str(number)) for number in range(30)]
+    with Peer({CR: [EXPLICIT]}, on_store=abort_behind_the_first) as peer:
+        outcomes = deliver(peer, *objects)
     assert outcomes[0] == Accepted()
-    assert outcomes[1:] == [NoAnswer(cause="the peer aborted the association")] * 2
+    assert outcomes[1:] == [NoAnswer(cause="the peer aborted the association")] * 29
+    assert peer.associations == 11
 
 
 def test_a_peer_that_takes_the_object_and_says_nothing_is_no_answer(cr: bytes) -> None:

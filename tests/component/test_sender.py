@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 
-from dicomnode.domain.job import (
-    Accepted,
-    Delivery,
-    DeliveryState,
-    Destination,
-    NoAnswer,
-)
-from tests.component.dimse import EXPLICIT, Peer
-from tests.component.sending import CR, MemoryOutbox, running
-from tests.processes import free_port, wait_until
+from dicomnode.domain.delivery import Accepted, Delivery, DeliveryState, Destination, NoAnswer
+from tests.support.dimse import EXPLICIT, Peer
+from tests.support.processes import free_port, wait_until
+from tests.support.sending import CR, MemoryOutbox, running
 
 
 def test_everything_due_is_delivered_in_batches_of_one_association_each() -> None:
@@ -37,7 +31,7 @@ def test_a_destination_that_comes_back_gets_what_waited(caplog: pytest.LogCaptur
         with Peer({CR: [EXPLICIT]}, port=port) as peer:
             wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), 10, "the delivery")
     assert len(peer.stored) == 1
-    events = [record.message for record in caplog.records if record.name == "dicomnode.net.sender"]
+    events = [record.message for record in caplog.records if record.name == "dicomnode.net.scu.sender"]
     assert events[0] == "delivery-deferred"
     assert events[-1] == "instance-delivered"
 
@@ -58,7 +52,7 @@ def test_a_dead_destination_holds_up_no_other() -> None:
 
 
 def test_a_wake_up_is_heard_before_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomnode.net.loop.POLL_S", 3600)
+    monkeypatch.setattr("dicomnode.loop.POLL_S", 3600)
     outbox = MemoryOutbox("peer")
     outbox.states[0] = DeliveryState.DROPPED
     with Peer({CR: [EXPLICIT]}) as peer, running(outbox, peer.destination) as sender:

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from dicomnode.delivery_settings import DeliverySettings, RetrySettings
-from dicomnode.domain.job import DeliveryState, Destination, Refused
-from dicomnode.net.scu import send
-from dicomnode.net.sender import Sender
-from tests.component.dimse import EXPLICIT, Peer
-from tests.component.sending import CR, SETTINGS, MemoryOutbox, running
-from tests.processes import free_port, wait_until
+from dicomnode.domain.delivery import DeliveryState, Destination, Refused
+from dicomnode.net.scu.sender import Sender
+from dicomnode.net.scu.storage import send
+from dicomnode.settings.delivery import DeliverySettings, RetrySettings
+from tests.support.dimse import EXPLICIT, Peer
+from tests.support.processes import free_port, wait_until
+from tests.support.sending import CR, SETTINGS, MemoryOutbox, running
 
 PATIENT = DeliverySettings(
     connect_timeout_s=5, response_timeout_s=5, batch=2, retry=RetrySettings(first_delay_s=3600, max_delay_s=3600)
@@ -74,7 +74,7 @@ def test_a_dead_destination_is_not_hammered_by_everything_that_waits_for_it(capl
         assert steps(sender, 20) == 4  # two batches
         assert len(knocks) == 2
     assert len(outbox.outcomes) == 4
-    assert sender.breaker.circuit.is_open
+    assert sender.breaker.state.is_open
     (told,) = [record for record in caplog.records if record.message == "destination-unavailable"]
     assert (told.levelname, told.destination, told.service, told.failures) == ("WARNING", "dead", "store", 2)
     assert "CANARY" not in str(told.__dict__)
@@ -84,8 +84,8 @@ def test_a_sender_whose_destination_is_left_alone_does_not_look_for_work_all_the
     outbox = MemoryOutbox(*["dead"] * 20)
     looks: list[datetime] = []
     with slamming_door() as (dead, _), running(outbox, dead, PATIENT) as sender:
-        wait_until(lambda: sender.breaker.circuit.is_open, WITHIN_S, "the opening")
-        outbox.urged = lambda destination, since: bool(looks.append(since))  # type: ignore[method-assign]
+        wait_until(lambda: sender.breaker.state.is_open, WITHIN_S, "the opening")
+        outbox.retry_requested = lambda destination, since: bool(looks.append(since))  # type: ignore[method-assign]
         time.sleep(2.5)  # what is to be shown is that little happens
     assert len(looks) <= 6
 
@@ -99,8 +99,8 @@ def test_others_are_delivered_to_while_one_is_left_alone() -> None:
         running(outbox, peer.destination, PATIENT) as to_peer,
     ):
         wait_until(lambda: len(peer.stored) == 8, WITHIN_S, "the deliveries to the other")
-        wait_until(lambda: to_dead.breaker.circuit.is_open, WITHIN_S, "the opening")
-        assert not to_peer.breaker.circuit.is_open
+        wait_until(lambda: to_dead.breaker.state.is_open, WITHIN_S, "the opening")
+        assert not to_peer.breaker.state.is_open
 
 
 def test_a_destination_without_resources_is_left_alone_too() -> None:
@@ -136,7 +136,7 @@ def test_a_destination_is_tried_with_one_delivery_and_gets_all_once_it_is_back(
         wait_until(lambda: len(sizes) >= 4, WITHIN_S, "trials")
         with Peer({CR: [EXPLICIT]}, port=port) as peer:
             wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), WITHIN_S, "the delivery")
-            wait_until(lambda: not sender.breaker.circuit.is_open, WITHIN_S, "the closing")
+            wait_until(lambda: not sender.breaker.state.is_open, WITHIN_S, "the closing")
     finally:
         assert sender.loop.stop(WITHIN_S)
     assert sizes[:2] == [2, 2]
@@ -144,7 +144,7 @@ def test_a_destination_is_tried_with_one_delivery_and_gets_all_once_it_is_back(
     assert set(trials) == {1}
     assert len(trials) >= 2
     assert len(peer.stored) == 7
-    told = [record.message for record in caplog.records if record.name == "dicomnode.net.circuit"]
+    told = [record.message for record in caplog.records if record.name == "dicomnode.net.scu.circuit_breaker"]
     assert told == ["destination-unavailable", "destination-available"]
 
 
@@ -193,4 +193,4 @@ def test_a_destination_that_takes_its_time_holds_up_no_other() -> None:
             assert slow.stored == []
             let_go.set()
             wait_until(lambda: outbox.all_are(DeliveryState.DELIVERED), WITHIN_S, "the deliveries to the slow one")
-        assert not sender.breaker.circuit.is_open
+        assert not sender.breaker.state.is_open

@@ -10,19 +10,19 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 
-from dicomnode.delivery_settings import DeliverySettings, Encoding, StowDestination
+from dicomnode.dicom.part10 import read_file_head
+from dicomnode.domain.delivery import Accepted, NoAnswer, Refused, StoreOutcome
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, NoAnswer, Refused, StoreOutcome
 from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR
-from dicomnode.net.outgoing import AS_IT_IS, Form, Outgoing
-from dicomnode.net.part10 import read_file_head
-from dicomnode.net.stow import StowTransfer, probe
-from tests.certificates import Authority
-from tests.component.dicomweb import Answer, Dicomweb, Request, module, uid_of
-from tests.component.dimse import outgoing, renamed, report_of
-from tests.make import CANARIES, build, encode
-from tests.processes import free_port
+from dicomnode.net.scu.outgoing import AS_IT_IS, Form, Outgoing
+from dicomnode.net.scu.stow import StowTransfer, probe
+from dicomnode.settings.delivery import DeliverySettings, Encoding, StowDestination
+from tests.support.certificates import Authority
+from tests.support.dicomweb import Answer, Dicomweb, Request, module, uid_of
+from tests.support.dimse import outgoing, renamed, report_of
+from tests.support.make import CANARIES, build, encode
+from tests.support.processes import free_port
 
 SETTINGS = DeliverySettings(connect_timeout_s=5, response_timeout_s=10)
 SECRET = "CANARY-pa55word"

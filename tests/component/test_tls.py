@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, Destination, PeerTls
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.job import Accepted, Destination, PeerTls
-from dicomnode.net.scp import StorageScp
-from dicomnode.net.scu import echo, send
-from dicomnode.net.tls import listener_tls
-from dicomnode.settings import DeliverySettings, TlsSettings
-from tests.certificates import Authority
-from tests.component.dimse import MemoryInbox, outgoing, running_scp
-from tests.make import build, encode
-from tests.processes import free_port, wait_until
+from dicomnode.net.dimse.tls import listener_tls
+from dicomnode.net.scp.server import StorageScp
+from dicomnode.net.scu.storage import echo, send
+from dicomnode.settings.node import DeliverySettings, TlsSettings
+from tests.support.certificates import Authority
+from tests.support.dimse import MemoryInbox, outgoing, running_scp
+from tests.support.make import build, encode
+from tests.support.processes import free_port, wait_until
 
 HOST, WITHIN_S = "127.0.0.1", 60.0
 CALM = DeliverySettings(connect_timeout_s=10, response_timeout_s=10)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dicomnode.net.transport import BoundedSocket, Limits
+from dicomnode.net.dimse.transport import BoundedSocket, Limits
 
 RELEASE_REQUEST = bytes.fromhex("05000000000400000000")
 

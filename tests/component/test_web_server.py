@@ -20,13 +20,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.http_settings import HttpSettings
+from dicomnode.settings.http import HttpSettings
 from dicomnode.web import connection as connections
-from dicomnode.web import door
+from dicomnode.web import connection as door
 from dicomnode.web.guard import form_of
 from dicomnode.web.server import WebServer
-from tests.certificates import Authority
-from tests.processes import wait_until
+from tests.support.certificates import Authority
+from tests.support.processes import wait_until
 
 WITHIN_S = 60
 

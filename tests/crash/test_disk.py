@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable
-from dicomnode.store.checking import check_store
 from dicomnode.store.ledger import Balance
-from tests.stores import accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.repair import check_store
+from tests.support.stores import accept, answer, at, claim, image, open_store, part10, to
 
 pytestmark = pytest.mark.crash
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import pytest
 
-from tests.archives import Archive, CommittingArchive
-from tests.bundles import make_bundle
-from tests.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
-from tests.make import build, encode
-from tests.processes import NodeProcess, free_port, run_cxrnode, wait_until
+from tests.support.archives import Archive, CommittingArchive
+from tests.support.bundles import make_bundle
+from tests.support.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, free_port, run_cxrnode, wait_until
 
 pytestmark = pytest.mark.crash
 

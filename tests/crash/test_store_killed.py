@@ -10,15 +10,15 @@ import pytest
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import ReceiptKind
 from tests.conftest import ROOT
-from tests.stores import accept, answer, at, claim, image, open_store, part10, to
+from tests.support.stores import accept, answer, at, claim, image, open_store, part10, to
 
 pytestmark = pytest.mark.crash
 
 VICTIM = """
 import os, signal, sys
 from pathlib import Path
-from dicomnode.store.blobs import SystemCalls
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.blobs.local import SystemCalls
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 path, action, victim, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 left = {"write": -1, "fsync": -1, "replace": -1, "none": -1}

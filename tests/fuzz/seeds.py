@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
-from dicomnode.net.part10 import read_file_head
+from dicomnode.dicom.part10 import read_file_head
 from tests.fuzz.targets import INSTANCE, SERIES, STUDY
-from tests.make import build, encode, lut
-from tests.modules import code
-from tests.wire import ABORT, REPORT, STORE, associate_request, fragment, item, p_data
+from tests.support.make import build, encode, lut
+from tests.support.modules import code
+from tests.support.wire import ABORT, REPORT, STORE, associate_request, fragment, item, p_data
 
 SIDE = 40
 SYNTAXES = (

@@ -22,19 +22,21 @@ from pynetdicom.pdu import (
     P_DATA_TF,
 )
 
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.dicom.header import header_of
+from dicomnode.dicom.part10 import part10_bytes, read_file_head, read_ref
+from dicomnode.dicom.reader import read, ref_of
+from dicomnode.domain.answer import Wanted
 from dicomnode.domain.errors import CxrNodeError, UndecodablePixels, UnreadableObject
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.imaging.eligibility import judge
 from dicomnode.imaging.pixels import render
-from dicomnode.imaging.reader import read, ref_of
 from dicomnode.inference.predictor import Predictor
-from dicomnode.net.part10 import part10_bytes, read_file_head, read_ref
-from dicomnode.net.pdus import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings
-from tests.bundles import make_bundle
+from dicomnode.net.dimse.pdu import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
+from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings
+from tests.support.bundles import make_bundle
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STUDY, SERIES, INSTANCE = "1.2.826.7", "1.2.826.7.1", "1.2.826.7.1.1"
@@ -80,7 +82,7 @@ def frame(part10: bytes) -> None:
     try:
         ds = read(part10)
         ref = ref_of(ds)
-        judge(ds, ref, EligibilitySettings(minimum_side=8))
+        judge(header_of(ds), EligibilitySettings(minimum_side=8))
         rendered = render(ds, ref, PixelSettings(maximum_pixels=1_000_000)).pixels
     except (UnreadableObject, UndecodablePixels):
         return

@@ -14,8 +14,8 @@ for required in ("tensorflow", "tf2onnx", "sklearn"):
         warnings.simplefilter("ignore")
         pytest.importorskip(required, reason="training's requirements are not installed")
 
-from dicomnode.domain.terminology import NIH_TERMS  # noqa: E402 - only where the requirements are installed
-from modeling.phantom import chest_phantom  # noqa: E402
+from dicomnode.bundle.phantom import draw_chest  # noqa: E402
+from dicomnode.domain.terminology import NIH_TERMS  # noqa: E402
 from tests.modeling.nih_release import make_release  # noqa: E402
 
 IMAGES = 60
@@ -29,7 +29,7 @@ def drawn_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["image,px,source,labels,view,patient,age,sex"]
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(IMAGES):
-            pixels = (chest_phantom(96, random) * 255).astype(np.uint8)
+            pixels = (draw_chest(96, 96, random) * 255).astype(np.uint8)
             archive.writestr(f"images/{index:08d}_000.jpg", cv2.imencode(".jpg", pixels)[1].tobytes())
             findings = {names[index // 2 % 14], names[(index * 5 + 3) % 14]} if index % 2 else {"No Finding"}
             view = "PA" if index % 3 else "AP"

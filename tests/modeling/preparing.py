@@ -4,11 +4,11 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from modeling.preparation.prepare import Prepared, Request, prepare
+from modeling.preparation.prepare import PreparationRequest, Prepared, prepare
 
 
-def request_of(folder: Path, out: Path, **over: object) -> Request:
-    request = Request(
+def request_of(folder: Path, out: Path, **over: object) -> PreparationRequest:
+    request = PreparationRequest(
         images=folder / "images", labels=folder / "Data_Entry_2017.csv", out=out, folds=3, side=64, shard_size=10
     )
     return replace(request, min_positives=0, **over)  # type: ignore[arg-type]

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from dicomnode.bundle.phantom import draw_chest
 from modeling.augment import augmented_inputs, network_inputs
 from modeling.config import AugmentSection
-from modeling.phantom import chest_phantom
 
 STILL = AugmentSection(rotation_degrees=0, zoom=0, shift=0, brightness=0, contrast=0, gamma=0, blur=0)
 LIVELY = AugmentSection(rotation_degrees=10, zoom=0.1, shift=0.06, brightness=0.1, contrast=0.2, gamma=0.2, blur=0.3)
-IMAGES = np.rint(np.stack([chest_phantom(64, np.random.default_rng(n)) for n in range(3)]) * 255).astype(np.uint8)
+IMAGES = np.rint(np.stack([draw_chest(64, 64, np.random.default_rng(n)) for n in range(3)]) * 255).astype(np.uint8)
 
 
 def test_no_change_allowed_means_the_network_sees_the_same_image() -> None:

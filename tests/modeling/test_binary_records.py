@@ -11,9 +11,9 @@ from dicomnode.bundle.manifest import InputSpec
 from dicomnode.domain.errors import ConfigurationError
 from modeling.commands import training_images
 from modeling.config import read_config
-from modeling.preparation.framing import framed
+from modeling.nih import first_systems_set
 from modeling.preparation.records import Record, encode_record
-from modeling.preparation.training_set import first_systems_set
+from modeling.preparation.tfrecord import framed
 
 SPEC = InputSpec(side=64, source_side=64)
 TANG = Path(__file__).parents[2] / "conf" / "train" / "tang-binary.toml"

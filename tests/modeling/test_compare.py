@@ -31,6 +31,7 @@ def predictions(strength: float, *, images: slice = slice(0, IMAGES), labels: tu
         sexes=unknown,
         ages=np.full(len(rows), -1),
         gate=unknown,
+        sources=unknown,
         truth=truth[rows][:, columns],
         probability=probability[rows][:, columns],
         members=np.repeat(probability[rows][:, None, columns], 2, axis=1),

@@ -7,8 +7,8 @@ from dicomnode.bundle.manifest import OperatingPointEntry, ReliabilityBin
 from dicomnode.domain.wilson import wilson
 from modeling.calibration import operating_points
 from modeling.evaluation.curves import POINTS, curves_of, reliability_bins, roc_points, thinned, with_intervals
+from modeling.evaluation.intervals import Resampler, Values
 from modeling.evaluation.measures import auc, sensitivity_at
-from modeling.evaluation.resampling import Resampler, Values
 from modeling.metrics import BoolArray
 
 

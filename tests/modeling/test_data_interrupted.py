@@ -17,7 +17,7 @@ from modeling.preparation.dataset import open_prepared
 from modeling.preparation.records import read_records, record_files
 from tests.modeling.nih_release import make_release
 from tests.modeling.preparing import content, prepared
-from tests.processes import alive
+from tests.support.processes import alive
 
 pytestmark = pytest.mark.training
 
@@ -103,9 +103,9 @@ class Killed(BaseException):
 def test_a_kill_at_any_step_of_a_file_loses_nothing_and_leaves_no_file_without_its_note(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
+    from modeling.files import open_source
     from modeling.preparation import shards
     from modeling.preparation.plan import Pixels, PlannedImage, match, plan_shards
-    from modeling.preparation.sources import open_source
     from modeling.preparation.tables import read_table
 
     (tmp_path / "out" / "state").mkdir(parents=True)

@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import open_prepared
-from modeling.preparation.prepare import Request, prepare
+from modeling.preparation.prepare import PreparationRequest, prepare
+from modeling.preparation.problems import Kind, Problem, as_csv, counted
 from modeling.preparation.records import decode_pixels, read_records, record_files
+from modeling.preparation.splits import parse_shares, random_split
+from modeling.preparation.tables import read_table
 from tests.conftest import ROOT
 from tests.modeling.nih_release import table_rows, write_table
 from tests.modeling.preparing import content, manifest, prepared, problems_of_images, quietly
@@ -124,8 +129,7 @@ def test_an_unfinished_or_incomplete_folder_is_not_opened(release: Path, tmp_pat
 
 def test_the_trainer_gets_from_records_what_it_gets_from_the_images(release: Path, tmp_path: Path) -> None:
     from dicomnode.bundle.manifest import InputSpec
-    from modeling.nih import read_radiographs
-    from modeling.preparation.training_set import training_set
+    from modeling.nih import read_radiographs, training_set
 
     prepared(release, tmp_path / "out", side=72, official_split=release)
     spec = InputSpec(side=64, source_side=64)
@@ -151,7 +155,7 @@ def test_real_radiographs_round_trip_with_their_labels_and_no_patient_crosses(
         names = [name for name in archive.namelist() if name.endswith(".jpg")][:6000:20]
         for name in names:
             archive.extract(name, tmp_path / "real")
-    request = Request(
+    request = PreparationRequest(
         images=tmp_path / "real",
         labels=nih / "Data_Entry_2017_v2020.csv.gz",
         official_split=nih,
@@ -196,3 +200,54 @@ def test_train_takes_a_prepared_folder_with_the_folds_it_was_written_with(releas
         training_images(tmp_path / "out", release / "Data_Entry_2017.csv", settings)
     with pytest.raises(ConfigurationError, match="has 3 folds, the configuration asks for 2"):
         training_images(tmp_path / "out", None, read_config(ROOT / "conf" / "train" / "smoke.toml"))
+
+
+def test_a_random_split_shares_no_patient_and_has_the_shares_asked_for(release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shares = parse_shares("60/20/20")
+    prepared(release, out, random_split=shares, folds=shares.folds)
+    rows = manifest(out)
+    sides: dict[str, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["patient"], set()).add(row["split"])
+    assert {len(found) for found in sides.values()} == {1}
+    test = [row for row in rows if row["split"] == "test"]
+    assert len(test) / len(rows) == pytest.approx(0.2, abs=0.02)
+    assert {row["fold"] for row in rows if row["split"] != "test"} == {"0", "1", "2", "3"}
+    assert sorted(row["image"] for row in test) == (out / "test_list.txt").read_text().split()
+
+
+def test_the_same_seed_draws_the_same_random_split_and_another_one_another(release: Path) -> None:
+    entries = read_table(release / "Data_Entry_2017.csv").entries
+    shares = parse_shares("80/5/15")
+    assert random_split(entries, shares, seed=1) == random_split(tuple(reversed(entries)), shares, seed=1)
+    assert random_split(entries, shares, seed=1) != random_split(entries, shares, seed=2)
+
+
+@pytest.mark.parametrize("text", ["80/5", "80/5/10", "80/-5/25", "a/b/c", "10/50/40"])
+def test_shares_that_are_no_random_split_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="random split"):
+        parse_shares(text)
+
+
+def test_eighty_five_fifteen_has_seventeen_folds_of_five_percent() -> None:
+    assert parse_shares("80/5/15").folds == 17
+
+
+def test_a_random_split_beside_the_official_one_is_refused(release: Path, tmp_path: Path) -> None:
+    options = ["--images", str(release / "images"), "--labels", str(release / "Data_Entry_2017.csv")]
+    both = ["--random-split", "80/5/15", "--official-split", str(release)]
+    result = CliRunner().invoke(app, ["data", "prepare", *options, "--out", str(tmp_path / "out"), *both])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "--random-split goes with neither" in str(result.exception)
+
+
+def test_many_rows_without_an_image_are_one_line_with_their_number() -> None:
+    missing = [Problem(kind=Kind.IMAGE_MISSING, subject=f"{number}.png", detail="no file") for number in range(101)]
+    other = Problem(kind=Kind.IMAGE_TWICE, subject="a.png", detail="b.png is used")
+    assert as_csv([*missing[:100], other]).count("\n") == 102
+    lines = as_csv([*missing, other]).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("image-missing,101 rows,yes,")
+    assert "0.png" in lines[1]
+    assert counted([*missing, other])["image-missing"] == 101

@@ -77,7 +77,7 @@ def test_a_patient_on_both_sides_is_an_error_that_says_how_many(own_release: Pat
 def test_an_image_in_both_lists_is_an_error(own_release: Path, tmp_path: Path) -> None:
     with (own_release / "test_list.txt").open("a") as file:
         file.write((own_release / "train_val_list.txt").read_text().split()[0] + "\n")
-    with pytest.raises(ConfigurationError, match="1 images stand in both lists"):
+    with pytest.raises(ConfigurationError, match="1 images are in both lists"):
         prepared(own_release, tmp_path / "out", official_split=own_release)
 
 

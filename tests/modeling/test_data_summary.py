@@ -10,12 +10,11 @@ from typer.testing import CliRunner
 
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
-from modeling.preparation.framing import framed
-from modeling.preparation.prepare import Request, prepare
+from modeling.preparation.prepare import PreparationRequest, prepare
 from modeling.preparation.records import Record, encode_record
 from modeling.preparation.shards import encode_image
-from modeling.preparation.summarise import write_summary
-from modeling.preparation.summary import FINDINGS, Image, summarise
+from modeling.preparation.summary import FINDINGS, DescribedImage, summarise, write_summary
+from modeling.preparation.tfrecord import framed
 from tests.modeling.nih_release import table_rows
 
 pytestmark = pytest.mark.training
@@ -25,15 +24,15 @@ pytestmark = pytest.mark.training
 def prepared(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "out"
     labels = release / "Data_Entry_2017.csv"
-    request = Request(
+    request = PreparationRequest(
         images=release / "images", labels=labels, official_split=release, out=out, folds=2, side=64, min_positives=0
     )
     prepare(request, lambda what, done, total: None)
     return out
 
 
-def image(name: str, *findings: str, patient: str = "1", **known: object) -> Image:
-    return Image(name=name, findings=findings, label=int(bool(findings)), patient=patient, **known)  # type: ignore[arg-type]
+def image(name: str, *findings: str, patient: str = "1", **known: object) -> DescribedImage:
+    return DescribedImage(name=name, findings=findings, label=int(bool(findings)), patient=patient, **known)  # type: ignore[arg-type]
 
 
 def test_counts_are_those_of_the_images() -> None:
@@ -103,12 +102,12 @@ def test_a_prepared_folder_is_summed_up_in_json_and_in_pictures_that_show_someth
 
 
 def test_samples_are_the_images_they_are_named_after(prepared: Path, release: Path) -> None:
-    from modeling.preparation.described import describe
+    from modeling.preparation.summary import describe
 
     described = describe(prepared, None)
     from_table = describe(release / "Data_Entry_2017.csv", release / "images")
-    names = sorted(described.seen)[::13]
-    assert described.seen == from_table.seen
+    names = sorted(described.with_pixels)[::13]
+    assert described.with_pixels == from_table.with_pixels
     stored, original = described.pictures(names), from_table.pictures(names)
     assert set(stored) == set(original) == set(names)
     for name in names:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from modeling.devices import HOSTS
-from tests.processes import free_port
+from tests.support.processes import free_port
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]

@@ -11,21 +11,23 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dicomnode.bundle.reader import open_bundle
+from dicomnode.bundle.reader import file_sha256, open_bundle
 from dicomnode.cli.main import app
 from dicomnode.cli.pictures import frame_of
 from dicomnode.domain.errors import CxrNodeError, UndecodablePixels
 from dicomnode.domain.finding import SaliencyMap
 from dicomnode.domain.terminology import NIH_TERMS
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import PixelSettings
-from modeling.evaluation.images import key_of, select
-from modeling.evaluation.pointing import localisation, read_boxes, throws_of
+from dicomnode.settings.node import PixelSettings
+from modeling.card_evaluations import evaluation_sections, read_evaluation
+from modeling.evaluation.pointing import compare_with_boxes, localisation, read_boxes
 from modeling.evaluation.predictions import read_predictions
+from modeling.evaluation.reading import select
 from modeling.files import open_files
-from modeling.preparation.tables import read_table
-from tests.bundles import MEMBERS, make_bundle
-from tests.make import build, chest, stored, write
+from modeling.preparation.tables import image_key, read_table
+from modeling.training_images import TRAINING_IMAGES, write_training_images
+from tests.support.bundles import MEMBERS, make_bundle
+from tests.support.make import build, chest, stored, write
 
 IMAGES = 83
 """Not a multiple of the batch."""
@@ -103,7 +105,7 @@ def test_the_metrics_hold_everything_and_are_plain_json(evaluated: Path) -> None
     assert set(label["operating_points"]["youden"]["rates"]) == {"sensitivity", "specificity", "ppv", "npv", "f1"}
     assert set(metrics["averages"]["youden"]) == {"micro", "macro", "weighted", "samples"}
     assert [row["threshold"] for row in metrics["threshold_sweep"]] == [round(0.4 + 0.01 * at, 2) for at in range(30)]
-    assert set(metrics["subgroups"]) == {"sex", "age", "view"}
+    assert set(metrics["subgroups"]) == {"sex", "age", "view", "source"}
     assert metrics["subgroups"]["view"]["unknown"] == 27
     assert metrics["mean_of_findings"]["labels"] == ["Infiltration", "Mass"]
 
@@ -195,8 +197,8 @@ def test_an_image_without_suffix_is_found_by_its_dicom_magic(tmp_path: Path) -> 
 
 
 def test_names_are_compared_without_folder_and_image_suffix() -> None:
-    assert key_of("a/b/00000001_000.JPG") == key_of("00000001_000.png") == "00000001_000"
-    assert key_of("1.2.840.1") == "1.2.840.1"
+    assert image_key("a/b/00000001_000.JPG") == image_key("00000001_000.png") == "00000001_000"
+    assert image_key("1.2.840.1") == "1.2.840.1"
 
 
 def test_a_sixteen_bit_png_keeps_its_depth() -> None:
@@ -224,12 +226,12 @@ def test_the_pointing_game_hits_inside_the_box_and_misses_outside(tmp_path: Path
     path.write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Infiltrate,512,256,128,128,,,\n")
     boxes = read_boxes(path, list(NIH_TERMS))
     # Cell (2, 4) of 8 by 8 spans x 512-640 and y 256-384.
-    (hit,) = throws_of("a.jpg", "1", [peak_at(2, 4), peak_at(0, 0, "Mass")], boxes)
-    (miss,) = throws_of("a.png", "2", [peak_at(4, 2)], boxes)
+    (hit,) = compare_with_boxes("a.jpg", "1", [peak_at(2, 4), peak_at(0, 0, "Mass")], boxes)
+    (miss,) = compare_with_boxes("a.png", "2", [peak_at(4, 2)], boxes)
     assert (hit.label, hit.hit, miss.hit) == ("Infiltration", True, False)
     assert hit.chance == pytest.approx((158 / 1024) ** 2)
     found = localisation([hit, miss], rounds=200, seed=0)["Infiltration"]
-    assert (found.throws, found.hits) == (2, 1)
+    assert (found.images, found.hits) == (2, 1)
     assert found.rate is not None
     assert (found.rate.value, found.rate.low, found.rate.high) == (0.5, 0.0, 1.0)
 
@@ -249,3 +251,114 @@ def test_a_box_of_an_unknown_label_is_an_error(tmp_path: Path) -> None:
     path.write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Fracture,0,0,9,9,,,\n")
     with pytest.raises(CxrNodeError, match=r"line 2.*Fracture"):
         read_boxes(path, list(NIH_TERMS))
+
+
+def test_histories_a_target_and_confusion_matrices_reach_metrics_report_and_card(data: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.toml"
+    target.write_text('[prevalence]\nMass = 0.1\n[images_per_patient]\n"2-4" = 1.0\n')
+    out = tmp_path / "out"
+    result = run(data, out, "--ever-ill", "--matched", str(target), "--title", "Drawn chests")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    # Each patient but the last has one image with findings, so only the last one was never ill.
+    assert metrics["history"]["negatives"] == {"ever ill": 41, "never ill": 1}
+    assert metrics["history"]["auc"]["never ill"] is None
+    assert metrics["matched"]["target"]["prevalence.Mass"] == {"present": 0.1, "absent": 0.9}
+    cells = metrics["labels"]["Mass"]["operating_points"]["youden"]["confusion"]
+    assert sum(cells.values()) == IMAGES
+    assert cells["true_positives"] + cells["false_negatives"] == metrics["labels"]["Mass"]["positives"]
+    spread = metrics["auc_range"]
+    assert spread["minimum"] <= spread["median"] <= spread["maximum"]
+    report = (out / "report.html").read_text()
+    for heading in ("ever-ill and never-ill", "Confusion matrices", "target population", "Drawn chests"):
+        assert heading in report
+    card = evaluation_sections([read_evaluation(out)])
+    assert card.startswith("## Evaluation: Drawn chests")
+    assert "| of never ill patients | 1 | 1 | - |" in card
+    assert "AUC by view" in card
+
+
+def test_every_image_stands_in_its_labels_sheet_with_its_outcome(evaluated: Path) -> None:
+    with (evaluated / "sheets" / "Mass.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == IMAGES
+    probabilities = [float(row["probability"]) for row in rows]
+    assert probabilities == sorted(probabilities, reverse=True)
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    point = metrics["labels"]["Mass"]["operating_points"]["youden"]
+    assert [row["youden"] for row in rows].count("TP") == point["confusion"]["true_positives"]
+    assert all((row["youden"] in {"TP", "FN"}) == (row["actual"] == "1") for row in rows)
+
+
+def test_the_manifest_among_the_images_is_the_default_table(data: Path, evaluated: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (data / "images").rglob("*.*"):
+            file.write(path, path.relative_to(data))
+        file.write(data / "labels.csv", "manifest.csv")
+    arguments = ["evaluate", "--bundle", str(data / "bundle"), "--images", str(archive), "--bootstrap", "100"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "predictions.csv").read_text() == (evaluated / "predictions.csv").read_text()
+
+
+def unlabelled(data: Path, out: Path, *options: str) -> Result:
+    arguments = ["evaluate", "--unlabelled", "--bundle", str(data / "bundle"), "--images", str(data / "images")]
+    return CliRunner().invoke(app, [*arguments, "--out", str(out), "--bootstrap", "100", *options])
+
+
+def test_without_labels_the_share_of_positive_images_is_counted_by_view(data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    lines = ["image,kind,view,patient"]
+    lines += [f"{index:08d}_000.png,{'frontal' if index < 40 else 'other'},PA,{index}" for index in range(IMAGES)]
+    table.write_text("\n".join(lines))
+    out = tmp_path / "out"
+    result = unlabelled(data, out, "--labels", str(table), "--only", "kind=frontal", "--known", "Drawn.")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    group = metrics["unlabelled"]["PA"]
+    assert group["images"] == metrics["unlabelled"]["all"]["images"] == 40
+    predictions = read_predictions(out)
+    manifest = open_bundle(data / "bundle").manifest
+    threshold = manifest.labels[0].operating_points["youden"].threshold
+    share = group["called"][manifest.labels[0].name]["youden"]["value"]
+    assert share == pytest.approx((predictions.probability[:, 0] >= threshold).mean())
+    assert metrics["input"]["problems"] == {}
+    assert "Drawn." in evaluation_sections([read_evaluation(out)])
+
+
+def test_without_a_table_every_image_is_read(data: Path, tmp_path: Path) -> None:
+    result = unlabelled(data, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(read_predictions(tmp_path / "out").images) == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--only", "kind"), "COLUMN=VALUE"),
+        (("--only", "kind=frontal"), "needs a table"),
+        (("--ever-ill",), "--unlabelled takes none of"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    data: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = unlabelled(data, tmp_path / "out", *options)
+    assert isinstance(result.exception, CxrNodeError)
+    assert message in str(result.exception)
+
+
+def test_images_of_the_training_set_are_warned_of(data: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(data / "bundle", bundle)
+    manifest = open_bundle(bundle).manifest
+    names = [f"{index:08d}_000.png" for index in range(5)]
+    write_training_images(bundle / TRAINING_IMAGES, names, np.zeros((5, 8, 8), dtype=np.uint8))
+    files = manifest.files | {TRAINING_IMAGES: file_sha256(bundle / TRAINING_IMAGES)}
+    (bundle / "manifest.json").write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    result = run(data, tmp_path / "out", "--bundle", str(bundle))
+    assert result.exit_code == 0, result.output
+    assert "the bundle was trained on 5 of these 83 images" in " ".join(result.output.split())
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["training_images"]["trained_on"] == 5
+    assert "trained on 5 of these 83 images" in (tmp_path / "out" / "report.html").read_text()

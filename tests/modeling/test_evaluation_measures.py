@@ -6,9 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from modeling.evaluation import measures
-from modeling.evaluation.averages import averages, rates_at
-from modeling.evaluation.delong import auc_covariance, compare_aucs
-from modeling.evaluation.resampling import Resampler, Statistic, estimate_of
+from modeling.evaluation.intervals import Resampler, Statistic, auc_covariance, compare_aucs, estimate_of
+from modeling.evaluation.measures import averages, rates_at
 
 TRUTH = np.array([False, False, True, True])
 SCORES = np.array([0.1, 0.4, 0.35, 0.8])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from modeling.evaluation.intervals import Resampler
 from modeling.evaluation.predictions import Predictions
-from modeling.evaluation.resampling import Resampler
 from modeling.evaluation.results import Axis
 from modeling.evaluation.subgroups import MEAN_OF_FINDINGS, subgroups
 
@@ -27,6 +27,7 @@ def compared() -> tuple[Predictions, dict[str, Axis]]:
         sexes=np.where(women, "F", "M"),
         ages=np.where(np.arange(IMAGES) < 200, 39, 40),
         gate=np.full(IMAGES, "typical"),
+        sources=np.full(IMAGES, "typical"),
         truth=truth,
         probability=probability,
         members=probability[:, None],

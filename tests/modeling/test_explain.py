@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, chest, write
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, chest, write
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import pytest
 import tensorflow as tf
 
 from dicomnode.bundle.manifest import InputSpec
+from dicomnode.bundle.phantom import draw_chest
 from modeling.config import GateSection
 from modeling.gate import ORIENTATIONS, GateSample, cell_features, fit_gate, turn_pixels
-from modeling.phantom import chest_phantom
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
@@ -52,7 +52,7 @@ def test_the_graph_computes_what_the_fit_computed() -> None:
 
 @pytest.mark.parametrize("orientation", range(8), ids=ORIENTATIONS)
 def test_turning_follows_the_named_orientation(orientation: int) -> None:
-    image = np.rint(chest_phantom(64, np.random.default_rng(0)) * 255).astype(np.uint8)
+    image = np.rint(draw_chest(64, 64, np.random.default_rng(0)) * 255).astype(np.uint8)
     turned = turn_pixels(image[None], orientation, InputSpec(side=64, source_side=64))[0]
     righted = np.rot90(turned, -(orientation % 4)).astype(float)
     correlation = np.corrcoef(righted.ravel(), image.ravel())[0, 1]

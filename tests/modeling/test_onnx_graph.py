@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from pydantic import TypeAdapter
 
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.domain.errors import CxrNodeError
 from modeling.backbones.build import Parts, build_parts
 from modeling.backbones.maps import ensemble_logits_and_maps
 from modeling.config import ModelSection
 from modeling.gate import Gate, cell_features
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
-from modeling.phantom import chest_phantom
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
@@ -35,7 +35,7 @@ def section(name: str) -> ModelSection:
 
 def drawn(count: int) -> np.ndarray:
     random = np.random.default_rng(0)
-    return np.stack([chest_phantom(SIDE, random) for _ in range(count)])[..., np.newaxis]
+    return np.stack([draw_chest(SIDE, SIDE, random) for _ in range(count)])[..., np.newaxis]
 
 
 def unlike_at_birth(head: keras.Model, random: np.random.Generator) -> None:

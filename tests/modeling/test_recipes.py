@@ -8,14 +8,13 @@ import pytest
 
 from benchmarks.recipes import FROM_NOTHING, OURS, comparable, warms
 from dicomnode.domain.errors import ConfigurationError
-from modeling.config import ApplicationModel, LiteModel, TrainingConfig, read_config
+from modeling.config import ApplicationModel, LiteModel, Sources, TrainingConfig, read_config
 from modeling.devices import alone
 from modeling.feeding import EpochBatches, Share
 from modeling.losses import targets
 from modeling.network import Network, build_network, epoch_rows, fold_frequency, start_fold, steps_per_epoch
 from modeling.nih import Radiographs, patient_folds, read_radiographs
 from modeling.run import Run
-from modeling.sources import Sources
 from modeling.train import _augmented
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]

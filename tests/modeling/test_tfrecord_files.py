@@ -11,8 +11,6 @@ from PIL import Image
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import numpy_batches
-from modeling.preparation.example import decode, encode
-from modeling.preparation.framing import count_frames, framed, frames
 from modeling.preparation.records import (
     Record,
     decode_pixels,
@@ -22,6 +20,7 @@ from modeling.preparation.records import (
     record_files,
     require_counts,
 )
+from modeling.preparation.tfrecord import count_frames, decode, encode, framed, frames
 
 
 def png(value: int = 7, side: int = 4) -> bytes:
@@ -201,8 +200,8 @@ def test_a_damaged_image_in_a_record_is_an_error() -> None:
 
 
 def test_neither_preparing_nor_reading_loads_a_training_framework() -> None:
-    modules = ("prepare", "dataset", "training_set", "summarise")
-    script = "import sys\n" + "".join(f"import modeling.preparation.{name}\n" for name in modules)
+    modules = ("preparation.prepare", "preparation.dataset", "preparation.summary", "nih")
+    script = "import sys\n" + "".join(f"import modeling.{name}\n" for name in modules)
     script += "print(*({'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == ""

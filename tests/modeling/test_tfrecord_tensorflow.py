@@ -9,8 +9,8 @@ from PIL import Image
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import numpy_batches, tf_dataset
-from modeling.preparation.framing import framed
 from modeling.preparation.records import Record, encode_record, read_records, record_files
+from modeling.preparation.tfrecord import framed
 
 pytestmark = pytest.mark.training
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")

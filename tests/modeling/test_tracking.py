@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from modeling.tracking.curves import curves_figure, mean_of_folds, series
-from modeling.tracking.history import CURVES, HISTORY_CSV, HISTORY_JSON, EpochRecord, write_history
+from modeling.run_reporting import write_summary
+from modeling.tracking.history import (
+    CURVES,
+    HISTORY_CSV,
+    HISTORY_JSON,
+    EpochRecord,
+    curves_figure,
+    mean_of_folds,
+    series,
+    write_history,
+)
 from modeling.tracking.progress import LOSS_EVERY_STEPS, Progress, duration
-from modeling.tracking.summary import write_summary
 from tests.modeling.tracked import RECORD, records
 
 

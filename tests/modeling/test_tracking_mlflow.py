@@ -16,9 +16,10 @@ import pytest
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.config import TrackingSection
+from modeling.run_reporting import open_tracker
 from modeling.tracking.mlflow import MlflowTracker, without_credentials
 from modeling.tracking.mlflow_runs import MlflowRuns
-from modeling.tracking.tracker import NoTracker, Tracker, open_tracker
+from modeling.tracking.tracker import NoTracker, Tracker
 from tests.modeling.tracked import configuration, records
 
 pytest.importorskip("mlflow", reason="MLflow is not installed")
@@ -67,7 +68,7 @@ def history(folder: Path, run: str, name: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in measured]
 
 
-def follow(folder: Path, *, epochs: int, finish: bool = True, facts: dict[str, str] = FACTS) -> None:
+def report_run(folder: Path, *, epochs: int, finish: bool = True, facts: dict[str, str] = FACTS) -> None:
     tracker = open_tracker(ON, folder)
     tracker.begin(configuration(), facts)
     for done in range(1, 2 * epochs + 1):
@@ -80,7 +81,7 @@ def follow(folder: Path, *, epochs: int, finish: bool = True, facts: dict[str, s
 
 
 def test_a_training_is_a_run_with_its_folds_nested_in_it(folder: Path) -> None:
-    follow(folder, epochs=3)
+    report_run(folder, epochs=3)
     found = runs(folder)
     assert set(found) == {"tracked 1", "fold 0", "fold 1"}
     parent = found["tracked 1"]
@@ -92,8 +93,21 @@ def test_a_training_is_a_run_with_its_folds_nested_in_it(folder: Path) -> None:
     assert [file.path for file in client(folder).list_artifacts(parent.info.run_id)] == ["history.csv"]
 
 
+def test_a_folder_such_as_the_bundle_is_logged_with_its_files(folder: Path) -> None:
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    (bundle / "model.onnx").write_bytes(b"graph")
+    (folder / "predictions.csv").write_text("image\n", encoding="utf-8")
+    tracker = open_tracker(ON, folder)
+    tracker.begin(configuration(), FACTS)
+    tracker.finish({}, [folder / "predictions.csv", bundle])
+    parent = runs(folder)["tracked 1"].info.run_id
+    assert [file.path for file in client(folder).list_artifacts(parent)] == ["bundle", "predictions.csv"]
+    assert [file.path for file in client(folder).list_artifacts(parent, "bundle")] == ["bundle/model.onnx"]
+
+
 def test_parameters_are_the_flattened_configuration_and_the_facts(folder: Path) -> None:
-    follow(folder, epochs=1)
+    report_run(folder, epochs=1)
     parent = runs(folder)["tracked 1"]
     known = parent.data.params
     assert known["loss.kind"] == "focal"
@@ -106,10 +120,10 @@ def test_parameters_are_the_flattened_configuration_and_the_facts(folder: Path) 
 
 
 def test_a_resumed_run_goes_on_in_the_same_run_and_logs_no_epoch_twice(folder: Path) -> None:
-    follow(folder, epochs=2, finish=False)
+    report_run(folder, epochs=2, finish=False)
     before = {name: run.info.run_id for name, run in runs(folder).items()}
     assert {run.info.status for run in runs(folder).values()} == {"KILLED"}
-    follow(folder, epochs=3, facts=FACTS | {"devices": "8 x tpu"})
+    report_run(folder, epochs=3, facts=FACTS | {"devices": "8 x tpu"})
     assert {name: run.info.run_id for name, run in runs(folder).items()} == before
     for run in ("fold 0", "fold 1", "tracked 1"):
         for name in ("loss", "held_out_loss", "abnormality_auc"):
@@ -120,26 +134,26 @@ def test_a_resumed_run_goes_on_in_the_same_run_and_logs_no_epoch_twice(folder: P
 
 
 def test_an_epoch_that_arrived_in_part_is_completed_and_not_repeated(folder: Path) -> None:
-    follow(folder, epochs=1, finish=False)
+    report_run(folder, epochs=1, finish=False)
     run = runs(folder)["fold 0"].info.run_id
     client(folder).log_metric(run, "loss", 0.5, step=2)
-    follow(folder, epochs=2)
+    report_run(folder, epochs=2)
     assert history(folder, "fold 0", "loss") == [(1, 1.0), (2, 0.5)]
     assert [step for step, _ in history(folder, "fold 0", "seconds")] == [1, 2]
 
 
 def test_a_run_that_was_deleted_in_mlflow_is_begun_anew(folder: Path) -> None:
-    follow(folder, epochs=1, finish=False)
+    report_run(folder, epochs=1, finish=False)
     former = runs(folder)
     for run in former.values():
         client(folder).delete_run(run.info.run_id)
-    follow(folder, epochs=2)
+    report_run(folder, epochs=2)
     assert runs(folder)["tracked 1"].info.run_id != former["tracked 1"].info.run_id
     assert [step for step, _ in history(folder, "fold 0", "loss")] == [1, 2]
 
 
 def test_the_folders_runs_are_not_looked_for_in_another_store(folder: Path) -> None:
-    follow(folder, epochs=1)
+    report_run(folder, epochs=1)
     kept = folder / "mlflow.json"
     held = json.loads(kept.read_text(encoding="utf-8"))
     kept.write_text(json.dumps(held | {"address": "https://elsewhere"}), encoding="utf-8")
@@ -194,8 +208,8 @@ def test_what_a_server_missed_while_it_was_down_is_logged_when_it_is_back(
     tracker.epochs(done)
     tracker.finish({}, [])
     assert [(record.levelname, record.message.split("(")[-1]) for record in caplog.records] == [
-        ("WARNING", "ConnectionError); training goes on, and each epoch tries again"),
-        ("INFO", "MLflow at here is told again, with all that was missed"),
+        ("WARNING", "ConnectionError); training continues and reports again after each epoch"),
+        ("INFO", "MLflow at here answers again; everything missed is reported"),
     ]
     for run in ("fold 0", "fold 1"):
         assert [step for step, _ in history(folder, run, "loss")] == [1, 2, 3]

@@ -18,13 +18,12 @@ from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
 from dicomnode.domain.errors import ConfigurationError
 from modeling import train as training
 from modeling.calibration import operating_points, probabilities
-from modeling.config import read_config
+from modeling.config import Sources, read_config
 from modeling.devices import alone
 from modeling.export import export_bundle
 from modeling.network import Network, build_network, load_fold, out_of_fold
 from modeling.nih import patient_folds, read_radiographs
 from modeling.run import Run
-from modeling.sources import Sources
 from modeling.tracking.history import EpochRecord
 from modeling.train import train_folds
 

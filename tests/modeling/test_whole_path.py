@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.reader import open_bundle
-from modeling.phantom import chest_phantom
-from tests.archives import Archive
-from tests.make import build, stored, write
 from tests.modeling.nih_release import make_release
-from tests.processes import NodeProcess, free_port, wait_until
+from tests.support.archives import Archive
+from tests.support.make import build, stored, write
+from tests.support.processes import NodeProcess, free_port, wait_until
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
 
@@ -28,7 +28,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_release(tmp_path_factory.mktemp("nih"), patients=120)
     random = np.random.default_rng(0)
     for path in sorted((folder / "images").iterdir()):
-        cv2.imwrite(str(path), (chest_phantom(96, random) * 255).astype(np.uint8))
+        cv2.imwrite(str(path), (draw_chest(96, 96, random) * 255).astype(np.uint8))
     return folder
 
 
@@ -68,7 +68,7 @@ def serve_one_study(bundle: Path, tmp_path: Path) -> None:
     with Archive() as archive:
         node = NodeProcess(tmp_path / "node", port=free_port(), bundle=bundle, send_to=[archive.peer]).start()
         try:
-            source = build("dx", pixels=stored(chest_phantom(640, np.random.default_rng(3))))
+            source = build("dx", pixels=stored(draw_chest(640, 640, np.random.default_rng(3))))
             write(source, tmp_path / "chest.dcm")
             cxrnode("send", f"CXRNODE@127.0.0.1:{node.port}", tmp_path / "chest.dcm")
             wait_until(lambda: len(archive.sent) == 2, 60, "an answer")

@@ -11,11 +11,10 @@ choose_backend(tpu=False)
 import keras  # noqa: E402 - only once the backend is chosen
 
 from modeling.commands import training_images  # noqa: E402
-from modeling.config import read_config  # noqa: E402
+from modeling.config import Sources, read_config  # noqa: E402
 from modeling.devices import spread_over_devices  # noqa: E402
 from modeling.network import build_network  # noqa: E402
 from modeling.run import Run  # noqa: E402
-from modeling.sources import Sources  # noqa: E402
 from modeling.tracking.history import EpochRecord, write_history  # noqa: E402
 from modeling.train import train_folds  # noqa: E402
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicomnode.results.fallback import as_comprehensive, as_enhanced
+from dicomnode.results.sr import as_comprehensive, as_enhanced
 from tests.conftest import ROOT
 from tests.peers.sources import REAL, SYNTHETIC, Product, answer, shape_of
 

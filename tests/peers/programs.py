@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.peers.sources import Product
-from tests.processes import require
+from tests.support.processes import require
 
 TOOLS = 2
 """How many of them run at once."""

@@ -15,18 +15,19 @@ from typing import Any, cast
 from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.manifest import Manifest, read_manifest
 from dicomnode.bundle.reader import MANIFEST
 from dicomnode.conformance.samples import FixedPredictor
+from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.finding import ModelIdentity
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
-from tests.make import build, encode, htj2k, lut, ref_of
+from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
+from tests.support.make import build, encode, htj2k, lut, ref_of
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 REAL = (

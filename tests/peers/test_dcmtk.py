@@ -14,13 +14,13 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 
-from dicomnode.domain.job import Accepted, Destination, PeerTls, StoreOutcome
-from dicomnode.net.files import send_files
-from dicomnode.net.scu import echo, send
-from dicomnode.settings import DeliverySettings
-from tests.component.dimse import IMPLICIT, MemoryInbox, data_set_of, outgoing, running_scp
-from tests.make import build, encode
-from tests.processes import Orthanc, free_port, missing_peer, wait_until
+from dicomnode.domain.delivery import Accepted, Destination, PeerTls, StoreOutcome
+from dicomnode.net.scu.files import send_files
+from dicomnode.net.scu.storage import echo, send
+from dicomnode.settings.node import DeliverySettings
+from tests.support.dimse import IMPLICIT, MemoryInbox, data_set_of, outgoing, running_scp
+from tests.support.make import build, encode
+from tests.support.processes import Orthanc, free_port, missing_peer, wait_until
 
 pytestmark = pytest.mark.peer
 

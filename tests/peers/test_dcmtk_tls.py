@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import Accepted, Destination, PeerTls
-from dicomnode.net.scu import echo, send
-from tests.certificates import Authority
-from tests.component.dimse import MemoryInbox, data_set_of, outgoing, running_scp
-from tests.make import build, encode
+from dicomnode.domain.delivery import Accepted, Destination, PeerTls
+from dicomnode.net.scu.storage import echo, send
 from tests.peers.test_dcmtk import SETTINGS, dcmtk, run, storescp
-from tests.processes import run_cxrnode, wait_until
+from tests.support.certificates import Authority
+from tests.support.dimse import MemoryInbox, data_set_of, outgoing, running_scp
+from tests.support.make import build, encode
+from tests.support.processes import run_cxrnode, wait_until
 
 pytestmark = pytest.mark.peer
 

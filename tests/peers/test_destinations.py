@@ -8,10 +8,10 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from tests.bundles import make_bundle
-from tests.documents import orthanc_blocks
-from tests.make import build, encode
-from tests.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
+from tests.support.bundles import make_bundle
+from tests.support.documents import orthanc_blocks
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
 
 pytestmark = pytest.mark.peer
 

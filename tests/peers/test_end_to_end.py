@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from tests.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
+from tests.support.processes import NodeProcess, Orthanc, free_port, run_cxrnode, wait_until
 
 pytestmark = pytest.mark.peer
 

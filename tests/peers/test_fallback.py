@@ -7,16 +7,17 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 
-from dicomnode.domain.job import DEFAULT_OUTPUTS, Accepted, Refused, ResultKind
-from dicomnode.net.outgoing import Form
-from dicomnode.net.scu import send
-from dicomnode.results.fallback import fallback
-from tests.component.dimse import outgoing
-from tests.make import build, encode
+from dicomnode.domain.answer import DEFAULT_OUTPUTS, ResultKind
+from dicomnode.domain.delivery import Accepted, Refused
+from dicomnode.net.scu.outgoing import Form
+from dicomnode.net.scu.storage import send
+from dicomnode.results.sr import fallback
 from tests.peers.readers import by_dsrdump, said
 from tests.peers.sources import answer, shipped_manifest
 from tests.peers.test_dcmtk import SETTINGS, run, storescp
-from tests.processes import require
+from tests.support.dimse import outgoing
+from tests.support.make import build, encode
+from tests.support.processes import require
 
 pytestmark = pytest.mark.peer
 

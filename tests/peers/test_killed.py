@@ -12,12 +12,12 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomnode.settings import AssemblySettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, StoreSettings
 from dicomnode.store import Store
-from tests.bundles import make_bundle
-from tests.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
-from tests.make import build, encode
-from tests.processes import NodeProcess, Orthanc, free_port, wait_until
+from tests.support.bundles import make_bundle
+from tests.support.killing import COMMITTED, HASTY, STEP_WITHIN_S, committing, is_acknowledged, owes_nothing
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, Orthanc, free_port, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.crash]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomnode.demo.chest import draw_chest
-from tests import make
+from dicomnode.bundle.phantom import draw_chest
 from tests.conftest import ROOT
+from tests.support import make
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 RUN_S, SIDE = 240, 512
@@ -30,7 +30,7 @@ def openvino() -> Path:
 def analysed(folder: Path, provider: str, first: Path | None) -> dict[str, float]:
     """Return every finding's probability, of one drawn chest, by the command in a process of its own."""
     folder.mkdir()
-    chest = make.stored(draw_chest(SIDE, np.random.default_rng(1)))
+    chest = make.stored(draw_chest(SIDE, SIDE, np.random.default_rng(1)))
     (folder / "image.dcm").write_bytes(make.encode(make.build("cr", pixels=chest), str(ExplicitVRLittleEndian)))
     (folder / "node.toml").write_text(f"[inference]\nproviders = ['{provider}']\n")
     path = os.pathsep.join([*([str(first)] if first else []), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -44,7 +44,7 @@ def analysed(folder: Path, provider: str, first: Path | None) -> dict[str, float
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (summary,) = (folder / "out").rglob("*.json")
+    (summary,) = (folder / "out").glob("*/summary.json")
     return probabilities(json.loads(summary.read_text()))
 
 

@@ -7,13 +7,13 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from dicomnode.bundle.manifest import Manifest, read_manifest
-from dicomnode.domain.job import ResultKind
-from tests.bundles import OTHER_LABELS, make_bundle
-from tests.make import build, encode, write
+from dicomnode.domain.answer import ResultKind
 from tests.peers.readers import by_dsrdump, by_highdicom, said
 from tests.peers.sources import answer
 from tests.peers.test_validators import complaints, pixelmed, run
-from tests.processes import require, run_cxrnode
+from tests.support.bundles import OTHER_LABELS, make_bundle
+from tests.support.make import build, encode, write
+from tests.support.processes import require, run_cxrnode
 from tests.unit.test_pdf import text_of
 
 pytestmark = pytest.mark.peer
@@ -91,7 +91,7 @@ def test_the_whole_path_runs_with_the_bundle(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     files = sorted((tmp_path / "out").rglob("*.dcm"))
     (report,) = [file for file in files if dcmread(file, stop_before_pixels=True).Modality == "SR"]
-    (summary,) = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    (summary,) = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/summary.json")]
     assert [(one.label, one.code) for one in by_highdicom(report)] == list(zip(NAMES, CODES, strict=True))
     assert len(files) == 2
     assert all(name in json.dumps(summary) for name in NAMES)

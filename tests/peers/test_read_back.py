@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicomnode.domain.job import DEFAULT_OUTPUTS, ResultKind
-from tests.names import DECLARED, NAMES, named
+from dicomnode.domain.answer import DEFAULT_OUTPUTS, ResultKind
 from tests.peers.readers import by_dsr2html, by_dsrdump, by_highdicom, said
 from tests.peers.sources import answer, shipped_manifest
-from tests.processes import Orthanc, free_port, require
+from tests.support.names import DECLARED, NAMES, named
+from tests.support.processes import Orthanc, free_port, require
 
 pytestmark = pytest.mark.peer
 

@@ -16,11 +16,11 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.imaging.pixels import render
-from dicomnode.settings import PixelSettings
-from tests.make import ref_of
+from dicomnode.settings.node import PixelSettings
 from tests.peers.programs import TOOLS, run, run_each
 from tests.peers.sources import SYNTHETIC, Product
-from tests.processes import require
+from tests.support.make import ref_of
+from tests.support.processes import require
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
 

@@ -17,10 +17,10 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 
-from dicomnode.domain.job import ResultKind
+from dicomnode.domain.answer import ResultKind
 from tests.peers.programs import TOOLS, run, run_each
 from tests.peers.sources import REAL, REFUSED, SYNTHETIC, Product
-from tests.processes import Orthanc, free_port, missing_peer, require
+from tests.support.processes import Orthanc, free_port, missing_peer, require
 
 pytestmark = pytest.mark.peer
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicomnode.domain.job import DEFAULT_OUTPUTS
-from tests.make import build, encode
+from dicomnode.domain.answer import DEFAULT_OUTPUTS
 from tests.peers.sources import answer
 from tests.peers.viewer import FOLDER, home_url, study_url, viewing_orthanc
-from tests.processes import free_port, missing_peer, require, wait_until
+from tests.support.make import build, encode
+from tests.support.processes import free_port, missing_peer, require, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.archives import Archive
-from tests.bundles import make_bundle
 from tests.conftest import ROOT
-from tests.make import CANARY_ID, build, encode
-from tests.processes import NodeProcess, free_port, missing_peer, require, run_cxrnode, wait_until
+from tests.support.archives import Archive
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARY_ID, build, encode
+from tests.support.processes import NodeProcess, free_port, missing_peer, require, run_cxrnode, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 SCREENSHOTS = ROOT / "var" / "web" / "screenshots"
 STUDY = "1.2.826.0.1.7"
-PATHS = ("", "studies", f"studies/{STUDY}", "letters", "model", "model?output=Pneumothorax", "login")
+PATHS = ("", "studies", f"studies/{STUDY}", "problems", "model", "model?output=Pneumothorax", "login")
 _PATIENCE_MS = 120_000
 CONFIG = """
 [scp]

@@ -24,8 +24,8 @@ import pytest
 from pydicom import dcmread
 
 from tests.conftest import ROOT
-from tests.make import build, encode
-from tests.processes import NodeProcess, Orthanc, free_port, missing_peer, require, wait_until
+from tests.support.make import build, encode
+from tests.support.processes import NodeProcess, Orthanc, free_port, missing_peer, require, wait_until
 
 VERSION = "3.13.2"
 SHA256 = "b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1"

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from tests.archives import Archive
+from tests.support.archives import Archive
 
 OUT_OF_RESOURCES = 0xA700
 FAULTS = {"refused": 0.05, "aborted": 0.02, "slow": 0.02, "lost": 0.02}

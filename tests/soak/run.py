@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dicomnode.domain.job import DeliveryState, JobState
-from dicomnode.settings import AssemblySettings, StoreSettings
+from dicomnode.domain.delivery import DeliveryState
+from dicomnode.domain.job import JobState
+from dicomnode.settings.node import AssemblySettings, StoreSettings
 from dicomnode.store import Store
-from tests.bundles import make_bundle
-from tests.processes import NodeProcess, free_port, wait_until
 from tests.soak.archive import FaultyArchive
 from tests.soak.senders import Senders, Sent
 from tests.soak.watch import Growth, Watch
+from tests.support.bundles import make_bundle
+from tests.support.processes import NodeProcess, free_port, wait_until
 
 AWAY_S = 2.0
 POLL_S = 0.1

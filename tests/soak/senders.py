@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 
 from dicomnode.domain.identifiers import derive_uid
-from tests.make import SOP_CLASSES, build, encode
+from tests.support.make import SOP_CLASSES, build, encode
 
 ROWS, COLUMNS = 256, 224
 PAUSE_S = 0.2

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.http_settings import HttpSettings
+from dicomnode.settings.http import HttpSettings
 from dicomnode.store import Store
-from tests.bundles import make_bundle
-from tests.stores import open_store
-from tests.web import Web
+from tests.support.bundles import make_bundle
+from tests.support.stores import open_store
+from tests.support.web import Web
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.net.admission import Admission, Rejection, Visit
-from dicomnode.net.held import HeldBytes
-from dicomnode.net.rates import Rates
-from dicomnode.net.refusals import Refusals
-from dicomnode.settings import ScpSettings
+from dicomnode.net.dimse.memory_budget import MemoryBudget
+from dicomnode.net.dimse.refusals import Refusals
+from dicomnode.net.scp.admission import Admission, AssociateRejection, Visit
+from dicomnode.net.scp.rate_limit import RateLimit
+from dicomnode.settings.node import ScpSettings
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def test_an_association_never_makes_room(wire: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("settings", "titles", "rejection"),
     [
-        ({}, ("ANY", "OTHER"), Rejection.CALLED_AE),
-        ({"calling_ae_titles": ["FRIEND"]}, ("STRANGER", "CXRNODE"), Rejection.CALLING_AE),
+        ({}, ("ANY", "OTHER"), AssociateRejection.CALLED_AE),
+        ({"calling_ae_titles": ["FRIEND"]}, ("STRANGER", "CXRNODE"), AssociateRejection.CALLING_AE),
         ({"require_called_ae": False}, ("ANY", "OTHER"), None),
         ({"calling_ae_titles": ["FRIEND"]}, ("FRIEND", "CXRNODE"), None),
     ],
 )
 def test_ae_titles_decide(
-    wire: socket.socket, settings: dict[str, object], titles: tuple[str, str], rejection: Rejection | None
+    wire: socket.socket, settings: dict[str, object], titles: tuple[str, str], rejection: AssociateRejection | None
 ) -> None:
     door = admission(**settings)
     visit, _ = door.connect("a", wire)
@@ -128,7 +128,7 @@ def test_one_address_can_ask_only_so_often_whatever_it_calls_itself(wire: socket
 
 def test_a_bucket_refills_as_time_passes() -> None:
     now = [0.0]
-    rates = Rates(2.0, 4.0, clock=lambda: now[0])
+    rates = RateLimit(2.0, 4.0, clock=lambda: now[0])
     assert [rates.take("a") for _ in range(6)] == [True] * 4 + [False] * 2
     now[0] = 1.0
     assert [rates.take("a") for _ in range(3)] == [True, True, False]
@@ -137,13 +137,13 @@ def test_a_bucket_refills_as_time_passes() -> None:
 
 
 def test_whoever_waits_waits_longer_each_time() -> None:
-    rates = Rates(2.0, 2.0, clock=lambda: 0.0)
+    rates = RateLimit(2.0, 2.0, clock=lambda: 0.0)
     assert [rates.wait_s("a") for _ in range(5)] == [0.0, 0.0, 0.5, 1.0, 1.5]
     assert rates.wait_s("b") == 0.0
 
 
 def test_rates_of_many_peers_are_remembered_in_bounds() -> None:
-    rates = Rates(1.0, 1.0, clock=lambda: 0.0)
+    rates = RateLimit(1.0, 1.0, clock=lambda: 0.0)
     for number in range(9000):
         rates.take(str(number))
     assert len(rates._buckets) <= 4096
@@ -151,7 +151,7 @@ def test_rates_of_many_peers_are_remembered_in_bounds() -> None:
 
 
 def test_everybody_has_a_share_whatever_others_hold() -> None:
-    held = HeldBytes(800, connections=4)
+    held = MemoryBudget(800, connections=4)
     assert held.hold("greedy", 500)
     assert not held.hold("greedy", 501)
     assert all(held.hold(name, 100) for name in ("a", "b", "c"))
@@ -161,7 +161,7 @@ def test_everybody_has_a_share_whatever_others_hold() -> None:
 
 
 def test_what_is_refused_changes_nothing_and_less_is_always_allowed() -> None:
-    held = HeldBytes(800, connections=4)
+    held = MemoryBudget(800, connections=4)
     assert held.hold("a", 300)
     assert held.hold("b", 300)
     assert not held.hold("a", 400)

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import pytest
 
 from dicomnode.domain.errors import DiskFull, StoreUnavailable
-from dicomnode.store.arriving import Arriving
-from dicomnode.store.blobs import Blobs, SystemCalls
-from tests.processes import wait_until
-from tests.stores import EXPLICIT_LE, association, at, image, open_store
+from dicomnode.store.blobs.local import Blobs, SystemCalls
+from dicomnode.store.blobs.streamed import Arriving
+from tests.support.processes import wait_until
+from tests.support.stores import EXPLICIT_LE, association, at, image, open_store
 
 PIECES = [b"head", memoryview(bytearray(b"fragment") * 400_000), b"tail"]
 WHOLE = b"".join(PIECES)

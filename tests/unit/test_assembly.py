@@ -5,7 +5,7 @@ import pytest
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
 from dicomnode.store.ledger import Balance
-from tests.stores import (
+from tests.support.stores import (
     MAXIMUM_WAIT_S,
     QUIET_S,
     accept,

@@ -12,13 +12,13 @@ import pytest
 from dicomnode.audit.message import Endpoint, Reporter
 from dicomnode.audit.syslog import FileSink
 from dicomnode.audit.trail import AuditTrail
-from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Transfer
+from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, InstanceTransfer
+from dicomnode.domain.delivery import Accepted, Refused, RetryPolicy
 from dicomnode.domain.errors import PeerUnavailable
-from dicomnode.domain.job import Accepted, Refused, RetryPolicy
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from tests.make import CANARY_ID, CANARY_NAME, build, encode, ref_of
-from tests.stores import (
+from tests.support.make import CANARY_ID, CANARY_NAME, build, encode, ref_of
+from tests.support.stores import (
     CR,
     EXPLICIT_LE,
     QUIET_S,
@@ -76,8 +76,8 @@ def records(store: Store, seconds: float) -> tuple[AuditRecord, ...]:
     return store.audit.pending(1000)
 
 
-def transfers(store: Store, seconds: float) -> list[Transfer]:
-    return [record.about for record in records(store, seconds) if isinstance(record.about, Transfer)]
+def transfers(store: Store, seconds: float) -> list[InstanceTransfer]:
+    return [record.about for record in records(store, seconds) if isinstance(record.about, InstanceTransfer)]
 
 
 def deliver(store: Store, seconds: float, outcome: Accepted | Refused) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import machine, results_file
+from benchmarks import machine, table
 from benchmarks.bench import Bench
 from benchmarks.table import Goal, Measured, Row, Section
 
@@ -68,15 +68,15 @@ def test_a_benchmark_that_was_not_run_keeps_its_section_and_its_date(tmp_path: P
     path = tmp_path / "RESULTS.md"
     row = Row(what="all", ours=rates(1.0))
     first = Section(name="receive", about="Receiving.", rows=(row,), notes=["By a fast sender."])
-    results_file.write({"receive": first.markdown("in January")}, ["receive", "send"], path)
-    results_file.write({"send": Section(name="send", about="Sending.").markdown("in May")}, ["receive", "send"], path)
-    held = results_file.read(path)
+    table.write({"receive": first.markdown("in January")}, ["receive", "send"], path)
+    table.write({"send": Section(name="send", about="Sending.").markdown("in May")}, ["receive", "send"], path)
+    held = table.read(path)
     assert list(held) == ["receive", "send"]
     assert "in January" in held["receive"]
     assert "By a fast sender." in held["receive"]
     assert "in May" in held["send"]
     again = Section(name="receive", about="Receiving.").markdown("in June")
-    results_file.write({"receive": again}, ["receive", "send"], path)
+    table.write({"receive": again}, ["receive", "send"], path)
     assert "January" not in path.read_text()
     assert "in May" in path.read_text()
 

@@ -3,13 +3,14 @@
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
-from dicomnode.store.blobs import Blobs, Inventory, SystemCalls
+from dicomnode.store.blobs.local import BlobNames, Blobs, Inventory, SystemCalls
 
 DATA = b"the bytes of one radiograph"
 NAME = "2ef2d53bf9aaa9a7a6fb8bfb4b6f1c3c9b1b0f1cbe2ef9f62c4e7d9c8d7c2f10"
@@ -22,6 +23,20 @@ def prepared(tmp_path: Path, *, calls: SystemCalls | None = None, minimum_free_b
 
 def files(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+
+
+def naming(
+    images: Collection[str] = (), results: Collection[str] = (), purged: Collection[str] = ()
+) -> Callable[[str], BlobNames]:
+    """Return what rows name, by prefix, for `Blobs.reconcile`."""
+
+    def names_of(prefix: str) -> BlobNames:
+        def of(names: Collection[str]) -> frozenset[str]:
+            return frozenset(name for name in names if name.startswith(prefix))
+
+        return BlobNames(images=of(images), results=of(results), purged=of(purged))
+
+    return names_of
 
 
 def failing(code: int) -> Callable[..., int]:
@@ -155,7 +170,7 @@ def test_half_written_files_are_swept(tmp_path: Path) -> None:
     name = blobs.write(DATA)
     (tmp_path / "blobs" / name[:2] / f"{name}.77-0.part").write_bytes(b"half")
     (tmp_path / "blobs" / "stray.77-0.part").write_bytes(b"stray")
-    found = blobs.reconcile(lambda prefix: {name} if name.startswith(prefix) else set())
+    found = blobs.reconcile(naming(images={name}))
     assert found == Inventory(partial=2, unclaimed=0, missing=0)
     assert files(tmp_path) == [tmp_path / "blobs" / name[:2] / name]
 
@@ -163,18 +178,43 @@ def test_half_written_files_are_swept(tmp_path: Path) -> None:
 def test_a_blob_without_a_row_is_set_aside_and_not_destroyed(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
     name = blobs.write(DATA)
-    assert blobs.reconcile(lambda _: set()) == Inventory(partial=0, unclaimed=1, missing=0)
+    assert blobs.reconcile(naming()) == Inventory(partial=0, unclaimed=1, missing=0)
     assert (tmp_path / "unclaimed" / name).read_bytes() == DATA
     assert files(tmp_path) == []
 
 
 def test_a_row_without_a_blob_is_counted(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
-    found = blobs.reconcile(lambda prefix: {NAME} if NAME.startswith(prefix) else set())
+    found = blobs.reconcile(naming(results={NAME}))
     assert found == Inventory(partial=0, unclaimed=0, missing=1)
 
 
-def test_what_was_staged_has_no_name_until_it_is_written_and_is_written_once(tmp_path: Path) -> None:
+def test_an_acknowledged_image_without_a_row_is_counted_and_never_removed(tmp_path: Path) -> None:
+    blobs = prepared(tmp_path)
+    kept, stray = blobs.write(DATA), blobs.write(b"never acknowledged")
+    blobs.acknowledge(kept)
+    assert blobs.reconcile(naming()) == Inventory(unclaimed=1, acknowledged=1)
+    assert blobs.remove_unclaimed(datetime.now(UTC) + timedelta(days=1)) == 1
+    assert blobs.acknowledged_without_row() == (tmp_path / "unclaimed" / kept,)
+    assert not (tmp_path / "unclaimed" / stray).exists()
+
+
+def test_an_image_whose_row_was_committed_before_it_was_marked_is_marked_at_the_next_start(tmp_path: Path) -> None:
+    blobs = prepared(tmp_path)
+    image, result = blobs.write(DATA), blobs.write(b"a result")
+    blobs.reconcile(naming(images={image}, results={result}))
+    assert blobs.reconcile(naming()) == Inventory(unclaimed=1, acknowledged=1)
+
+
+def test_the_file_of_a_purged_row_is_removed_although_it_was_acknowledged(tmp_path: Path) -> None:
+    blobs = prepared(tmp_path)
+    name = blobs.write(DATA)
+    blobs.acknowledge(name)
+    assert blobs.reconcile(naming(purged={name})) == Inventory()
+    assert files(tmp_path) == []
+
+
+def test_staged_bytes_have_no_name_until_they_are_written_and_are_written_once(tmp_path: Path) -> None:
     written: list[int] = []
 
     def write(descriptor: int, data: memoryview) -> int:
@@ -182,31 +222,29 @@ def test_what_was_staged_has_no_name_until_it_is_written_and_is_written_once(tmp
         return written[-1]
 
     blobs = prepared(tmp_path, calls=SystemCalls(write=write))
-    name = blobs.stage(DATA)
+    staged = blobs.stage(DATA)
     with pytest.raises(BlobDamaged):
-        blobs.read(name)
-    assert blobs.write(DATA) == name
-    assert blobs.read(name) == DATA
+        blobs.read(staged.name)
+    assert blobs.write(DATA, staged) == staged.name
+    assert blobs.read(staged.name) == DATA
     assert sum(written) == len(DATA)
-    blobs.unstage(name)
-    assert blobs.read(name) == DATA, "what was written stays"
+    blobs.discard(staged)
+    assert blobs.read(staged.name) == DATA, "what was written stays"
 
 
-@pytest.mark.parametrize("how", ["unstaged", "closed", "started again"])
-def test_what_was_staged_in_vain_is_removed(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["discarded", "started again"])
+def test_staged_bytes_that_are_not_needed_are_removed(tmp_path: Path, how: str) -> None:
     blobs = prepared(tmp_path)
-    name = blobs.stage(DATA)
+    staged = blobs.stage(DATA)
     assert len(files(tmp_path)) == 1
-    if how == "unstaged":
-        blobs.unstage(name)
-    elif how == "closed":
-        blobs.close()
+    if how == "discarded":
+        blobs.discard(staged)
     else:
-        assert prepared(tmp_path).reconcile(lambda _: set()).partial == 1
+        assert prepared(tmp_path).reconcile(naming()).partial == 1
     assert files(tmp_path) == []
 
 
-def test_what_cannot_be_staged_leaves_no_file_and_can_be_written_later(tmp_path: Path) -> None:
+def test_bytes_that_cannot_be_staged_leave_no_file_and_can_be_written_later(tmp_path: Path) -> None:
     codes = [errno.ENOSPC]
 
     def write(descriptor: int, data: memoryview) -> int:
@@ -221,19 +259,9 @@ def test_what_cannot_be_staged_leaves_no_file_and_can_be_written_later(tmp_path:
     assert blobs.read(blobs.write(DATA)) == DATA
 
 
-def test_what_was_staged_and_went_is_written_at_the_next_try(tmp_path: Path) -> None:
+def test_staged_bytes_whose_file_is_gone_are_written_again(tmp_path: Path) -> None:
     blobs = prepared(tmp_path)
-    blobs.stage(DATA)
+    staged = blobs.stage(DATA)
     for file in files(tmp_path):
         file.unlink()
-    with pytest.raises(StoreUnavailable):
-        blobs.write(DATA)
-    assert blobs.read(blobs.write(DATA)) == DATA
-
-
-def test_the_same_bytes_staged_twice_are_one_file(tmp_path: Path) -> None:
-    blobs = prepared(tmp_path)
-    assert blobs.stage(DATA) == blobs.stage(DATA)
-    assert len(files(tmp_path)) == 1
-    blobs.close()
-    assert files(tmp_path) == []
+    assert blobs.read(blobs.write(DATA, staged)) == DATA

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 
-from dicomnode.imaging.characters import correct_character_set
-from dicomnode.imaging.reader import read
-from tests.make import build
-from tests.names import DECLARED, NAMES, named, with_raw
-from tests.products import report_on
+from dicomnode.dicom.character_set import correct_character_set
+from dicomnode.dicom.reader import read
+from tests.support.make import build
+from tests.support.names import DECLARED, NAMES, named, with_raw
+from tests.support.products import report_on
 
 _REWRITTEN = {name for name, of in NAMES.items() if of.written == "ISO_IR 192" and of.declared != "ISO_IR 192"}
 

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.commitment import (
-    CommitmentFailure,
-    CommitmentItem,
-    CommitmentReport,
-    CommitmentState,
-    Remedy,
-)
+from dicomnode.domain.commitment import CommitmentFailure, CommitmentItem, CommitmentReport, CommitmentState, Remedy
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, DeliveryState, RetryPolicy
 from dicomnode.store import Store
-from dicomnode.store.actions import OneDelivery
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance, DeliveryEntry
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.operator import OneDelivery
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=600, give_up_after_s=3600, jitter=0.1)
 MIDDLE = 0.5
@@ -234,12 +228,12 @@ def test_asking_ends_with_the_retry_policy_and_an_operator_may_ask_again(store: 
     assert now == pytest.approx(4 + 3600, abs=WITHIN_S)
     assert states(store) == {CommitmentState.OVERDUE}
     (first, *_) = entries(store)
-    assert not store.commitments.urged("PACS", at(0))
+    assert not store.commitments.retry_requested("PACS", at(0))
     assert store.ledger.retry(OneDelivery(delivery_id=first.delivery_id), at(9000)).deliveries == 1
-    assert store.commitments.urged("PACS", at(8999))
-    assert not store.commitments.urged("PACS", at(9001))
+    assert store.commitments.retry_requested("PACS", at(8999))
+    assert not store.commitments.retry_requested("PACS", at(9001))
     assert [item.delivery_id for item in ask(store, 9000, "1.9.9999")] == [first.delivery_id]
-    assert not store.commitments.urged("PACS", at(8999))
+    assert not store.commitments.retry_requested("PACS", at(8999))
 
 
 def test_a_request_that_was_written_down_survives_a_restart(store: Store, tmp_path: Path) -> None:

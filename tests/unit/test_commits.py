@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dicomnode.domain.errors import StoreUnavailable, UidMismatch
-from dicomnode.store.commits import GroupCommit
-from dicomnode.store.database import Database
-from tests.processes import wait_until
+from dicomnode.store.engine.group_commit import GroupCommit
+from dicomnode.store.engine.sqlite import Database
+from tests.support.processes import wait_until
 
 LIMIT_S = 60
 

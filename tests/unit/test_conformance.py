@@ -10,21 +10,19 @@ from pydicom.uid import UID
 from typer.testing import CliRunner
 
 from dicomnode.cli.main import app
-from dicomnode.conformance.attributes import AttributeRow, attribute_rows
-from dicomnode.conformance.content import ContentRow, content_rows
-from dicomnode.conformance.origins import Observed
+from dicomnode.conformance.objects import AttributeRow, ContentRow, Observed, attribute_rows, content_rows
 from dicomnode.conformance.samples import Samples, Variant, make_samples
 from dicomnode.conformance.statement import conformance_statement
-from dicomnode.domain.job import ResultInstance, ResultKind
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.terminology import entries
 from dicomnode.net import contexts
 from dicomnode.net.status import StoreStatus, describe
 from dicomnode.results.modules import Place, iod_of, place_of
 from dicomnode.results.part10 import decode
-from dicomnode.settings import Settings
+from dicomnode.settings.node import Settings
 from tests.conftest import ROOT
-from tests.make import build
-from tests.products import (
+from tests.support.make import build
+from tests.support.products import (
     document_of,
     finding_heatmap_of,
     heatmap_of,
@@ -203,7 +201,7 @@ def test_the_content_tree_says_how_often_and_whence(tree: list[ContentRow]) -> N
     assert (found["Imaging Measurement Report"].depth, found["Imaging Measurement Report"].value) == (0, "TID 1500")
     assert found["Imaging Measurements"].multiplicity == "0-1"
     assert (found["Measurement Group"].multiplicity, found["Measurement Group"].value) == ("1-n", "TID 1501")
-    assert (found["Finding Site"].multiplicity, found["Finding Site"].origin) == ("0-1", "FIXED")
+    assert (found["Finding Site"].multiplicity, found["Finding Site"].origin) == ("0-1", "AUTO from analysis")
     presence = found["Presence"]
     assert presence.origin == "AUTO from model and analysis" or presence.origin == "AUTO from analysis"
     assert {"Present", "Absent", "Undetermined"} == set(re.findall(r'"(.+?)"', presence.value))

@@ -3,7 +3,6 @@
 import pytest
 from pydicom import uid as uids
 
-from dicomnode.delivery_settings import Encoding, SrClass
 from dicomnode.net.contexts import (
     ACCEPTED_STORAGE,
     ACCEPTED_TRANSFER_SYNTAXES,
@@ -22,6 +21,7 @@ from dicomnode.net.contexts import (
     listening_contexts,
     proposals_for,
 )
+from dicomnode.settings.delivery import Encoding, SrClass
 
 CR, SC = str(uids.ComputedRadiographyImageStorage), str(uids.SecondaryCaptureImageStorage)
 EXPLICIT, IMPLICIT = str(uids.ExplicitVRLittleEndian), str(uids.ImplicitVRLittleEndian)

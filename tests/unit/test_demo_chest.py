@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.demo.chest import draw_chest, write_studies
+from dicomnode.demo.chest import write_studies
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import Frame
 from dicomnode.inference.gate import Typical, judge_pixels
 from dicomnode.inference.predictor import Predictor
-from dicomnode.settings import default_bundle
-from tests.make import build, ref_of
+from dicomnode.settings.node import default_bundle
+from tests.support.make import build, ref_of
 
 NOW = datetime(2024, 5, 1, 10, 15, tzinfo=UTC)
 
@@ -28,7 +29,7 @@ def test_the_shipped_model_takes_every_drawing_for_a_frontal_chest_and_noise_for
         return judge_pixels(predictor.read(Frame(source=ref_of(build("cr")), pixels=pixels)), bundle.manifest.gate)
 
     for seed in range(6):
-        assert isinstance(verdict(draw_chest(512, np.random.default_rng(seed))), Typical), seed
+        assert isinstance(verdict(draw_chest(512, 512, np.random.default_rng(seed))), Typical), seed
     noise = np.random.default_rng(0).uniform(0, 1, (512, 512)).astype(np.float32)
     assert not isinstance(verdict(noise), Typical)
 

@@ -11,9 +11,9 @@ import typer
 import yaml
 
 from dicomnode.cli.main import app
-from dicomnode.settings import Settings, read_settings
+from dicomnode.settings.node import Settings, read_settings
 from tests.conftest import ROOT
-from tests.documents import blocks
+from tests.support.documents import blocks
 
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), ROOT / "models" / "reference" / "MODEL_CARD.md"]

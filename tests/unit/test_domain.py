@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomnode.domain.delivery import RetryPolicy
 from dicomnode.domain.identifiers import derive_uid, is_valid_uid
-from dicomnode.domain.job import RetryPolicy
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))

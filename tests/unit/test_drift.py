@@ -7,7 +7,7 @@ import pytest
 
 from dicomnode.bundle.scores import score_counts
 from dicomnode.domain.wilson import wilson
-from dicomnode.watch.drift import Change, Rate, compare_rates, newcombe, shift
+from dicomnode.monitoring.drift import Change, Rate, compare_rates, newcombe, shift
 
 
 def test_wilson_is_that_of_the_textbook() -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging import reader
+from dicomnode.dicom import reader
+from dicomnode.dicom.header import header_of
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.imaging.eligibility import Eligible, Ineligible, judge
-from dicomnode.settings import EligibilitySettings
-from tests.judged import SETTINGS, reason, verdict
-from tests.make import CANARIES, build, encode, ref_of
-from tests.modules import code
+from dicomnode.settings.node import EligibilitySettings
+from tests.support.judged import SETTINGS, reason, verdict
+from tests.support.make import CANARIES, build, encode
+from tests.support.modules import code
 
 
 @pytest.mark.parametrize("kind", ["cr", "dx", "dx-for-processing", "sc"])
@@ -253,7 +254,7 @@ def test_values_that_cannot_be_converted_count_as_absent():
     ds = reader.read(part10.replace(b"ISO_IR 100", b"ISO_IR 999"))
     ds["Rows"]._value = ["x"]
 
-    assert isinstance(judge(ds, ref_of(ds), SETTINGS), Ineligible)
+    assert isinstance(judge(header_of(ds), SETTINGS), Ineligible)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import pytest
 from pydicom import Dataset
 from pydicom import uid as uids
 
+from dicomnode.dicom import reader
+from dicomnode.dicom.header import header_of
+from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
-from dicomnode.domain.job import RejectionReason
-from dicomnode.imaging import reader
 from dicomnode.imaging.eligibility import age_years
-from dicomnode.settings import EligibilitySettings
-from tests.judged import reason, verdict
-from tests.make import SOP_CLASSES, build, encode, ref_of
+from dicomnode.settings.node import EligibilitySettings
+from tests.support.judged import reason, verdict
+from tests.support.make import SOP_CLASSES, build, encode, ref_of
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_size_has_two_bounds(rows, columns, expected):
     ],
 )
 def test_ages_are_read_as_they_are_written_in_the_wild(age, born, years):
-    assert age_years(build("cr", age=age, birth_date=born)) == (years and pytest.approx(years, abs=2e-3))
+    assert age_years(header_of(build("cr", age=age, birth_date=born))) == (years and pytest.approx(years, abs=2e-3))
 
 
 def test_age_bounds_apply_only_when_configured():

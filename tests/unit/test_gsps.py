@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from dicomnode.domain.frame import Frame
+from dicomnode.domain.answer import ResultKind
+from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import ResultKind
-from dicomnode.results.contours import MAXIMUM_POINTS, contours
-from dicomnode.results.overlay import enlarge
-from dicomnode.results.panel import OUTLINE_LEVEL
+from dicomnode.results.body import BoolArray
+from dicomnode.results.gsps import MAXIMUM_POINTS, contours
 from dicomnode.results.part10 import decode
-from tests.assessments import finding, frame, saliency
-from tests.make import build, lut
-from tests.products import image_results
+from dicomnode.results.presentation import OUTLINE_LEVEL, heat_of
+from tests.support.assessments import finding, frame, saliency
+from tests.support.make import build, lut
+from tests.support.products import image_results
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
 
@@ -25,8 +25,18 @@ def state(source: Dataset, probabilities: dict[str, float] | None = None, **repa
     return decode(made.part10)
 
 
-def blank(rows: int, columns: int, *, turns: int = 0) -> Frame:
-    return frame(REF, np.zeros((rows, columns), dtype=np.float32), turns=turns)
+def blank(rows: int, columns: int, *, turns: int = 0, mirrored: bool = False) -> Frame:
+    return frame(REF, np.zeros((rows, columns), dtype=np.float32), turns=turns, mirrored=mirrored)
+
+
+def everywhere() -> BoolArray:
+    return np.ones((256, 256), dtype=bool)
+
+
+def enlarged(values: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    heat = heat_of(values, shape, everywhere())
+    assert heat is not None
+    return heat.values
 
 
 def points_of(ds: Dataset, annotation: int = 0) -> np.ndarray:
@@ -54,7 +64,10 @@ def test_each_positive_finding_has_a_layer_a_closed_line_and_a_text() -> None:
     source = build("cr")
     ds = state(source, {"Mass": 0.7, "Pleural_Thickening": 0.5, "Edema": 0.29})
     texts = [item.TextObjectSequence[0].UnformattedTextValue for item in ds.GraphicAnnotationSequence]
-    assert texts == ["AI: Mass 70.0% (not reviewed)", "AI: Pleural Thickening 50.0% (not reviewed)"]
+    assert texts == [
+        "AI: Mass 70.0%, above threshold (30.0%) (not reviewed)",
+        "AI: Pleural Thickening 50.0%, above threshold (30.0%) (not reviewed)",
+    ]
     assert [item.GraphicLayer for item in ds.GraphicAnnotationSequence] == ["AI_1", "AI_2"]
     assert [layer.GraphicLayer for layer in ds.GraphicLayerSequence] == ["AI_1", "AI_2"]
     assert ds.GraphicLayerSequence[0].GraphicLayerDescription == "Mass, contour at 60% of its map"
@@ -77,15 +90,20 @@ def test_only_as_many_have_contours_as_there_are_colours_to_tell_them_apart() ->
     assert ds.GraphicLayerSequence[3].GraphicLayerDescription == "Hernia, text only"
 
 
-def test_without_a_positive_finding_there_is_none() -> None:
-    assert image_results(ResultKind.PRESENTATION_STATE, build("cr"), {"Mass": 0.29}) == []
+def test_where_nothing_is_above_its_threshold_there_is_none() -> None:
+    assert image_results(ResultKind.PRESENTATION_STATE, build("cr"), {"Mass": 0.29}, abnormality=0.29) == []
+
+
+def test_where_only_abnormality_is_above_its_threshold_the_contour_is_its_own() -> None:
+    (layer,) = state(build("cr"), {"Mass": 0.29}).GraphicLayerSequence
+    assert layer.GraphicLayerDescription == "Abnormality, contour at 60% of its map"
 
 
 @pytest.mark.parametrize("shape", [(700, 700), (1400, 2100), (300, 200)])
 def test_the_line_encloses_what_lies_above_the_level(shape: tuple[int, int]) -> None:
     entry = saliency("Mass", 2, 4)
-    (line,) = contours(entry, blank(*shape))
-    values = enlarge(entry.values, shape)
+    (line,) = contours(entry, blank(*shape), everywhere())
+    values = enlarged(entry.values, shape)
     x, y = np.clip(line.astype(int), 0, [shape[1] - 1, shape[0] - 1]).T
     assert np.abs(values[y, x] - OUTLINE_LEVEL).max() < 0.1
     rows, columns = np.nonzero(values >= OUTLINE_LEVEL)
@@ -94,13 +112,15 @@ def test_the_line_encloses_what_lies_above_the_level(shape: tuple[int, int]) -> 
     assert np.allclose(line.max(axis=0), [columns.max() + 1, rows.max() + 1], atol=tolerance)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_lines_on_a_righted_image_are_turned_back(turns: int) -> None:
+def test_lines_on_a_righted_image_are_turned_and_mirrored_back(turns: int, mirrored: bool) -> None:
     stored = np.zeros((600, 400), dtype=np.float32)
     upright = np.rot90(stored, turns)
     entry = saliency("Mass", 1, 4)
-    on_source = np.rot90(enlarge(entry.values, upright.shape), -turns)
-    (line,) = contours(entry, blank(*upright.shape, turns=turns))
+    on_source = np.rot90(enlarged(entry.values, upright.shape), -turns)
+    on_source = np.fliplr(on_source) if mirrored else on_source
+    (line,) = contours(entry, blank(*upright.shape, turns=turns, mirrored=mirrored), everywhere())
     peak_row, peak_column = np.unravel_index(on_source.argmax(), on_source.shape)
     assert on_source.shape == stored.shape
     assert np.allclose(line.mean(axis=0), [peak_column, peak_row], atol=25)
@@ -110,14 +130,22 @@ def test_a_line_of_many_points_is_thinned() -> None:
     rough = np.random.default_rng(1).random((96, 96)).astype(np.float32)
     rough[20:76, 20:76] += 1.0
     entry = saliency("Mass", 1, 1)
-    lines = contours(type(entry)(label="Mass", values=rough), blank(512, 512))
+    lines = contours(type(entry)(label="Mass", values=rough), blank(512, 512), everywhere())
     assert lines
     assert max(len(line) for line in lines) <= MAXIMUM_POINTS
 
 
 def test_a_map_without_evidence_has_no_line_and_the_finding_keeps_its_text() -> None:
     entry = saliency("Mass", 1, 1)
-    assert contours(type(entry)(label="Mass", values=-np.ones((7, 7), dtype=np.float32)), blank(64, 64)) == []
+    nothing = -np.ones((7, 7), dtype=np.float32)
+    assert contours(type(entry)(label="Mass", values=nothing), blank(64, 64), everywhere()) == []
+
+
+def test_lines_stay_on_the_body() -> None:
+    half = everywhere()
+    half[:, 128:] = False
+    (line,) = contours(saliency("Mass", 3, 3), blank(512, 512), half)
+    assert line[:, 0].max() <= 256 + 2
 
 
 def test_lines_and_the_report_share_tracking_uids() -> None:

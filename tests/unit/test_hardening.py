@@ -7,7 +7,7 @@ from pathlib import Path
 
 LOOK = """
 import ctypes, json, os, resource, sys
-from dicomnode.cli.hardening import keep_to_oneself
+from dicomnode.cli.process import keep_to_oneself
 os.umask(0)
 keep_to_oneself()
 open("file", "w").close()

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from dicomnode.domain.job import DeliveryState, JobState, Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.delivery import DeliveryState
+from dicomnode.domain.job import JobState
 from dicomnode.store import Store
-from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from tests.stores import (
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import Balance, describe
+from tests.support.stores import (
     QUIET_S,
     accept,
     answer,
@@ -85,7 +87,7 @@ def test_a_study_may_be_answered_in_part(store: Store) -> None:
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
     lateral = Rejection(source=image(number=2), reason=RejectionReason.LATERAL_VIEW, detail="a lateral view")
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,), summary={}), to(), at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(lateral,)), to(), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(answered=1, rejected=1)
 
@@ -95,7 +97,7 @@ def test_a_report_that_says_not_analysed_makes_the_study_done_and_the_image_reje
     job = claim(store, QUIET_S)
     rejected = rejection_of_all(job)
     report = result(job, ResultKind.STRUCTURED_REPORT)
-    given = StudyAnswer(results=(report,), rejections=rejected.rejections, summary={})
+    given = StudyAnswer(results=(report,), rejections=rejected.rejections)
     store.inbox.finish(job, given, to("PACS"), at(3))
     assert states(store) == [JobState.DONE]
     assert store.ledger.balance() == Balance(rejected=1)
@@ -106,7 +108,7 @@ def test_an_image_that_an_answer_forgets_is_not_hidden(store: Store) -> None:
     accept(store, number=2)
     job = claim(store, QUIET_S)
     report = result(job, ResultKind.STRUCTURED_REPORT, ("1.1.2.1",))
-    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=(), summary={}), to(), at(3))
+    store.inbox.finish(job, StudyAnswer(results=(report,), rejections=()), to(), at(3))
     assert store.ledger.balance() == Balance(answered=1, unaccounted=1)
     assert EventKind.IMAGE_UNMENTIONED in kinds(store)
 
@@ -125,7 +127,7 @@ def test_a_study_without_another_try_is_a_dead_letter_with_its_cause(store: Stor
     store.inbox.fail(claim(store, QUIET_S), "BlobDamaged", None, at(3))
     assert states(store) == [JobState.DEAD]
     assert store.inbox.claim(at(10_000)) is None
-    assert store.ledger.explain("1.1")[-1].detail == "BlobDamaged"
+    assert describe(store.ledger.explain("1.1")[-1]) == "BlobDamaged"
     assert store.ledger.balance() == Balance(dead=1)
 
 
@@ -150,7 +152,7 @@ def test_finishing_a_job_that_was_given_up_changes_nothing(store: Store) -> None
 def test_a_long_cause_is_cut_to_fit_the_ledger(store: Store) -> None:
     accept(store)
     store.inbox.fail(claim(store, QUIET_S), "x" * 5000, None, at(3))
-    assert len(store.ledger.explain("1.1")[-1].detail) == 500
+    assert len(describe(store.ledger.explain("1.1")[-1])) == 500
 
 
 # Recovery

@@ -15,9 +15,8 @@ from dicomnode.domain.instance import InstanceRef
 from dicomnode.domain.terminology import ABNORMALITY, NIH_TERMS
 from dicomnode.inference.gate import Atypical, Doubtful, Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of, presence_of
-from dicomnode.inference.predictor import Predictor, Reading
-from dicomnode.inference.session import open_session
-from tests.bundles import INTERCEPT, ORIENTATIONS, SLOPE, make_bundle
+from dicomnode.inference.predictor import Predictor, Reading, open_session
+from tests.support.bundles import INTERCEPT, ORIENTATIONS, SLOPE, make_bundle
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
 

@@ -1,16 +1,18 @@
 """`cxrnode init`: checked answers become a configuration that the node reads, with every comment of the reference."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from dicomnode.cli.configured import Answers, configuration, reference
+from dicomnode.cli.init import Answers, configuration, reference
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import Settings, parse_destination, read_settings
-from tests.certificates import Authority
+from dicomnode.settings.node import Settings, parse_destination, read_settings
 from tests.conftest import ROOT
+from tests.support.certificates import Authority
 
 FIVE = ("--ae-title", "AI_NODE", "--port", "11200", "--pacs", "PACS@pacs.example.org:104", "--store", "/srv/cxr")
 
@@ -59,7 +61,7 @@ def test_questions_are_asked_again_until_the_answers_are_right() -> None:
     typed = "A TITLE THAT IS TOO LONG\nWARD_AI\n70000\neleven\n11200\npacs.example.org\nPACS@10.0.0.7:104\n\n\n"
     result = run("--no-echo", typed=typed)
     assert result.exit_code == 0, result.output
-    for said in ("16 printable ASCII", "65535", "valid integer", "AET@HOST:PORT"):
+    for said in ("16 printable ASCII", "65535", "whole number", "AET@HOST:PORT"):
         assert said in result.output
     settings = read_settings(Path("node.toml"), {})
     assert (settings.scp.ae_title, settings.scp.port) == ("WARD_AI", 11200)
@@ -114,3 +116,17 @@ def test_whatever_a_folder_is_called_it_is_read_back(text: str) -> None:
     answers = Answers(ae_title="A", port=1, pacs=None, store=Path("/srv") / text, certificate=None)
     Path("node.toml").write_text(configuration(answers))
     assert read_settings(Path("node.toml"), {}).store.path == Path("/srv") / text
+
+
+def test_a_file_that_root_writes_can_be_read_by_the_account_of_the_service(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        result = CliRunner().invoke(
+            app, ["init", str(tmp_path / "etc" / "cxrnode" / "node.toml"), "--yes", "--no-echo"]
+        )
+    finally:
+        os.umask(before)
+    assert result.exit_code == 0, result.output
+    assert stat.S_IMODE((tmp_path / "etc" / "cxrnode" / "node.toml").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "etc" / "cxrnode").stat().st_mode) == 0o755
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700, "a folder that was there stays as it was"

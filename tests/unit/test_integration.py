@@ -14,9 +14,9 @@ from pydicom.uid import UID
 
 from dicomnode.cli.main import app
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
-from dicomnode.settings import Settings, read_settings
-from tests.documents import INTEGRATION, blocks, orthanc_blocks
-from tests.processes import orthanc_settings
+from dicomnode.settings.node import Settings, read_settings
+from tests.support.documents import INTEGRATION, blocks, orthanc_blocks
+from tests.support.processes import orthanc_settings
 
 TEXT = INTEGRATION.read_text(encoding="utf-8")
 DOCUMENTED = blocks("toml", TEXT)

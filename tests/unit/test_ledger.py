@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.domain.errors import UnknownStudy
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, NoAnswer, Refused, RetryPolicy
+from dicomnode.domain.job import JobState
+from dicomnode.domain.summary import StudySummary
+from dicomnode.results.summary import summary_to_json
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, Changed, OfStudy, OneDelivery, OneJob
-from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from dicomnode.store.watching import Waiting
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.counters import Waiting
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import Balance, describe
+from dicomnode.store.operator import AllDead, Changed, OfStudy, OneDelivery, OneJob
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(jitter=0)
 NOTHING = Changed(jobs=0, deliveries=0)
@@ -61,7 +64,7 @@ def test_the_whole_story_of_a_study_is_told_in_order(store: Store) -> None:
     ]
     assert told[0].at == at(0)
     assert all(event.version == 1 for event in told)
-    assert "connection refused" in told[6].detail
+    assert "connection refused" in describe(told[6])
 
 
 def test_a_study_nobody_sent_is_unknown(store: Store) -> None:
@@ -134,10 +137,10 @@ def test_the_summary_of_an_answer_is_kept(store: Store, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "store" / "store.db")
     (summary,) = connection.execute("SELECT summary FROM job").fetchone()
     connection.close()
-    assert json.loads(summary) == {"images": 1}
+    assert json.loads(summary) == summary_to_json(StudySummary())
 
 
-@pytest.mark.parametrize("statement", ["UPDATE event SET detail = ''", "DELETE FROM event"])
+@pytest.mark.parametrize("statement", ["UPDATE event SET facts = ''", "DELETE FROM event"])
 def test_nobody_rewrites_the_ledger(store: Store, tmp_path: Path, statement: str) -> None:
     answered(store)
     connection = sqlite3.connect(tmp_path / "store" / "store.db")

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from dicomnode.bundle.manifest import LabelEntry, read_manifest
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import BundleInvalid
-from tests.bundles import OTHER_LABELS, made_curves, make_bundle
 from tests.conftest import ROOT
-from tests.processes import free_port
+from tests.support.bundles import OTHER_LABELS, made_curves, make_bundle
+from tests.support.processes import free_port
 
 Change = Callable[[list[dict[str, Any]]], None]
 
@@ -51,7 +51,7 @@ def test_other_labels_keep_their_names_and_codes(other: Path) -> None:
         (setting(1, "code", meaning=""), "labels.1.code: .*meaning '' is not a text of 1 to 64"),
         (setting(4, "code", value="SILHOUETTE OF THE HEART"), "labels.4.code: .*value .* is not a text of 1 to 16"),
         (lambda labels: labels[3].update(code=None), "label Tube .endotracheal. has no code"),
-        (lambda labels: labels[3].pop("code"), "labels.3.code: Field required"),
+        (lambda labels: labels[3].pop("code"), "labels.3.code: a value is missing"),
         (lambda labels: labels[3].update(code=labels[2]["code"], site=labels[2]["site"]), "the same code and site"),
         (lambda labels: labels[3].update(name="Rib fracture"), "labels must have different names"),
         (lambda labels: labels[3].update(name="Röhre"), "labels.3.name"),
@@ -136,8 +136,8 @@ def putting(path: str, value: object) -> Change:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("curves.roc.sensitivity.1", 1.1, "labels.1.curves.roc.sensitivity.1: .*less than or equal to 1"),
-        ("curves.roc.sensitivity.1", -0.1, "labels.1.curves.roc.sensitivity.1: .*greater than or equal to 0"),
+        ("curves.roc.sensitivity.1", 1.1, "labels.1.curves.roc.sensitivity.1: must be at most 1"),
+        ("curves.roc.sensitivity.1", -0.1, "labels.1.curves.roc.sensitivity.1: must be at least 0"),
         ("curves.roc.sensitivity.1", 0.9, "labels.1.curves.roc: .*never fall along a curve"),
         ("curves.roc.false_positive_rate.2", 0.05, "labels.1.curves.roc: .*never fall along a curve"),
         ("curves.roc.sensitivity.0", 0.1, "labels.1.curves.roc: .*from .0, 0. to .1, 1."),
@@ -150,12 +150,12 @@ def putting(path: str, value: object) -> Change:
         ("curves.roc.high.2", 0.79, "labels.1.curves.roc: .*between low and high"),
         ("curves.roc.low", None, "labels.1.curves.roc: .*as many values of low and of high"),
         ("curves.roc.low", [], "labels.1.curves.roc: .*as many values of low and of high"),
-        ("curves.roc.auc", 0.8, "labels.1.curves.roc.auc: Extra inputs"),
+        ("curves.roc.auc", 0.8, "labels.1.curves.roc.auc: is not known here"),
         ("curves.reliability.3.observed", 0.01, "labels.1.curves.reliability.3: .*between low and high"),
-        ("curves.reliability.3.predicted", 1.2, "labels.1.curves.reliability.3.predicted: .*less than or equal"),
+        ("curves.reliability.3.predicted", 1.2, "labels.1.curves.reliability.3.predicted: must be at most"),
         ("curves.reliability.3.predicted", 0.5, "labels.1.curves: .*predicted never falls"),
         ("curves.reliability.3.images", 99, "labels.1.curves: .*all images, each once"),
-        ("curves.reliability.3.images", 0, "labels.1.curves.reliability.3.images: .*greater than or equal to 1"),
+        ("curves.reliability.3.images", 0, "labels.1.curves.reliability.3.images: must be at least 1"),
         ("curves.reliability", [], "labels.1.curves.reliability: .*at least 1"),
         ("curves.patients", 1001, "labels.1.curves: .*no more patients than images"),
         ("curves.derived_on", "", "labels.1.curves.derived_on: "),
@@ -179,3 +179,16 @@ def test_a_curve_may_come_without_a_band(curved: Path, tmp_path: Path) -> None:
     curves = read_manifest(changed(curved, tmp_path, forget)).labels[1].curves
     assert curves is not None
     assert curves.roc.low is None
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "positives", "images", "expected"),
+    [(None, 25, 1000, 0.025), (0.1, 25, 1000, 0.1), (None, 0, 1000, None), (None, 25, 0, None), (0.0, 25, 1000, None)],
+)
+def test_the_base_rate_is_the_stated_prevalence_else_the_share_of_positives(
+    other: Path, prevalence: float | None, positives: int, images: int, expected: float | None
+) -> None:
+    manifest = read_manifest(other)
+    label = manifest.labels[1].model_copy(update={"prevalence": prevalence, "positives": positives})
+    counted = manifest.provenance.model_copy(update={"images": images})
+    assert manifest.model_copy(update={"provenance": counted}).base_rate(label) == expected

@@ -1,15 +1,18 @@
 """What the command line says when something is wrong: the fact, and what to do next."""
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dicomnode import __version__
 from dicomnode.cli.check import _check_port
 from dicomnode.cli.main import app
 from dicomnode.cli.terminal import stop_with
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.settings import AssemblySettings, StoreSettings, parse_destination, read_settings
+from dicomnode.settings.node import AssemblySettings, StoreSettings, parse_destination, read_settings
 from dicomnode.store import Store
 
 
@@ -23,7 +26,7 @@ from dicomnode.store import Store
             "scp.tls.certifcate: there is no such setting; did you mean certificate",
         ),
         ("[scp]\nqqqqqqqqqqqqq = 3\n", "scp.qqqqqqqqqqqqq: there is no such setting; conf/node.toml lists them all"),
-        ("[scp]\nport = 70000\n", "less than or equal to 65535"),
+        ("[scp]\nport = 70000\n", "scp.port: must be at most 65535"),
         ("[scp\n", "cannot be read"),
     ],
 )
@@ -34,6 +37,83 @@ def test_a_wrong_configuration_is_told_with_the_nearest_right_one(text: str, sai
         read_settings(file, {})
     assert said in str(raised.value)
     assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CXRNODE_SCP__PORT", "high", "scp.port: must be a whole number"),
+        ("cxrnode_scp__port", "0", "scp.port: must be at least 1"),
+        ("CXRNODE_SCP__PROT", "3", "scp.prot: there is no such setting; did you mean port?"),
+        ("CXRNODE_SPC__PORT", "3", "spc: there is no such setting; did you mean scp?"),
+        ("CXRNODE_SCP", "3", "scp: must be a section with settings of its own"),
+        ("CXRNODE_SCP__TLS__KEY", "/k", "scp.tls: TLS needs a certificate"),
+        ("CXRNODE_ELIGIBILITY__MODALITIES", "CR", "cannot be read as JSON"),
+    ],
+)
+def test_a_wrong_variable_of_the_environment_is_blamed_and_not_the_file(
+    variable: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("[scp]\nport = 11113\n")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as raised:
+        read_settings(file, {})
+    assert said in str(raised.value)
+    assert variable in str(raised.value)
+    assert str(file) not in str(raised.value)
+
+
+def test_a_variable_that_only_looks_a_little_like_a_setting_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXRNODE_WARD_TOKEN", "0123456789abcdef")
+    assert read_settings(None, {}).scp.port == 11112
+
+
+def test_a_wrong_option_is_blamed_and_not_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXRNODE_SCP__PORT", "11113")
+    with pytest.raises(ConfigurationError, match=r"at most 65535 \(option of the command line\)"):
+        read_settings(None, {"scp": {"port": 70000}})
+
+
+WRONG_VALUES = """
+[scp]
+require_called_ae = 4
+networks = 3
+maximum_pdu_bytes = 4.5
+[store]
+path = 3
+[pixels]
+low_percentile = 50
+high_percentile = nan
+[inference]
+providers = []
+[log]
+level = "LOUD"
+[http]
+proxy_user_header = "a b"
+[results]
+station_name = "longer than sixteen characters"
+manufacturer = ""
+[audit]
+to = "file"
+[[delivery.destinations]]
+kind = "smtp"
+[[delivery.destinations]]
+ae_title = "A"
+host = "h"
+"""
+
+
+def test_what_is_wrong_is_told_in_the_nodes_own_sentences(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(WRONG_VALUES)
+    with pytest.raises(ConfigurationError) as raised:
+        read_settings(file, {})
+    _, *lines = str(raised.value).splitlines()
+    assert len(lines) == 14
+    for line in lines:
+        assert not re.search(r"Input should|Value error|valid|String|List|Field required|pydantic", line), line
+        assert "is not a value that can stand here" not in line
 
 
 def test_a_configuration_that_is_not_there_can_be_written() -> None:
@@ -76,6 +156,20 @@ def test_an_error_of_several_lines_is_printed_in_lines(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         stop_with("the configuration is wrong:\n  scp.port: too large\n  a \x1b[31mcolour", 2)
     assert capsys.readouterr().err.splitlines()[:2] == ["error: the configuration is wrong:", "  scp.port: too large"]
+
+
+def test_help_lists_every_command_in_a_group_and_the_version_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = CliRunner().invoke(app, ["-h"])
+    assert told.exit_code == 0
+    groups = re.findall(r"^╭─ (\w+) ─", told.output, flags=re.MULTILINE)
+    assert groups == ["Options", "Run", "Look", "Repair", "Model", "Data"]
+    for command in ("serve", "status", "monitoring", "queue", "train", "data"):
+        assert re.search(rf"^│ {command} +[A-Z]", told.output, flags=re.MULTILINE), command
+    assert "watch" not in told.output
+    assert "Examples: " in told.output
+    assert CliRunner().invoke(app, ["queue", "retry", "-h"]).output.count("Usage") == 1
+    assert CliRunner().invoke(app, ["--version"]).output == f"cxrnode {__version__}\n"
 
 
 def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

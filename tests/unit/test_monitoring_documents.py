@@ -12,15 +12,15 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.certificates import Served
-from dicomnode.settings import read_settings
-from dicomnode.watch.health import Running
-from dicomnode.watch.metrics import Metrics
-from dicomnode.watch.watched import Watched
-from tests.bundles import make_bundle
+from dicomnode.certificates import ServedCertificate
+from dicomnode.monitoring.health import Running
+from dicomnode.monitoring.metrics import Metrics
+from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.settings.node import read_settings
 from tests.conftest import ROOT
-from tests.processes import require
-from tests.stores import at, open_store
+from tests.support.bundles import make_bundle
+from tests.support.processes import require
+from tests.support.stores import at, open_store
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "monitoring.md").read_text(encoding="utf-8")
@@ -47,11 +47,11 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         associations=lambda: 0,
         accepted=lambda: 0,
         refused=lambda: {("event", "reason"): 1},
-        left_alone=lambda: {"P": False},
-        certificates=lambda: {"page": Served(expires_at=at(0), is_current=True)},
+        circuit_breakers_open=lambda: {"P": False},
+        certificates=lambda: {"page": ServedCertificate(expires_at=at(0), is_current=True)},
     )
     with open_store(folder / "store") as store:
-        watched = Watched(
+        monitored = MonitoredNode(
             settings=settings,
             store=store,
             bundle=open_bundle(make_bundle(folder / "bundle")),
@@ -59,7 +59,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             running=running,
             clock=lambda: at(0),
         )
-        text = Metrics(watched).text().decode()
+        text = Metrics(monitored).text().decode()
     return {family.name: family.type for family in text_string_to_metric_families(text)}
 
 

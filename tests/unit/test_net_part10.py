@@ -11,9 +11,9 @@ from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 from pydicom.sequence import Sequence
 
+from dicomnode.dicom.part10 import part10_bytes, read_file_head, read_ref, with_even_lengths
 from dicomnode.domain.errors import UnreadableObject
-from dicomnode.net.part10 import part10_bytes, read_file_head, read_ref
-from tests.make import build, encode
+from tests.support.make import build, encode
 
 EXPLICIT, IMPLICIT = str(uids.ExplicitVRLittleEndian), str(uids.ImplicitVRLittleEndian)
 CR = str(uids.ComputedRadiographyImageStorage)
@@ -139,3 +139,64 @@ def test_a_written_file_is_a_conformant_dicom_file_with_the_bytes_unchanged() ->
 def test_what_is_no_dicom_file_is_unreadable(data: bytes) -> None:
     with pytest.raises(UnreadableObject):
         read_file_head(data)
+
+
+def native(value: bytes, transfer_syntax: str, *, behind: bytes = b"") -> bytes:
+    """Return a file whose Pixel Data are these bytes, whatever their length."""
+    ds = small()
+    del ds.PixelData
+    head = {"sop_class": CR, "sop_instance": str(ds.SOPInstanceUID), "transfer_syntax": transfer_syntax}
+    vr = b"" if transfer_syntax == IMPLICIT else b"OW\0\0"
+    element = b"\xe0\x7f\x10\x00" + vr + struct.pack("<L", len(value)) + value
+    return part10_bytes(encoded(ds, transfer_syntax) + element + behind, **head)
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("behind", [b"", b"\0"], ids=["as-it-is", "padded-but-not-counted"])
+def test_pixel_data_of_an_odd_length_is_padded_with_null(transfer_syntax: str, behind: bytes) -> None:
+    padded = with_even_lengths(native(b"\1\2\3", transfer_syntax, behind=behind))
+    assert dcmread(BytesIO(padded)).PixelData == b"\1\2\3\0"
+    assert padded == native(b"\1\2\3\0", transfer_syntax)
+
+
+def test_text_of_an_odd_length_is_padded_with_a_blank_and_a_uid_with_null() -> None:
+    head = {"sop_class": CR, "sop_instance": "1.2", "transfer_syntax": EXPLICIT}
+    text = b"\x10\x00\x20\x00LO" + struct.pack("<H", 3) + b"ABC"
+    uid = b"\x20\x00\x0d\x00UI" + struct.pack("<H", 3) + b"1.2"
+    padded = with_even_lengths(part10_bytes(text + uid, **head))
+    assert padded[read_file_head(padded).offset :] == (
+        text[:6] + struct.pack("<H", 4) + b"ABC " + uid[:6] + struct.pack("<H", 4) + b"1.2\0"
+    )
+
+
+def fragments(*values: bytes) -> bytes:
+    return b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(value)) + value for value in values)
+
+
+def test_odd_fragments_are_padded_and_the_offset_table_follows() -> None:
+    head = {"sop_class": CR, "sop_instance": "1.2", "transfer_syntax": str(uids.JPEG2000Lossless)}
+    start, end = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff", struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    odd = start + fragments(struct.pack("<3L", 0, 11, 23), b"abc", b"defg", b"h") + end
+    even = start + fragments(struct.pack("<3L", 0, 12, 24), b"abc\0", b"defg", b"h\0") + end
+    assert with_even_lengths(part10_bytes(odd, **head)) == part10_bytes(even, **head)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        native(b"\1\2\3\4", EXPLICIT),
+        native(b"\1\2\3", EXPLICIT)[:-2],
+        native(b"\1\2\3", str(uids.DeflatedExplicitVRLittleEndian)),
+        native(b"\1\2\3", str(uids.ExplicitVRBigEndian)),
+    ],
+    ids=["even", "cut-off", "deflated", "big-endian"],
+)
+def test_a_file_without_an_odd_length_or_that_cannot_be_read_stays_as_it_is(file: bytes) -> None:
+    assert with_even_lengths(file) == file
+
+
+@given(st.binary(max_size=400), st.sampled_from([EXPLICIT, IMPLICIT, str(uids.JPEG2000Lossless)]))
+@settings(max_examples=300, deadline=None)
+def test_no_data_set_makes_padding_fail(data: bytes, transfer_syntax: str) -> None:
+    file = part10_bytes(data, sop_class=CR, sop_instance="1.2", transfer_syntax=transfer_syntax)
+    assert len(with_even_lengths(file)) >= len(file)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, Delivery, DeliveryState, NoAnswer, Refused, RetryPolicy
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
-from dicomnode.store.ledger import Balance, DeliveryEntry
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, to
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import Balance, DeliveryEntry, describe
+from dicomnode.store.operator import OfStudy
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, to
 
 POLICY = RetryPolicy(first_delay_s=30, factor=2, max_delay_s=600, give_up_after_s=3600, jitter=0.1)
 MIDDLE = 0.5
@@ -79,7 +79,7 @@ def test_a_warning_counts_as_delivered_and_is_noted(store: Store) -> None:
     store.outbox.record(delivery, Accepted(warning=0xB000), at(4), POLICY, MIDDLE)
     told = entry(store, delivery)
     assert (told.state, told.last_status) == (DeliveryState.DELIVERED, 0xB000)
-    assert "warning B000H" in store.ledger.explain("1.1")[-1].detail
+    assert "warning B000H" in describe(store.ledger.explain("1.1")[-1])
 
 
 def test_a_study_is_answered_once_everything_is_delivered(store: Store) -> None:
@@ -97,7 +97,7 @@ def test_what_was_really_sent_is_kept(store: Store) -> None:
     store.outbox.record(delivery, Accepted(), at(4), POLICY, MIDDLE, sent_as=sent)
     told = entry(store, delivery)
     assert (told.sent_sop_class, told.sent_sop_instance) == (comprehensive_sr, "1.1.5.1")
-    assert "1.1.5.1" in store.ledger.explain("1.1")[-1].detail
+    assert "1.1.5.1" in describe(store.ledger.explain("1.1")[-1])
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_nothing_is_due_at_a_destination_that_has_everything(store: Store) -> No
 
 
 def test_an_operator_who_asks_for_another_try_is_heard_until_it_is_made(store: Store) -> None:
-    assert not store.outbox.urged("PACS", at(0))
+    assert not store.outbox.retry_requested("PACS", at(0))
     for delivery in store.outbox.claim("PACS", 1, at(5)):
         store.outbox.record(delivery, NoAnswer(cause="refused"), at(5), POLICY, 0.5)
-    assert not store.outbox.urged("PACS", at(0))
+    assert not store.outbox.retry_requested("PACS", at(0))
     store.ledger.retry(OfStudy(study="1.1"), at(8))
-    assert store.outbox.urged("PACS", at(7))
-    assert not store.outbox.urged("PACS", at(9))
-    assert not store.outbox.urged("OTHER", at(7))
+    assert store.outbox.retry_requested("PACS", at(7))
+    assert not store.outbox.retry_requested("PACS", at(9))
+    assert not store.outbox.retry_requested("OTHER", at(7))
     for delivery in store.outbox.claim("PACS", 10, at(10)):
         store.outbox.record(delivery, NoAnswer(cause="refused"), at(10), POLICY, 0.5)
-    assert not store.outbox.urged("PACS", at(7))
+    assert not store.outbox.retry_requested("PACS", at(7))

@@ -1,5 +1,6 @@
 """The picture keeps the anatomy visible, says what the model said, and fits whatever radiograph it is given."""
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -7,17 +8,21 @@ import pytest
 from dicomnode.domain.finding import Assessment, Presence, SaliencyMap
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.results.overlay import OUTLINES, SMALLEST_SIDE, Overlay, draw, findings_to_show
-from dicomnode.results.panel import percent, repairs
-from tests.assessments import assessment, equipment, finding, frame
+from dicomnode.domain.terminology import ABNORMALITY
+from dicomnode.results.overlay import OUTLINES, SMALLEST_SIDE, Overlay, draw
+from dicomnode.results.presentation import findings_with_heat, percent, repairs
+from tests.support.assessments import assessment, equipment, finding, frame
+from tests.support.make import chest
 
 REF = InstanceRef(study="1.2.1", series="1.2.2", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3")
 AMBER = (255, 193, 60)
 
 
 def radiograph(rows: int = 1280, columns: int = 1200) -> FloatArray:
-    ramp = np.linspace(0.1, 0.9, rows * columns, dtype=np.float32)
-    return ramp.reshape(rows, columns)
+    """Return a ramp with structure everywhere, so that no part of it is taken for air."""
+    ramp = np.linspace(0.2, 0.8, rows * columns, dtype=np.float32).reshape(rows, columns)
+    y, x = np.mgrid[0:rows, 0:columns]
+    return np.asarray(ramp + 0.1 * (((x * 96 // columns) + (y * 96 // rows)) % 2), dtype=np.float32)
 
 
 def drawn(said: Assessment, pixels: FloatArray | None = None, **settings: object) -> Overlay:
@@ -97,20 +102,50 @@ def test_every_positive_finding_is_shown_and_the_first_ones_have_an_outline_of_t
     assert [has(anatomy(alone), colour) for colour in OUTLINES] == [True, False, False]
 
 
-def test_what_is_shown_are_the_positives_else_the_undetermined_else_the_closest_to_its_threshold() -> None:
-    positive = assessment(REF, {"Mass": 0.4, "Edema": 0.9}, undetermined=("Hernia",))
-    unclear = assessment(REF, {}, undetermined=("Hernia",))
-    negative = assessment(REF, {"Effusion": 0.2, "Mass": 0.25})
-    assert [entry.label for entry in findings_to_show(positive)] == ["Edema", "Mass"]
-    assert [entry.label for entry in findings_to_show(unclear)] == ["Hernia"]
-    assert [entry.label for entry in findings_to_show(negative)] == ["Mass"]
+@pytest.mark.parametrize(
+    "said",
+    [
+        assessment(REF, {"Effusion": 0.2, "Mass": 0.29}),
+        assessment(REF, {}, undetermined=("Hernia",)),
+        assessment(REF, {}, undetermined=("Hernia",), abnormality=0.29),
+    ],
+)
+def test_where_nothing_is_above_its_threshold_there_is_neither_heat_nor_outline(said: Assessment) -> None:
+    overlay = drawn(said)
+    grey = np.round(radiograph() * 255).astype(np.uint8)
+    assert overlay.shown == ()
+    assert (anatomy(overlay) == grey[:, :, None]).all()
+    assert overlay.content.legend() == ("No heatmap", "Nothing is above its threshold.")
 
 
-def test_the_map_of_an_absent_finding_is_fainter_than_that_of_a_present_one() -> None:
-    grey = np.round(radiograph() * 255)[:, :, None]
-    strong = np.abs(anatomy(drawn(assessment(REF, {"Mass": 0.31}))) - grey).mean()
-    faint = np.abs(anatomy(drawn(assessment(REF, {"Mass": 0.29}))) - grey).mean()
-    assert 0 < faint < 0.7 * strong
+def test_where_only_abnormality_is_above_its_threshold_its_map_is_drawn() -> None:
+    overlay = drawn(assessment(REF, {"Mass": 0.29}, abnormality=0.6))
+    assert overlay.shown == (ABNORMALITY,)
+    assert overlay.content.legend()[1] == "Shown: Abnormality"
+    assert has(anatomy(overlay), OUTLINES[0])
+
+
+def test_a_map_that_was_asked_for_is_drawn_and_its_legend_says_that_it_is_below_threshold() -> None:
+    said = assessment(REF, {"Mass": 0.2})
+    mass = next(entry for entry in said.findings if entry.label == "Mass")
+    overlay = draw(frame(REF, radiograph()), said, equipment(), only=mass)
+    assert overlay.shown == ("Mass",)
+    assert overlay.content.legend()[1] == "Shown: Mass, below threshold"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("collimator", [0, 60])
+def test_heat_and_outlines_never_lie_on_air_or_on_the_collimator(seed: int, collimator: int) -> None:
+    pixels = chest(1280, 1200, seed=seed, collimator=collimator)
+    values = np.ones((7, 7), dtype=np.float32)
+    values[0, 0] = values[0, -1] = values[3, -1] = 4.0
+    said = with_maps(assessment(REF, {"Mass": 0.7}), values)
+    coloured = np.ptp(anatomy(drawn(said, pixels)).astype(int), axis=2) > 0
+    outside = cv2.erode((pixels < 0.12).astype(np.uint8), np.ones((21, 21))) > 0
+    outside[:collimator] = outside[-collimator or 1280 :] = outside[:, :collimator] = True
+    assert outside.mean() > 0.02
+    assert coloured.mean() > 0.01
+    assert not (coloured & outside).any()
 
 
 @pytest.mark.parametrize(
@@ -145,11 +180,12 @@ def test_a_repaired_image_says_so_in_a_colour_of_warning() -> None:
     repaired = draw(frame(REF, radiograph(), turns=1, inverted=True), said, equipment(mark=""))
     assert not has(plain.pixels[:, 1216:], AMBER)
     assert has(repaired.pixels[:, 1216:], AMBER)
-    assert repairs(1, inverted=True) == [
+    assert repairs(frame(REF, radiograph(), turns=1, inverted=True, mirrored=True)) == [
+        "Image mirrored left to right by this software",
         "Image turned by 90° counter-clockwise by this software",
         "Grey scale inverted by this software",
     ]
-    assert repairs(0, inverted=False) == []
+    assert repairs(frame(REF, radiograph())) == []
 
 
 def test_the_mark_is_burned_in_unless_it_is_configured_away() -> None:
@@ -170,8 +206,8 @@ def test_a_model_with_many_labels_still_fits_the_panel() -> None:
     )
     overlay = drawn(many)
     assert overlay.pixels.shape[0] == 1280
-    assert all(entry.presence is Presence.PRESENT for entry in findings_to_show(many))
-    assert len(findings_to_show(many)) == 60
+    assert all(entry.presence is Presence.PRESENT for entry in findings_with_heat(many))
+    assert len(findings_with_heat(many)) == 60
 
 
 @pytest.mark.parametrize(

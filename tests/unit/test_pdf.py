@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 
-from dicomnode.domain.job import ResultKind
-from dicomnode.results.page import shown_in
+from dicomnode.domain.answer import ResultKind
 from dicomnode.results.part10 import decode
-from tests.assessments import MODEL
-from tests.make import build
-from tests.products import image_results
+from dicomnode.results.pdf import shown_in
+from tests.support.assessments import MODEL
+from tests.support.make import build
+from tests.support.products import image_results
 
 
 def document(source: Dataset, **repair: Any) -> Dataset:
@@ -50,8 +50,8 @@ def test_the_page_states_findings_model_mark_and_whose_it_is() -> None:
     lines = text.split("\n")
     for finding, probability in (("Pleural Thickening", "70.0%"), ("Mass", "50.0%")):
         row = lines.index(finding)
-        assert lines[row : row + 4] == [finding, probability, "30.0%", "present"]
-    assert lines.count("absent") == 12
+        assert lines[row : row + 4] == [finding, probability, "30.0%", "above threshold"]
+    assert lines.count("below threshold") == 12
     assert not any("of its size" in line for line in lines)
     assert "Research use only - not for diagnosis" in lines
     assert any(MODEL.name in line and MODEL.version in line and MODEL.bundle_hash[:12] in line for line in lines)
@@ -66,9 +66,11 @@ def test_what_the_source_does_not_state_is_said_to_be_missing() -> None:
     assert "Study date: not stated    Accession number: not stated" in text_of(document(source))
 
 
-def test_the_heatmap_of_what_is_not_present_says_so() -> None:
-    (made,) = image_results(ResultKind.DOCUMENT, build("cr"), {"Mass": 0.29})
-    assert "No finding reached its threshold. Closest: Mass" in text_of(decode(made.part10))
+def test_a_page_without_a_heatmap_says_so() -> None:
+    (made,) = image_results(ResultKind.DOCUMENT, build("cr"), {"Mass": 0.29}, abnormality=0.29)
+    text = text_of(decode(made.part10))
+    assert "Nothing is above threshold." in text.split("\n")
+    assert "Nothing is above its threshold." in text
 
 
 def test_its_title_is_coded_and_nobody_has_verified_it() -> None:

@@ -8,8 +8,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.presentation import build_context
 
 from dicomnode.net.contexts import ACCEPTED_STORAGE, ACCEPTED_TRANSFER_SYNTAXES
-from dicomnode.net.pdus import LONGEST_REQUEST_BYTES, Pdu, abort_pdu, is_reasonable, longest, read_header
-from tests.wire import associate_request, fragment, item, p_data
+from dicomnode.net.dimse.pdu import LONGEST_REQUEST_BYTES, Pdu, abort_pdu, is_reasonable, longest, read_header
+from tests.support.wire import associate_request, fragment, item, p_data
 
 
 def largest_honest_request() -> bytes:

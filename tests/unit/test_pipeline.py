@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
+from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.manifest import Manifest
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.dicom.reader import read
+from dicomnode.domain.answer import RejectionReason, ResultKind, Stage, StudyAnswer, Subject, Wanted
 from dicomnode.domain.errors import BlobDamaged
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job, RejectionReason, ResultKind, Stage, StudyAnswer, Subject, Wanted
-from dicomnode.imaging.reader import read
+from dicomnode.domain.job import Job
 from dicomnode.inference.predictor import Predictor
-from dicomnode.pipeline import Pipeline
-from dicomnode.settings import ResultSettings
-from tests.bundles import ORIENTATIONS
-from tests.make import CANARY_ACCESSION, CANARY_ID, build, encode, ref_of
-from tests.pipelines import make_pipeline, stored_instance
+from dicomnode.settings.node import ResultSettings
+from tests.support.bundles import ORIENTATIONS
+from tests.support.make import CANARY_ACCESSION, CANARY_ID, build, encode, ref_of
+from tests.support.pipelines import make_pipeline, stored_instance
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STUDY = "1.2.826.7"
@@ -147,9 +148,9 @@ def test_a_refusal_is_the_same_with_and_without_a_heatmap_that_came_back(tmp_pat
 
 def test_the_summary_says_what_the_report_says(tmp_path: Path) -> None:
     given = answer(pipeline(tmp_path), [image()])
-    (assessed,) = given.summary["images"]
-    assert len(assessed["findings"]) == 14
-    assert all(np.isfinite(finding["probability"]) for finding in assessed["findings"])
+    (assessed,) = given.summary.images
+    assert len(assessed.findings) == 14
+    assert all(np.isfinite(finding.probability) for finding in assessed.findings)
 
 
 def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from pydicom import uid as uids
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 
+from dicomnode.dicom import reader
+from dicomnode.dicom.header import header_of
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
-from dicomnode.imaging import reader
-from dicomnode.imaging.codestream import read_header
-from dicomnode.imaging.decoding import DECODERS, decode, read_layout
+from dicomnode.imaging.codecs.codestream import read_codestream
+from dicomnode.imaging.codecs.decoding import DECODERS, decode, read_layout
 from dicomnode.imaging.eligibility import judge
 from dicomnode.imaging.pixels import render
-from dicomnode.settings import EligibilitySettings, LogSettings, PixelSettings
+from dicomnode.settings.node import EligibilitySettings, LogSettings, PixelSettings
 from dicomnode.telemetry import start_logging
-from tests.make import CANARIES, build, chest, encode, htj2k, ref_of, stored, with_frame
+from tests.support.make import CANARIES, build, chest, encode, htj2k, ref_of, stored, with_frame
 
 SETTINGS = PixelSettings()
 ROWS, COLUMNS = 96, 80
@@ -42,7 +43,7 @@ def name(syntax: object) -> str:
 
 def decoded(part10: bytes) -> np.ndarray:
     ds = reader.read(part10)
-    return decode(ds, read_layout(ds, 10_000_000))
+    return decode(ds, read_layout(ds, 10_000_000)).stored
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=name)
@@ -63,7 +64,7 @@ def test_signed_pixels_keep_their_sign(syntax, bits):
     assert np.array_equal(decoded(encode(ds, syntax)), expected)
 
 
-@pytest.mark.parametrize(("syntax", "tolerance"), [(uids.JPEGLSNearLossless, 2), (uids.JPEG2000, 100)], ids=name)
+@pytest.mark.parametrize(("syntax", "tolerance"), [(uids.JPEGLSNearLossless, 2), (uids.JPEG2000, 120)], ids=name)
 def test_signed_pixels_keep_their_sign_where_they_are_lossy(syntax, tolerance):
     ds = build("cr", rows=ROWS, columns=COLUMNS, signed=True)
     expected = stored(chest(ROWS, COLUMNS), signed=True).astype(int)
@@ -116,7 +117,7 @@ def test_compressed_colours_lie_as_their_frame_says_whatever_the_tags_say(syntax
     for planar in (0, 1):
         read = reader.read(part10)
         read.PlanarConfiguration = planar
-        claimed.append(decode(read, read_layout(read, 10_000_000)))
+        claimed.append(decode(read, read_layout(read, 10_000_000)).stored)
 
     assert np.array_equal(*claimed)
     assert np.abs(claimed[0] - coloured().astype(float) @ LUMA).mean() < 1.5
@@ -127,10 +128,10 @@ def test_gdcm_reads_a_coloured_baseline_frame_as_pillow_does():
     ds = build("sc", pixels=coloured(), bits=8, photometric="RGB", spacing_mm=None)
     ds = reader.read(encode(ds, uids.JPEGBaseline8Bit))
     layout = read_layout(ds, 10_000_000)
-    first = decode(ds, layout)
+    first = decode(ds, layout).stored
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(DECODERS, uids.JPEGBaseline8Bit, ("gdcm",))
-        second = decode(ds, layout)
+        second = decode(ds, layout).stored
 
     assert np.abs(first - second).mean() < 1
 
@@ -154,7 +155,7 @@ def test_jpeg_extended_agrees_with_another_decoder(tmp_path):
 def test_a_frame_says_its_size_before_it_is_decoded(syntax):
     ds = reader.read(encode(build("cr", rows=ROWS, columns=COLUMNS, bits=8), syntax))
     frame = next(decoding_frames(ds))
-    header = read_header(frame, uids.UID(syntax))
+    header = read_codestream(frame, uids.UID(syntax)).header
 
     assert (header.rows, header.columns, header.samples, header.precision) == (ROWS, COLUMNS, 1, 8)
 
@@ -199,7 +200,7 @@ def test_a_frame_cut_short_is_refused_although_decoders_would_fill_it_in(syntax)
 @pytest.mark.parametrize("syntax", [uids.JPEGBaseline8Bit, uids.JPEGLSLossless, uids.JPEG2000], ids=name)
 def test_a_frame_without_a_header_is_refused(frame, syntax):
     with pytest.raises(UndecodablePixels, match="header"):
-        read_header(frame, syntax)
+        read_codestream(frame, syntax)
 
 
 SMALL = {
@@ -223,7 +224,7 @@ def test_nothing_but_the_nodes_own_errors_leaves_damaged_objects(syntax, data):
         ref = reader.ref_of(ds)
     except UnreadableObject:
         return
-    judge(ds, ref, EligibilitySettings(minimum_age_years=1))
+    judge(header_of(ds), EligibilitySettings(minimum_age_years=1))
     try:
         pixels = render(ds, ref, SETTINGS).pixels
     except UndecodablePixels:
@@ -241,7 +242,7 @@ def test_nothing_of_the_patient_is_said_about_odd_objects():
         tags = {"PatientAge": "CANARYAGE", "StudyDate": "CANARYDATE", "WindowCenter": ["1", "2"], "BitsStored": 99}
         ds = build("cr", rows=48, columns=40, patient_name="CANARY" * 50, tags=tags)
         read = reader.read(encode(ds).replace(b"061Y", b"CAN\xff"))
-        judge(read, ref_of(read), EligibilitySettings(minimum_age_years=1))
+        judge(header_of(read), EligibilitySettings(minimum_age_years=1))
         with pytest.raises(UndecodablePixels) as raised:
             render(read, ref_of(read), SETTINGS)
     finally:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydicom.tag import Tag
 
-from tests.make import build, chest, stored
-from tests.rendered import COLUMNS, FULL, ROWS, difference, frame, made
+from tests.support.make import build, chest, stored
+from tests.support.rendered import COLUMNS, FULL, ROWS, difference, frame, made
 
 
 def test_padding_is_black_and_does_not_count_for_the_percentiles():

@@ -7,11 +7,11 @@ import pytest
 from highdicom.pm import ParametricMap
 from pydicom import Dataset
 
-from dicomnode.domain.job import ResultKind
+from dicomnode.domain.answer import ResultKind
 from dicomnode.results.part10 import decode
-from tests.assessments import assessment
-from tests.make import build, ref_of
-from tests.products import image_results
+from tests.support.assessments import assessment
+from tests.support.make import build, chest, ref_of
+from tests.support.products import image_results
 
 
 def maps(source: Dataset, probabilities: dict[str, float] | None = None, **repair: Any) -> list[Dataset]:
@@ -38,14 +38,28 @@ def test_each_positive_finding_has_the_numbers_of_its_map_in_a_series_of_its_own
         assert ds.StudyInstanceUID == source.StudyInstanceUID
         assert (ds.SeriesNumber, ds.InstanceNumber, ds.NumberOfFrames) == (9905, 2, 1)
     assert len({ds.SeriesInstanceUID for ds in made} | {source.SeriesInstanceUID}) == 3
-    assert maps(source, {"Nodule": 0.29}) == []
+    assert maps(source, {"Nodule": 0.29}, abnormality=0.29) == []
+    (abnormality,) = maps(source, {"Nodule": 0.29})
+    assert abnormality.SeriesDescription.startswith("AI map: Abnormality")
 
 
+def test_cells_outside_the_body_are_0() -> None:
+    pixels = np.zeros((640, 560), dtype=np.float32)
+    pixels[:, 280:] = chest(640, 280)
+    (ds,) = maps(build("cr"), pixels=pixels)
+    expected = grad_cam(build("cr"), "Mass")
+    assert expected[:, :3].max() > 0
+    assert values_of(ds)[:, :3].max() == 0
+    assert np.array_equal(values_of(ds)[3:6, 4:6], expected[3:6, 4:6])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_the_map_of_a_righted_image_lies_as_the_stored_one(turns: int) -> None:
+def test_the_map_of_a_righted_image_lies_as_the_stored_one(turns: int, mirrored: bool) -> None:
     source = build("cr")
-    (ds,) = maps(source, turns=turns)
-    assert np.array_equal(values_of(ds), np.rot90(grad_cam(source, "Mass"), -turns))
+    (ds,) = maps(source, turns=turns, mirrored=mirrored)
+    stored = np.rot90(grad_cam(source, "Mass"), -turns)
+    assert np.array_equal(values_of(ds), np.fliplr(stored) if mirrored else stored)
 
 
 def test_the_numbers_say_what_they_are() -> None:

@@ -6,10 +6,10 @@ import pytest
 
 from dicomnode.bundle.manifest import InputSpec
 from dicomnode.bundle.preprocess import _reduce, preprocess, standardise
-from dicomnode.imaging import reader
+from dicomnode.dicom import reader
 from dicomnode.imaging.pixels import render
-from dicomnode.settings import PixelSettings
-from tests.make import build, chest, ref_of, stored
+from dicomnode.settings.node import PixelSettings
+from tests.support.make import build, chest, ref_of, stored
 
 SPEC = InputSpec(side=224)
 # Mean and 99th percentile of the absolute difference of two inputs, each in [0, 1].

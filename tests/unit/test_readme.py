@@ -5,14 +5,15 @@ import re
 import typer
 
 from dicomnode.cli.main import app
-from dicomnode.settings import Settings
+from dicomnode.settings.node import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_commands_is_the_command_line() -> None:
-    there = {name for name in typer.main.get_group(app).commands if name != "version"}
+    commands = typer.main.get_group(app).commands
+    there = {name for name, command in commands.items() if name != "version" and not command.hidden}
     listed = set(re.findall(r"^\| `cxrnode ([a-z-]+)", README, flags=re.MULTILINE))
     assert listed == there
 

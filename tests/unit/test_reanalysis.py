@@ -12,18 +12,20 @@ from typer.testing import CliRunner
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.cli.main import app
+from dicomnode.domain.answer import StudyAnswer
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.errors import UnknownStudy
-from dicomnode.domain.job import Accepted, DeliveryState, Job, JobState, RetryPolicy, StudyAnswer
-from dicomnode.settings import EligibilitySettings
+from dicomnode.domain.job import Job, JobState
+from dicomnode.settings.node import EligibilitySettings
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
-from dicomnode.store.rows import EventKind
-from dicomnode.store.story import conclusion
-from dicomnode.store.studies import Wanted
-from tests.bundles import make_bundle
-from tests.make import build
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
-from tests.web import Web
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import conclusion, describe
+from dicomnode.store.operator import OfStudy
+from dicomnode.store.studies import StudyQuery
+from tests.support.bundles import make_bundle
+from tests.support.make import build
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from tests.support.web import Web
 
 POLICY = RetryPolicy(jitter=0)
 LATER = 40 * 86_400.0
@@ -76,9 +78,9 @@ def test_a_finished_study_gets_another_version_that_is_due_at_once(store: Store)
 
 def test_a_study_stays_one_that_was_received_when_it_was(store: Store) -> None:
     answered(store)
-    before = store.studies.page(Wanted(), limit=2)
+    before = store.studies.page(StudyQuery(), limit=2)
     store.ledger.analyse_again("1.1", "anna", at(86_400))
-    after = store.studies.page(Wanted(until=at(60)), limit=2)
+    after = store.studies.page(StudyQuery(until=at(60)), limit=2)
     assert [entry.received_at for entry in after] == [entry.received_at for entry in before] == [at(0)]
     assert [entry.version for entry in after] == [2]
 
@@ -88,7 +90,7 @@ def test_who_asked_stands_in_the_ledger_and_in_the_story(store: Store) -> None:
     store.ledger.analyse_again("1.1", "anna, on the page,", at(60))
     told = store.ledger.explain("1.1")[-1]
     assert (told.kind, told.version) == (EventKind.VERSION_OPENED, 2)
-    assert told.detail == "anna, on the page, asked for another analysis"
+    assert describe(told) == "anna, on the page, asked for another analysis"
     assert "an operator asked" in conclusion(store.ledger.jobs_of("1.1"), store.ledger.deliveries_of("1.1"))
 
 
@@ -101,7 +103,7 @@ def test_results_that_come_out_the_same_are_not_sent_again_and_the_ledger_says_s
     assert deliver(store, 62) == 0
     assert store.ledger.deliveries_of("1.1") == before
     assert states(store) == [JobState.DONE, JobState.DONE]
-    assert "2 of the results were made before" in store.ledger.explain("1.1")[-1].detail
+    assert "2 of the results were made before" in describe(store.ledger.explain("1.1")[-1])
 
 
 def test_a_destination_that_is_new_gets_what_the_others_have(store: Store) -> None:
@@ -188,10 +190,10 @@ def test_what_fails_half_way_leaves_nothing(store: Store, monkeypatch: pytest.Mo
     answered(store)
     told = store.ledger.explain("1.1")
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **facts: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("dicomnode.store.reanalysis.record", fails)
+    monkeypatch.setattr("dicomnode.store.operator.record", fails)
     with pytest.raises(Exception, match="disk I/O error"):
         store.ledger.analyse_again("1.1", "anna", at(60))
     assert states(store) == [JobState.DONE]
@@ -261,7 +263,7 @@ def test_a_study_is_analysed_again_from_the_terminal(store: Store, tmp_path: Pat
     answered(store)
     assert queue(tmp_path, "reanalyse", "1.1") == (0, "1 studies to be analysed again")
     who = pwd.getpwuid(os.getuid()).pw_name
-    assert store.ledger.explain("1.1")[-1].detail == f"{who}, at a terminal, asked for another analysis"
+    assert describe(store.ledger.explain("1.1")[-1]) == f"{who}, at a terminal, asked for another analysis"
     code, said = queue(tmp_path, "reanalyse", "1.1")
     assert code == 1
     assert "1.1 is not analysed again: it is being received or analysed now" in said

@@ -4,14 +4,27 @@ from datetime import datetime
 
 import pytest
 
+from dicomnode.domain.delivery import Accepted, RetryPolicy
 from dicomnode.domain.errors import UidMismatch
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, JobState, RetryPolicy
+from dicomnode.domain.job import JobState
 from dicomnode.store import Store
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import Receipt, ReceiptKind
-from dicomnode.store.rows import EventKind
-from tests.stores import EXPLICIT_LE, QUIET_S, accept, association, at, claim, finished, image, kinds, part10, states
+from tests.support.stores import (
+    EXPLICIT_LE,
+    QUIET_S,
+    accept,
+    association,
+    at,
+    claim,
+    finished,
+    image,
+    kinds,
+    part10,
+    states,
+)
 
 
 def test_a_new_image_is_promised_and_its_bytes_are_there(store: Store) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import Accepted, Refused, RetryPolicy
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.domain.delivery import Accepted, Refused, RetryPolicy
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from dicomnode.store.actions import OfStudy
-from dicomnode.store.ledger import Balance
+from dicomnode.store.events import EventKind
+from dicomnode.store.ledger import Balance, describe
+from dicomnode.store.operator import OfStudy
 from dicomnode.store.reception import ReceiptKind
 from dicomnode.store.retention import Purged
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, rejection_of_all, to
+from tests.support.stores import QUIET_S, accept, answer, at, claim, rejection_of_all, to
 
 DAY_S = 86_400.0
 POLICY = RetryPolicy(first_delay_s=1.0, factor=2.0, max_delay_s=10.0, give_up_after_s=60.0)
@@ -68,7 +68,7 @@ def test_images_go_first_and_results_later_and_the_books_stay(tmp_path: Path) ->
         assert files(tmp_path) == 0
         assert store.retention.purge(at(days(50))) == Purged()
         assert store.ledger.balance() == Balance(answered=2)
-        told = [event.detail for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
+        told = [describe(event) for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
     assert told == [
         "the bytes of 2 received image(s) were removed, 2 day(s) after the study was settled",
         "the bytes of 2 result(s) were removed, 5 day(s) after the study was settled",
@@ -319,9 +319,9 @@ def test_a_repository_that_is_gone_holds_files_with_a_warning_and_not_for_ever(
         (warning,) = [record for record in caplog.records if record.message == "purge-waits-for-audit"]
         assert (warning.levelname, warning.studies, warning.for_at_most_days) == ("WARNING", 1, 7.0)
         assert store.retention.step(at(days(7.1))) == 2
-        told = [event.detail for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
+        told = [describe(event) for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
     assert len(told) == 2
-    assert all(entry.endswith("still to be told, and will not name the patient") for entry in told)
+    assert all(entry.endswith("still to be sent, and will not name the patient") for entry in told)
     assert files(tmp_path) == 0
 
 
@@ -332,5 +332,5 @@ def test_a_trail_that_was_switched_off_holds_nothing(tmp_path: Path) -> None:
         deliver(store)
     with opened(tmp_path, images_days=0.0, results_days=0.0) as store:
         assert store.retention.purge(at(21)).files == 4
-        told = [event.detail for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
+        told = [describe(event) for event in store.ledger.explain("1.1") if event.kind is EventKind.PURGED]
     assert all(entry.endswith("0 day(s) after the study was settled") for entry in told)

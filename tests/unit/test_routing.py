@@ -2,9 +2,9 @@
 
 import pytest
 
-from dicomnode.delivery_settings import DeliverySettings
+from dicomnode.domain.answer import ResultKind, Wanted
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import ResultKind, Wanted
+from dicomnode.settings.delivery import DeliverySettings
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
 DESTINATIONS = [

@@ -8,20 +8,22 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from dicomnode.dicom.header import header_of
+from dicomnode.domain.answer import ResultInstance, ResultKind
 from dicomnode.domain.identifiers import OWN_MODEL_NAME
-from dicomnode.domain.job import ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
+from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import draw
 from dicomnode.results.sc import write_heatmap
-from dicomnode.settings import ResultSettings
-from tests.assessments import NOW, assessment, equipment, frame, identity
-from tests.make import build, chest
-from tests.products import image_results
+from dicomnode.settings.node import ResultSettings
+from tests.support.assessments import NOW, assessment, equipment, frame, identity
+from tests.support.make import build, chest
+from tests.support.products import image_results
 
 
 def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settings: Any) -> ResultInstance:
-    context = SourceContext.of(source)
-    return write_heatmap(
+    context = SourceContext.of(header_of(source))
+    inputs = ImageResultInputs(
         source=context,
         frame=frame(context.ref, chest(400, 320), turns=turns, inverted=inverted),
         assessment=assessment(context.ref, {"Pleural_Thickening": 0.7}),
@@ -30,6 +32,7 @@ def heatmap(source: Dataset, *, turns: int = 0, inverted: bool = False, **settin
         now=NOW,
         number=2,
     )
+    return write_heatmap(inputs)
 
 
 def opened(result: ResultInstance) -> Dataset:
@@ -59,9 +62,12 @@ def test_the_object_is_a_derived_secondary_capture_of_the_same_study() -> None:
 
 def test_the_pixels_are_the_picture() -> None:
     source = build("cr")
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     picture = draw(
-        frame(context.ref, chest(400, 320)), assessment(context.ref, {"Pleural_Thickening": 0.7}), equipment()
+        frame(context.ref, chest(400, 320)),
+        assessment(context.ref, {"Pleural_Thickening": 0.7}),
+        equipment(),
+        orientation=context.patient_orientation,
     ).pixels
     assert np.array_equal(opened(heatmap(source)).pixel_array, picture)
 
@@ -130,7 +136,8 @@ def test_every_positive_finding_has_a_heatmap_of_it_alone() -> None:
     assert "Grad-CAM of: Pleural Thickening." in made[1].DerivationDescription
     assert not np.array_equal(made[0].pixel_array, made[1].pixel_array)
     assert [ds.InstanceNumber for ds in made] == [2, 2]
-    assert finding_heatmaps(source, {"Edema": 0.29}) == []
+    (whole,) = finding_heatmaps(source, {"Edema": 0.29})
+    assert whole.SeriesDescription == f"AI: Abnormality - {ResultSettings().mark}"
 
 
 def test_heatmaps_of_findings_have_series_and_instances_of_their_own() -> None:

@@ -1,6 +1,7 @@
 """The report says what the model said, in the study it came from, and the same arguments give the same bytes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 
 import highdicom as hd
@@ -8,22 +9,23 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
+from dicomnode.dicom.header import header_of
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.domain.finding import Assessment
 from dicomnode.domain.identifiers import OWN_MODEL_NAME, is_valid_uid
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Rejection, RejectionReason, ResultInstance, ResultKind
 from dicomnode.results.context import SourceContext
-from dicomnode.results.fallback import as_comprehensive, as_enhanced, fallback
-from dicomnode.results.sr import write_not_analysed, write_report
-from dicomnode.settings import ResultSettings
-from tests.assessments import MODEL, NOW, assessment, equipment, identity
-from tests.make import build
+from dicomnode.results.inputs import ReportInputs
+from dicomnode.results.sr import as_comprehensive, as_enhanced, fallback, write_not_analysed, write_report
+from dicomnode.settings.node import ResultSettings
+from tests.support.assessments import MODEL, NOW, assessment, equipment, frame, identity
+from tests.support.make import build, chest
 
 STUDY = "1.2.826.0.1.99"
 
 
 def sources_of(*datasets: Dataset) -> dict[str, SourceContext]:
-    contexts = [SourceContext.of(ds) for ds in datasets]
+    contexts = [SourceContext.of(header_of(ds)) for ds in datasets]
     return {context.ref.sop_instance: context for context in contexts}
 
 
@@ -35,7 +37,7 @@ def report(
     **settings: object,
 ) -> ResultInstance:
     sources = sources_of(*(datasets or (build("cr", study_uid=STUDY),)))
-    return write_report(
+    inputs = ReportInputs(
         sources=sources,
         assessments=assessments or [assessment(entry.ref, {"Mass": 0.7}) for entry in sources.values()],
         rejections=rejections,
@@ -44,6 +46,7 @@ def report(
         identity=identity(STUDY),
         now=NOW,
     )
+    return write_report(inputs)
 
 
 def opened(result: ResultInstance | bytes) -> Dataset:
@@ -99,13 +102,15 @@ def test_uids_follow_the_inputs() -> None:
     sources = sources_of(source)
     made = [
         write_report(
-            sources=sources,
-            assessments=[assessment(entry.ref) for entry in sources.values()],
-            rejections=(),
-            predecessors=(),
-            equipment=equipment(),
-            identity=identity(STUDY, inputs),
-            now=NOW,
+            ReportInputs(
+                sources=sources,
+                assessments=[assessment(entry.ref) for entry in sources.values()],
+                rejections=(),
+                predecessors=(),
+                equipment=equipment(),
+                identity=identity(STUDY, inputs),
+                now=NOW,
+            )
         ).ref
         for inputs in ("one", "two")
     ]
@@ -115,7 +120,7 @@ def test_uids_follow_the_inputs() -> None:
 
 def test_highdicom_reads_back_every_finding_with_probability_and_presence() -> None:
     source = build("dx", study_uid=STUDY)
-    ref = SourceContext.of(source).ref
+    ref = SourceContext.of(header_of(source)).ref
     said = assessment(ref, {"Mass": 0.71239, "Effusion": 0.5}, undetermined=("Nodule",), abnormality=0.9)
     document = hd.sr.Comprehensive3DSR.from_dataset(opened(report(source, assessments=[said])))
     read = {}
@@ -187,7 +192,9 @@ def test_normality_and_success_are_said_apart(
     probabilities: dict[str, float], undetermined: tuple[str, ...], abnormality: float, normality: str, summary: str
 ) -> None:
     source = build("cr", study_uid=STUDY)
-    said = assessment(SourceContext.of(source).ref, probabilities, undetermined=undetermined, abnormality=abnormality)
+    said = assessment(
+        SourceContext.of(header_of(source)).ref, probabilities, undetermined=undetermined, abnormality=abnormality
+    )
     container = evaluations(opened(report(source, assessments=[said])))
     assert [coded_value(item) for item in children(container, "121402")] == [normality]
     assert [coded_value(item) for item in children(container, "111017")] == [summary]
@@ -198,7 +205,7 @@ def test_an_image_that_should_have_been_read_and_could_not_makes_the_success_par
     probability: float, summary: str
 ) -> None:
     source = build("cr", study_uid=STUDY)
-    said = assessment(SourceContext.of(source).ref, {"Mass": probability})
+    said = assessment(SourceContext.of(header_of(source)).ref, {"Mass": probability})
     ds = opened(report(source, assessments=[said], rejections=[rejected(RejectionReason.CORRUPT_PIXELS)]))
     container = evaluations(ds)
     assert [coded_value(item) for item in children(container, "111017")] == [summary]
@@ -220,17 +227,19 @@ def test_what_the_report_mentions_besides_its_images_makes_it_another_instance()
 
 def test_a_study_not_analysed_says_so_and_why() -> None:
     source = build("cr", study_uid=STUDY, view="LL")
-    context = SourceContext.of(source)
+    context = SourceContext.of(header_of(source))
     refusal = Rejection(source=context.ref, reason=RejectionReason.LATERAL_VIEW, detail="View Position is LL")
     own = rejected(RejectionReason.OWN_RESULT)
-    result = write_not_analysed(
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
+        assessments=(),
         rejections=[refusal, own],
         predecessors=(),
         equipment=equipment(),
         identity=identity(STUDY),
         now=NOW,
     )
+    result = write_not_analysed(inputs)
     ds = opened(result)
     container = evaluations(ds)
     assert [coded_value(item) for item in children(container, "111017")] == ["111245"]
@@ -321,3 +330,70 @@ def test_procedure_and_purpose_are_the_configured_codes() -> None:
 def test_a_configured_code_that_is_none_is_refused(code: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ResultSettings(procedure_reported=code)
+
+
+def text_values(item: Dataset, concept: str) -> list[str]:
+    return [str(child.TextValue) for child in children(item, concept)]
+
+
+def test_the_impression_comes_before_the_images_and_the_measurements() -> None:
+    ref = SourceContext.of(header_of(build("cr", study_uid=STUDY))).ref
+    ds = opened(report(assessments=[assessment(ref, {"Mass": 0.7}, abnormality=0.8)]))
+    (impression,) = text_values(ds, "121073")
+    assert impression == (
+        "Mass (70.0%) is above threshold, and so is abnormality (80.0%). Not reviewed by a physician. "
+        "Research use only - not for diagnosis."
+    )
+    contained = [concept_of(item) for item in ds.ContentSequence if item.RelationshipType == "CONTAINS"]
+    assert contained == ["121073", "111028", "126010", "C0034375"]
+
+
+def test_of_several_images_the_impression_numbers_each() -> None:
+    sources = [build("cr", study_uid=STUDY, seed=1), build("cr", study_uid=STUDY, seed=2)]
+    (impression,) = text_values(opened(report(*sources)), "121073")
+    assert "Image 1: Mass (70.0%)" in impression
+    assert "Image 2: Mass (70.0%)" in impression
+
+
+def test_findings_above_threshold_come_first_each_with_a_sentence() -> None:
+    ref = SourceContext.of(header_of(build("cr", study_uid=STUDY))).ref
+    said = assessment(ref, {"Mass": 0.7, "Effusion": 0.9}, undetermined=("Nodule",))
+    made = groups(opened(report(assessments=[said])))
+    assert [text_values(group, "112039")[0] for group in made[:4]] == ["Abnormal", "Effusion", "Mass", "Nodule"]
+    assert [text_values(group, "121106") for group in made[:4]] == [
+        ["Abnormality 10.0%, below threshold (30.0%)"],
+        ["Effusion 90.0%, above threshold (30.0%)"],
+        ["Mass 70.0%, above threshold (30.0%)"],
+        ["Nodule 5.0%, undetermined (30.0%)"],
+    ]
+
+
+def test_a_site_s_words_change_the_sentences_and_not_the_codes() -> None:
+    ref = SourceContext.of(header_of(build("cr", study_uid=STUDY))).ref
+    said = [assessment(ref, {"Mass": 0.7})]
+    plain, worded = (opened(report(assessments=said, word_above=word)) for word in ("above threshold", "suspected"))
+    assert text_values(groups(worded)[1], "121106") == ["Mass 70.0%, suspected (30.0%)"]
+    codes = [
+        [coded_value(item) for group in groups(ds) for item in children(group, "705057003")] for ds in (plain, worded)
+    ]
+    assert codes[0] == codes[1] == ["272519000", "52101004", *["272519000"] * 13]
+
+
+def test_what_limits_the_findings_stands_among_the_evaluations() -> None:
+    context = SourceContext.of(header_of(build("cr", study_uid=STUDY, tags={"PatientOrientation": ["L", "F"]})))
+    uid = context.ref.sop_instance
+    inputs = ReportInputs(
+        sources={uid: context},
+        frames={uid: frame(context.ref, chest(400, 320), inverted=True)},
+        assessments=[replace(assessment(context.ref), is_unusual=True)],
+        rejections=(),
+        predecessors=(),
+        equipment=equipment(),
+        identity=identity(STUDY),
+        now=NOW,
+    )
+    assert text_values(evaluations(opened(write_report(inputs))), "121106") == [
+        "Unusual image: probabilities are less reliable",
+        "Grey scale inverted by this software",
+        "Patient's left is on the right, as the image states",
+    ]

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
 from pydicom.uid import Comprehensive3DSRStorage
 
+from dicomnode.dicom.header import PixelSpacing, header_of
+from dicomnode.dicom.reader import read
 from dicomnode.domain.errors import UnreadableObject
-from dicomnode.imaging.reader import read
-from dicomnode.results.context import LossyHistory, PixelSpacing, SourceContext
+from dicomnode.results.context import LossyHistory, SourceContext
+from dicomnode.results.inputs import ReportInputs
 from dicomnode.results.sr import write_report
-from tests.assessments import NOW, assessment, equipment, identity
-from tests.make import build, encode
+from tests.support.assessments import NOW, assessment, equipment, identity
+from tests.support.elements import add_raw
+from tests.support.make import build, encode
 
 
 def as_received(ds: Dataset) -> Dataset:
@@ -26,8 +26,8 @@ def as_received(ds: Dataset) -> Dataset:
 
 
 def reported(ds: Dataset) -> Dataset:
-    context = SourceContext.of(ds)
-    result = write_report(
+    context = SourceContext.of(header_of(ds))
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
         assessments=[assessment(context.ref)],
         rejections=(),
@@ -36,15 +36,15 @@ def reported(ds: Dataset) -> Dataset:
         identity=identity(context.ref.study),
         now=NOW,
     )
-    return dcmread(BytesIO(result.part10))
+    return dcmread(BytesIO(write_report(inputs).part10))
 
 
 @pytest.mark.parametrize("terms", [None, "ISO_IR 100", ["", "ISO 2022 IR 87"]])
 def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_8(
     terms: str | list[str] | None,
 ) -> None:
-    context = SourceContext.of(as_received(build("cr", character_set=terms)))
-    result = write_report(
+    context = SourceContext.of(header_of(as_received(build("cr", character_set=terms))))
+    inputs = ReportInputs(
         sources={context.ref.sop_instance: context},
         assessments=[assessment(context.ref)],
         rejections=(),
@@ -53,7 +53,7 @@ def test_an_institution_that_the_source_could_not_write_moves_the_report_to_utf_
         identity=identity(context.ref.study),
         now=NOW,
     )
-    ds = dcmread(BytesIO(result.part10))
+    ds = dcmread(BytesIO(write_report(inputs).part10))
     assert (ds.SpecificCharacterSet, ds.InstitutionName) == ("ISO_IR 192", "東京 Hôpital")
 
 
@@ -112,8 +112,8 @@ def test_a_deidentified_source_without_method_still_gives_a_complete_patient_mod
 def test_an_object_without_its_identifiers_is_unreadable(keyword: str) -> None:
     source = build("cr")
     del source[keyword]
-    with pytest.raises(UnreadableObject, match="lacks a study"):
-        SourceContext.of(source)
+    with pytest.raises(UnreadableObject, match="the object has no"):
+        SourceContext.of(header_of(source))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_object_without_its_identifiers_is_unreadable(keyword: str) -> None:
 def test_orientation_turns_with_the_image(
     orientation: list[str] | None, turns: int, expected: tuple[str, str] | None
 ) -> None:
-    context = SourceContext.of(build("cr", tags={"PatientOrientation": orientation}))
+    context = SourceContext.of(header_of(build("cr", tags={"PatientOrientation": orientation})))
     assert context.orientation_after(turns) == expected
 
 
@@ -148,12 +148,14 @@ def test_lossy_history_comes_from_the_flag_or_the_transfer_syntax() -> None:
             "LossyImageCompressionMethod": ["ISO_10918_1", "ISO_15444_1"],
         },
     )
-    assert SourceContext.of(stated).lossy == LossyHistory(ratios=("10", "3.5"), methods=("ISO_10918_1", "ISO_15444_1"))
-    assert SourceContext.of(build("cr")).lossy is None
+    assert SourceContext.of(header_of(stated)).lossy == LossyHistory(
+        ratios=("10", "3.5"), methods=("ISO_10918_1", "ISO_15444_1")
+    )
+    assert SourceContext.of(header_of(build("cr"))).lossy is None
     silent = dcmread(BytesIO(encode(build("cr"), "1.2.840.10008.1.2.4.91")))
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         del silent[keyword]
-    lossy = SourceContext.of(silent).lossy
+    lossy = SourceContext.of(header_of(silent)).lossy
     assert lossy is not None
     assert lossy.methods == ("ISO_15444_1",)
     assert float(lossy.ratios[0]) > 1
@@ -163,13 +165,11 @@ def test_lossy_history_comes_from_the_flag_or_the_transfer_syntax() -> None:
 def test_pixel_spacing_is_kept_only_when_a_radiograph_can_have_it(
     spacing: list[str], kept: tuple[float, float] | None
 ) -> None:
-    found = SourceContext.of(build("sc", tags={"PixelSpacing": spacing})).spacing
+    found = SourceContext.of(header_of(build("sc", tags={"PixelSpacing": spacing}))).spacing
     if kept is None:
         assert found is None
     else:
-        assert found == PixelSpacing(
-            row_mm=kept[0], column_mm=kept[1], calibration_type=None, calibration_description=None
-        )
+        assert found == PixelSpacing(row_mm=kept[0], column_mm=kept[1])
 
 
 _KEYWORDS = (
@@ -195,10 +195,3 @@ def test_no_bytes_in_any_attribute_keep_a_report_from_being_written(
         warnings.simplefilter("ignore")
         part10 = encode(source).replace(b"ISO_IR 100", character_set, 1)
         assert reported(dcmread(BytesIO(part10))).SOPClassUID == Comprehensive3DSRStorage
-
-
-def add_raw(ds: Dataset, keyword: str, value: bytes) -> None:
-    """Put undecoded bytes into a data set, as reading does."""
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    padded = value + b" " * (len(value) % 2)
-    ds._dict[tag] = RawDataElement(tag, dictionary_VR(tag), len(padded), padded, 0, False, True)

@@ -2,14 +2,8 @@
 
 import pytest
 
-from dicomnode.domain.errors import (
-    CxrNodeError,
-    DiskFull,
-    StoreUnavailable,
-    UidMismatch,
-    UnreadableObject,
-)
-from dicomnode.domain.job import Accepted, Refused
+from dicomnode.domain.delivery import Accepted, Refused
+from dicomnode.domain.errors import CxrNodeError, DiskFull, StoreUnavailable, UidMismatch, UnreadableObject
 from dicomnode.net.status import StoreStatus, is_success, outcome_for, status_for
 
 

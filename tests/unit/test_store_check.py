@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import StoreDamaged
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import DeliveryState, JobState
-from dicomnode.settings import AssemblySettings
+from dicomnode.domain.job import JobState
+from dicomnode.settings.node import AssemblySettings
 from dicomnode.store import Store
-from dicomnode.store.checking import blob_path, check_store, opened
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
-from dicomnode.store.repair import quarantine, rebuild
-from dicomnode.store.rows import EventKind
-from tests.processes import run_cxrnode
-from tests.stores import CR, EXPLICIT_LE, QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.repair import blob_path, check_store, opened, rebuild, repair
+from tests.support.processes import run_cxrnode
+from tests.support.stores import CR, EXPLICIT_LE, QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 ASSEMBLY = AssemblySettings(quiet_s=QUIET_S)
 
@@ -28,7 +28,7 @@ def wrong(path: Path) -> dict[str, int]:
 
 
 def identify(data: bytes) -> tuple[InstanceRef, str] | None:
-    """Read what `tests.stores.part10` writes; the results of `tests.stores` are no images."""
+    """Read what `tests.support.stores.part10` writes; the results of `tests.support.stores` are no images."""
     uid, bar, _ = data.partition(b"|")
     if not bar:
         return None
@@ -43,7 +43,7 @@ def rebuilt(path: Path, seconds: float = 100) -> None:
 
 def repaired(path: Path, seconds: float = 100) -> int:
     with opened(path) as database:
-        return quarantine(path, database, ASSEMBLY, at(seconds))
+        return repair(path, database, ASSEMBLY, identify, at(seconds)).written_off
 
 
 def finished(store: Store) -> None:
@@ -61,6 +61,14 @@ def blob_of(path: Path, uid: str) -> Path:
         """
         [(name,)] = connection.execute(statement, (uid,)).fetchall()
     return path / "blobs" / name[:2] / name
+
+
+def rot(blob: Path) -> None:
+    """Change the bytes of a blob and nothing else of its file."""
+    mode = blob.stat().st_mode
+    blob.chmod(0o600)
+    blob.write_bytes(b"rotten")
+    blob.chmod(mode)
 
 
 def damage_a_page(path: Path, name: str = "instance") -> None:
@@ -84,7 +92,7 @@ def test_a_sound_store_has_nothing_wrong(tmp_path: Path) -> None:
     [
         ("rot", {"digests": 1}),
         ("loss", {"blobs of rows": 1}),
-        ("stray", {"files of blobs": 1}),
+        ("foreign file", {"files of blobs": 1}),
         ("forgotten", {"accepted images": 1}),
         ("no fate", {"fates of images": 1}),
         ("page", {"database": 1}),
@@ -97,18 +105,18 @@ def test_every_fault_is_found_by_its_name(tmp_path: Path, fault: str, found: dic
     blob = blob_of(tmp_path, image().sop_instance)
     match fault:
         case "rot":
-            blob.write_bytes(b"rotten")
+            rot(blob)
         case "loss":
             blob.unlink()
-        case "stray":
-            (tmp_path / "blobs" / "00.part").write_bytes(b"half")
+        case "foreign file":
+            (tmp_path / "blobs" / "notes.txt").write_bytes(b"not the node's")
         case "page":
             damage_a_page(tmp_path)
         case "no database":
             (tmp_path / "store.db").unlink()
         case _:
             change = {
-                "forgotten": "INSERT INTO event (at, study, kind, detail) VALUES ('', '1.9', 'received', '')",
+                "forgotten": "INSERT INTO event (at, study, kind) VALUES ('', '1.9', 'received')",
                 "no fate": "UPDATE instance SET fate = NULL WHERE study = '1.1'",
             }[fault]
             with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
@@ -197,7 +205,7 @@ def test_a_study_whose_image_is_damaged_is_a_dead_letter_until_it_comes_again(tm
     with open_store(tmp_path) as store:
         finished(store)
     blob = blob_of(tmp_path, image("1.2").sop_instance)
-    blob.write_bytes(b"rotten") if fault == "rot" else blob.unlink()
+    rot(blob) if fault == "rot" else blob.unlink()
     assert repaired(tmp_path) == 1
     assert (tmp_path / "quarantine" / blob.name).read_bytes() == (b"rotten" if fault == "rot" else b"")
     assert wrong(tmp_path) == {}
@@ -213,19 +221,19 @@ def test_a_study_whose_image_is_damaged_is_a_dead_letter_until_it_comes_again(tm
 def test_a_damaged_image_that_was_answered_is_written_off_and_received_anew(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         finished(store)
-    blob_of(tmp_path, image().sop_instance).write_bytes(b"rotten")
+    rot(blob_of(tmp_path, image().sop_instance))
     repaired(tmp_path)
     assert wrong(tmp_path) == {}
     with open_store(tmp_path) as store:
         assert store.ledger.jobs({JobState.DEAD}) == ()
-        assert store.ledger.explain("1.1")[-1].kind is EventKind.PURGED
+        assert store.ledger.explain("1.1")[-1].kind is EventKind.WRITTEN_OFF
 
 
 def test_a_damaged_result_on_its_way_is_a_dead_letter(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         finished(store)
         first, second = store.ledger.deliveries_of("1.1")
-    blob_of(tmp_path, first.sop_instance).write_bytes(b"rotten")
+    rot(blob_of(tmp_path, first.sop_instance))
     repaired(tmp_path)
     assert wrong(tmp_path) == {}
     with open_store(tmp_path) as store:
@@ -239,7 +247,7 @@ def test_the_command_prints_a_table_repairs_and_refuses_beside_a_node(tmp_path: 
         beside = run_cxrnode("store", "check", "--store", str(tmp_path))
         assert beside.returncode == 2
         assert "in use by process" in beside.stderr
-    blob_of(tmp_path, image("1.2").sop_instance).write_bytes(b"rotten")
+    rot(blob_of(tmp_path, image("1.2").sop_instance))
     found = run_cxrnode("store", "check", "--store", str(tmp_path))
     assert found.returncode == 1
     assert "digests" in found.stdout

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.domain.job import NoAnswer, RetryPolicy
+from dicomnode.domain.delivery import NoAnswer, RetryPolicy
 from dicomnode.store.ledger import Balance
-from tests.stores import accept, answer, at, claim, open_store, to
+from tests.support.stores import accept, answer, at, claim, open_store, to
 
 HOUR = 3600.0
 POLICY = RetryPolicy(first_delay_s=600, max_delay_s=600, give_up_after_s=10 * HOUR)

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+from dicomnode.domain.delivery import Accepted, RetryPolicy
 from dicomnode.domain.errors import UidMismatch
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Accepted, RetryPolicy
 from dicomnode.store import Store
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import ReceiptKind
-from tests.stores import CR, EXPLICIT_LE, accept, answer, association, at, claim, open_store, to
+from tests.support.stores import CR, EXPLICIT_LE, accept, answer, association, at, claim, open_store, to
 
 THREADS = 8
 

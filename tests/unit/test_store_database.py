@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from dicomnode.domain.commitment import CommitmentState
+from dicomnode.domain.delivery import Accepted, DeliveryState, RetryPolicy
 from dicomnode.domain.errors import ConfigurationError, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import Accepted, DeliveryState, JobState, RetryPolicy
-from dicomnode.store.actions import OneJob
-from dicomnode.store.database import Database, migrations
+from dicomnode.domain.job import JobState
+from dicomnode.store.engine.sqlite import Database, migrations
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import to_text
-from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.operator import OneJob
+from dicomnode.store.row_mapping import to_text
+from tests.support.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 FIRST = "PRAGMA application_id = 1129861710; CREATE TABLE note (text TEXT) STRICT;"
 SECOND = "ALTER TABLE note ADD COLUMN written_at TEXT;"
@@ -256,7 +257,7 @@ def test_nobody_but_the_owner_may_look_into_a_store(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
         accept(store)
         modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").rglob("*") if path.is_file()}
-        assert modes == {0o600}
+        assert modes == {0o600, 0o400}
         assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
 
 
@@ -315,10 +316,3 @@ def test_a_move_that_is_not_in_the_table_is_refused_by_the_database(tmp_path: Pa
     with pytest.raises(sqlite3.IntegrityError, match="may not make this move"):
         connection.execute(f"UPDATE job SET state = '{state}', due_at = {due}")
     connection.close()
-
-
-def test_a_store_that_is_closed_leaves_nothing_that_was_staged(tmp_path: Path) -> None:
-    with open_store(tmp_path / "store") as store:
-        store.blobs.stage(b"a result in vain")
-        assert len(list(tmp_path.rglob("*.part"))) == 1
-    assert list(tmp_path.rglob("*.part")) == []

@@ -13,10 +13,11 @@ import pytest
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.job import JobState
 from dicomnode.store import Store
-from dicomnode.store.blobs import SystemCalls
+from dicomnode.store.blobs.local import SystemCalls
 from dicomnode.store.ledger import Balance
 from dicomnode.store.reception import ReceiptKind
-from tests.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
+from dicomnode.store.repair import check_store
+from tests.support.stores import QUIET_S, accept, answer, at, claim, image, open_store, part10, to
 
 
 class PowerCut(BaseException):
@@ -215,7 +216,7 @@ def test_below_the_configured_free_space_nothing_is_accepted_and_nothing_is_lost
         assert store.ledger.balance() == Balance(pending=2)
 
 
-def test_a_commit_that_is_refused_promises_nothing_and_the_bytes_are_set_aside(tmp_path: Path) -> None:
+def test_a_commit_that_is_refused_promises_nothing_and_leaves_no_bytes(tmp_path: Path) -> None:
     with open_store(tmp_path / "store", busy_timeout_s=0.05) as store:
         other = sqlite3.connect(tmp_path / "store" / "store.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -223,8 +224,9 @@ def test_a_commit_that_is_refused_promises_nothing_and_the_bytes_are_set_aside(t
             accept(store)
         other.close()
         assert store.ledger.balance() == Balance()
+        assert [path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()] == []
+    assert [check.name for check in check_store(tmp_path / "store") if check.wrong] == []
     with open_store(tmp_path / "store") as again:
-        assert len(list((tmp_path / "store" / "unclaimed").iterdir())) == 1
         assert accept(again).kind is ReceiptKind.NEW
 
 

@@ -9,26 +9,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dicomnode.domain.job import (
-    Accepted,
-    DeliveryState,
-    Job,
-    JobState,
-    NoAnswer,
-    Refused,
-    Rejection,
-    RejectionReason,
-    ResultKind,
-    RetryPolicy,
-    StoreOutcome,
-    StudyAnswer,
-)
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, StudyAnswer
+from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused, RetryPolicy, StoreOutcome
+from dicomnode.domain.job import Job, JobState
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead, OfStudy, OneJob, Selection
-from dicomnode.store.blobs import SystemCalls
+from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.events import EventKind
+from dicomnode.store.operator import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.reception import ReceiptKind
-from dicomnode.store.rows import EventKind
-from tests.stores import accept, answer, at, image, open_store, part10, result, to
+from tests.support.stores import accept, answer, at, image, open_store, part10, result, to
 
 STUDIES = st.sampled_from(["1.1", "1.2"])
 NUMBERS = st.integers(1, 3)
@@ -214,10 +203,10 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def what_has_its_fate_is_counted_once(self) -> None:
         with self.opened.watching._database.reading() as connection:
-            tallied, missed = connection.execute(
-                "SELECT SUM(tallied), SUM(fate IN ('answered', 'rejected') AND NOT tallied) FROM instance"
+            counted, missed = connection.execute(
+                "SELECT SUM(counted), SUM(fate IN ('answered', 'rejected') AND NOT counted) FROM instance"
             ).fetchone()
-        assert sum(entry.images for entry in self.opened.watching.images()) == (tallied or 0)
+        assert sum(entry.images for entry in self.opened.watching.images()) == (counted or 0)
         assert not missed
 
     @invariant()
@@ -273,7 +262,7 @@ def given(job: Job, rejected: str) -> StudyAnswer:
     )
     rest = tuple(stored.ref.sop_instance for stored in job.instances[count:])
     results = (result(job, ResultKind.STRUCTURED_REPORT, rest),) if rest else ()
-    return StudyAnswer(results=results, rejections=rejections, summary={})
+    return StudyAnswer(results=results, rejections=rejections)
 
 
 TestStoreMachine = StoreMachine.TestCase

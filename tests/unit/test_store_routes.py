@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+from dicomnode.domain.answer import ResultKind, StudyAnswer
 from dicomnode.domain.instance import StudySender
-from dicomnode.domain.job import JobState, ResultKind, StudyAnswer
+from dicomnode.domain.job import JobState
 from dicomnode.domain.routing import Recipient, Route
 from dicomnode.store import Store
-from dicomnode.store.actions import OneJob
+from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import Balance
-from dicomnode.store.rows import EventKind
-from tests.stores import QUIET_S, accept, answer, at, claim, result, to
+from dicomnode.store.operator import OneJob
+from tests.support.stores import QUIET_S, accept, answer, at, claim, result, to
 
 SR, SC = ResultKind.STRUCTURED_REPORT, ResultKind.SECONDARY_CAPTURE
 NOWHERE = Route(recipients=(), unrouted=(StudySender(calling_ae="MODALITY", called_ae="CXRNODE"),))
@@ -72,7 +73,7 @@ def test_each_destination_gets_what_it_wants_and_nothing_else(store: Store) -> N
         Recipient(name="report", outputs=frozenset({SR})),
         Recipient(name="prefix", series_description_prefix="AI "),
     )
-    said = StudyAnswer(results=(sr, sc, prefixed), rejections=(), summary={})
+    said = StudyAnswer(results=(sr, sc, prefixed), rejections=())
     store.inbox.finish(job, said, Route(recipients=recipients), at(3))
     assert sorted(queued(store)) == [("all", "sc"), ("all", "sr"), ("prefix", "sr"), ("report", "sr")]
     assert [entry.sop_instance for entry in store.ledger.deliveries_of("1.1") if entry.destination == "prefix"] == [
@@ -88,7 +89,7 @@ def test_an_analysed_image_of_which_nothing_was_wanted_is_answered(store: Store)
     accept(store)
     job = claim(store, QUIET_S)
     uid = job.instances[0].ref.sop_instance
-    said = StudyAnswer(results=(), rejections=(), summary={}, analysed=(uid,))
+    said = StudyAnswer(results=(), rejections=(), analysed=(uid,))
     store.inbox.finish(job, said, to("PACS"), at(3))
     assert store.ledger.balance() == Balance(answered=1)
     assert [entry.state for entry in store.ledger.jobs_of("1.1")] == [JobState.DONE]
@@ -120,7 +121,7 @@ def test_results_without_a_route_go_out_once_there_is_one_and_an_operator_tries_
 
 
 def test_rejections_need_no_route(store: Store) -> None:
-    from tests.stores import rejection_of_all
+    from tests.support.stores import rejection_of_all
 
     accept(store)
     job = claim(store, QUIET_S)

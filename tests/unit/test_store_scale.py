@@ -5,50 +5,40 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.store import (
-    actions,
-    answers,
-    assembly,
-    commitments,
-    composition,
-    inbox,
-    jobs,
-    ledger,
-    outbox,
-    reception,
-    tallies,
-    watching,
-)
-from tests.stores import open_store
+from dicomnode.store import associations, blob_references, commitments, counters, deliveries, jobs, ledger, reception
+from dicomnode.store import operator as actions
+from tests.support.stores import open_store
 
 ON_THE_PATH = {
-    "reception.HELD": reception.HELD,
+    "reception.CURRENT": reception.CURRENT,
     "reception.OWN_RESULT": reception.OWN_RESULT,
-    "reception.RELEASE": reception.RELEASE,
-    "reception.HELD_BY": reception.HELD_BY,
-    "inbox.CLAIM": inbox.CLAIM,
+    "reception.LOST_RESULT": reception.LOST_RESULT,
+    "associations.RELEASE": associations.RELEASE,
+    "reception.COLLECTING_FROM": reception.COLLECTING_FROM,
+    "jobs.CLAIM": jobs.CLAIM,
     "jobs.CONTENTS": jobs.CONTENTS,
     "jobs.PREDECESSORS": jobs.PREDECESSORS,
     "jobs.SENDERS": jobs.SENDERS,
     "jobs.EXPECTED": jobs.EXPECTED,
-    "inbox.PUT_BACK": inbox.PUT_BACK,
-    "inbox.CLOSE": inbox.CLOSE,
-    "answers.CLOSE_ANSWERED": answers.CLOSE_ANSWERED,
-    "inbox.IN_WORK": inbox.IN_WORK,
-    "inbox.NEXT_DUE": inbox.NEXT_DUE,
-    "assembly.OPEN_JOB": assembly.OPEN_JOB,
-    "assembly.NEW_JOB": assembly.NEW_JOB,
-    "assembly.SUPERSEDE_OLDER": assembly.SUPERSEDE_OLDER,
-    "assembly.TAKE_OVER": assembly.TAKE_OVER,
-    "assembly.ASSEMBLY": assembly.ASSEMBLY,
-    "assembly.CONTRIBUTORS": assembly.CONTRIBUTORS,
-    "answers.RESULT_ID": answers.RESULT_ID,
-    "answers.SEAL": answers.SEAL,
-    "outbox.CLAIM": outbox.CLAIM,
-    "outbox.CLAIMED": outbox.CLAIMED,
-    "outbox.VERSION": outbox.VERSION,
-    "outbox.SENDING": outbox.SENDING,
-    "outbox.NEXT_DUE": outbox.NEXT_DUE,
+    "jobs.PUT_BACK": jobs.PUT_BACK,
+    "jobs.CLOSE": jobs.CLOSE,
+    "jobs.CLOSE_ANSWERED": jobs.CLOSE_ANSWERED,
+    "jobs.IN_WORK": jobs.IN_WORK,
+    "jobs.NEXT_DUE": jobs.NEXT_DUE,
+    "jobs.OPEN_JOB": jobs.OPEN_JOB,
+    "jobs.NEW_JOB": jobs.NEW_JOB,
+    "jobs.SUPERSEDE_OLDER": jobs.SUPERSEDE_OLDER,
+    "jobs.TAKE_OVER": jobs.TAKE_OVER,
+    "jobs.ASSEMBLY": jobs.ASSEMBLY,
+    "jobs.RESULT": jobs.RESULT,
+    "jobs.SEAL": jobs.SEAL,
+    "deliveries.CLAIM": deliveries.CLAIM,
+    "deliveries.CLAIMED": deliveries.CLAIMED,
+    "deliveries.VERSION": deliveries.VERSION,
+    "deliveries.SENDING": deliveries.SENDING,
+    "deliveries.NEXT_DUE": deliveries.NEXT_DUE,
+    "deliveries.RETRY_REQUESTED": deliveries.RETRY_REQUESTED,
+    "commitments.RETRY_REQUESTED": commitments.RETRY_REQUESTED,
     "commitments.OVERDUE": commitments.OVERDUE,
     "commitments.CLAIM": commitments.CLAIM,
     "commitments.OF_TRANSACTION": commitments.OF_TRANSACTION,
@@ -67,14 +57,14 @@ ON_THE_PATH = {
     "actions.DEAD_JOBS": actions.DEAD_JOBS,
     "actions.DELIVERIES_OF_STUDY": actions.DELIVERIES_OF_STUDY,
     "actions.DEAD_DELIVERIES": actions.DEAD_DELIVERIES,
-    "tallies.MARK": tallies.MARK,
-    "tallies.KNOWN_CALLER": tallies.KNOWN_CALLER,
-    "tallies.CALLERS": tallies.CALLERS,
-    "tallies.TIMES": tallies.TIMES,
-    "watching.WAITING_JOBS": watching.WAITING_JOBS,
-    "watching.OPEN_DELIVERIES": watching.OPEN_DELIVERIES,
-    "watching.OVERDUE": watching.OVERDUE,
-    "composition.NAMED": composition._NAMED,
+    "counters.MARK": counters.MARK,
+    "counters.KNOWN_CALLER": counters.KNOWN_CALLER,
+    "counters.CALLERS": counters.CALLERS,
+    "counters.TIMES": counters.TIMES,
+    "counters.WAITING_JOBS": counters.WAITING_JOBS,
+    "counters.OPEN_DELIVERIES": counters.OPEN_DELIVERIES,
+    "counters.OVERDUE": counters.OVERDUE,
+    "blob_references.NAMES_OF_PREFIX": blob_references.NAMES_OF_PREFIX,
 }
 NAMES = ("now", "study", "version", "job_id", "sop_instance", "blob", "received_at", "fate", "state", "cause", "due_at")
 NAMES += ("association_id", "summary", "heir", "former", "destination", "limit", "after", "low", "high")
@@ -103,7 +93,9 @@ def test_a_statement_on_the_path_searches_and_does_not_scan(connection: sqlite3.
     assert [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step] == []
 
 
-@pytest.mark.parametrize("name", ["inbox.CLAIM", "outbox.CLAIM", "ledger.JOBS_IN_STATE", "ledger.DELIVERIES_IN_STATE"])
+@pytest.mark.parametrize(
+    "name", ["jobs.CLAIM", "deliveries.CLAIM", "ledger.JOBS_IN_STATE", "ledger.DELIVERIES_IN_STATE"]
+)
 def test_claims_and_pages_need_no_sorting(connection: sqlite3.Connection, name: str) -> None:
     assert [step for step in plan(connection, ON_THE_PATH[name]) if "TEMP B-TREE" in step] == []
 

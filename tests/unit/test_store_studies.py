@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.domain.answer import RejectionReason, ResultKind, Subject
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.domain.job import JobState, RejectionReason, ResultKind, Subject
-from dicomnode.results.summary import Summary
-from dicomnode.settings import AssemblySettings, RetentionSettings, StoreSettings
+from dicomnode.domain.job import JobState
+from dicomnode.domain.summary import StudySummary
+from dicomnode.settings.node import AssemblySettings, RetentionSettings, StoreSettings
 from dicomnode.store import Store
-from dicomnode.store.rows import EventKind
-from dicomnode.store.studies import Wanted
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from dicomnode.store.events import EventKind
+from dicomnode.store.studies import StudyQuery
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
 
 ANNA = Subject(patient_id="ANNA-4711", accession_number="ORDER-0815")
 
@@ -37,7 +38,7 @@ def rejected(store: Store, study: str, seconds: float = 0.0) -> None:
 
 
 def found(store: Store, **wanted: object) -> list[str]:
-    return [entry.study for entry in store.studies.page(Wanted(**wanted), limit=50)]  # type: ignore[arg-type]
+    return [entry.study for entry in store.studies.page(StudyQuery(**wanted), limit=50)]  # type: ignore[arg-type]
 
 
 def test_pages_go_from_the_newest_to_the_oldest_without_gap_or_repetition(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_pages_go_from_the_newest_to_the_oldest_without_gap_or_repetition(tmp_pa
             received(store, f"1.{number}", number)
         seen: list[str] = []
         before = None
-        while page := store.studies.page(Wanted(), limit=3, before=before):
+        while page := store.studies.page(StudyQuery(), limit=3, before=before):
             seen += [entry.study for entry in page]
             before = page[-1].number
             received(store, f"2.{len(seen)}", 100)  # what arrives meanwhile moves no page
@@ -57,7 +58,7 @@ def test_a_study_is_listed_once_with_its_newest_version(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         answered(store, "1.1")
         accept(store, "1.1", 2, seconds=20)
-        (entry,) = store.studies.page(Wanted(), limit=10)
+        (entry,) = store.studies.page(StudyQuery(), limit=10)
     assert (entry.version, entry.state, entry.images, entry.senders) == (2, JobState.COLLECTING, 2, ("MODALITY",))
 
 
@@ -129,9 +130,9 @@ def test_what_there_is_of_a_study(tmp_path: Path) -> None:
         assert (image.instance.ref.sop_instance, image.fate, image.is_purged) == ("1.1.2.1", "answered", False)
         kinds = [(entry.kind, entry.version) for entry in store.studies.results_of("1.1")]
         assert kinds == [(ResultKind.STRUCTURED_REPORT, 1), (ResultKind.SECONDARY_CAPTURE, 1)]
-        (entry,) = store.studies.page(Wanted(study="1.2"), limit=1)
+        (entry,) = store.studies.page(StudyQuery(study="1.2"), limit=1)
         assert entry.reasons == (RejectionReason.LATERAL_VIEW,)
-        assert store.studies.summary_of("1.9") == Summary()
+        assert store.studies.summary_of("1.9") == StudySummary()
 
 
 def test_what_happened_in_the_last_hour(tmp_path: Path) -> None:

@@ -8,44 +8,57 @@ from pathlib import Path
 from typing import Any
 
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_bound, score_counts
+from dicomnode.domain.answer import Stage, StudyAnswer
+from dicomnode.domain.delivery import Accepted, NoAnswer, RetryPolicy
+from dicomnode.domain.finding import ModelIdentity, Presence
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Accepted, Job, JobState, NoAnswer, RetryPolicy, Stage, StudyAnswer
+from dicomnode.domain.job import Job, JobState
 from dicomnode.domain.routing import Route
+from dicomnode.domain.summary import FindingSummary, ImageSummary, StudySummary
 from dicomnode.store import Store
-from dicomnode.store.actions import AllDead
-from dicomnode.store.database import Database, migrations
-from dicomnode.store.tallies import ANALYSED, LATENCY_BOUNDS_S, MOST_CALLERS, OTHER_CALLERS, week_of
-from dicomnode.store.watching import Waiting, WeeklyImages
-from tests.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
+from dicomnode.store.counters import (
+    ANALYSED,
+    LATENCY_BOUNDS_S,
+    MOST_CALLERS,
+    OTHER_CALLERS,
+    Waiting,
+    WeeklyImages,
+    week_of,
+)
+from dicomnode.store.engine.sqlite import Database, migrations
+from dicomnode.store.operator import AllDead
+from tests.support.stores import QUIET_S, accept, answer, at, claim, open_store, rejection_of_all, to
 
-MODEL = {"name": "m", "version": "1", "bundle_hash": "b" * 64}
+MODEL = ModelIdentity(name="m", version="1", bundle_hash="b" * 64)
 WEEK = "2025-01-27"
 """The Monday before the tests' first day."""
-COUNTS = ("weekly_image", "weekly_study", "weekly_score", "latency", "destination_tally")
+COUNTS = ("weekly_image", "weekly_study", "weekly_score", "latency", "destination_counter")
 
 
-def finding(label: str, probability: float, presence: str = "absent", threshold: float = 0.5) -> dict[str, Any]:
-    return {
-        "label": label,
-        "probability": probability,
-        "spread": 0.01,
-        "presence": presence,
-        "operating_point": "standard",
-        "threshold": threshold,
-    }
+def finding(
+    label: str, probability: float, presence: Presence = Presence.ABSENT, threshold: float = 0.5
+) -> FindingSummary:
+    return FindingSummary(
+        label=label,
+        probability=probability,
+        spread=0.01,
+        presence=presence,
+        operating_point="standard",
+        threshold=threshold,
+    )
 
 
-def said_of(instance: StoredInstance, probability: float = 0.04) -> dict[str, Any]:
-    return {
-        "sop_instance": instance.ref.sop_instance,
-        "abnormality": finding("Abnormal", 0.8, "present"),
-        "findings": [finding("Effusion", probability), finding("Mass", 0.55, "undetermined")],
-    }
+def image_of(instance: StoredInstance, probability: float = 0.04) -> ImageSummary:
+    return ImageSummary(
+        sop_instance=instance.ref.sop_instance,
+        abnormality=finding("Abnormal", 0.8, Presence.PRESENT),
+        findings=(finding("Effusion", probability), finding("Mass", 0.55, Presence.UNDETERMINED)),
+    )
 
 
 def scored(job: Job) -> StudyAnswer:
-    images = [said_of(instance) for instance in job.instances]
-    summary = {"study": job.study, "model": MODEL, "images": images, "rejected": []}
+    images = tuple(image_of(instance) for instance in job.instances)
+    summary = StudySummary(study=job.study, model=MODEL, images=images)
     return replace(answer(job), summary=summary, seconds={Stage.DECODE: 0.2, Stage.INFER: 0.04, Stage.ENCODE: 700.0})
 
 
@@ -232,12 +245,11 @@ def test_results_are_listed_once_each_in_order(store: Store) -> None:
     assert (found[0].received_at, found[0].ended_at, found[0].state) == (at(0), at(3), JobState.DONE)
 
 
-def test_a_summary_of_another_form_ends_the_study_all_the_same(store: Store) -> None:
-    accept(store)
-    job = claim(store, QUIET_S)
-    store.inbox.finish(job, replace(answer(job), summary={"images": 3}), to("PACS"), at(3))
-    assert [entry.outcome for entry in store.watching.images()] == [ANALYSED]
-    assert store.watching.scores("b" * 64, "standard") == ()
+def test_a_stored_summary_of_another_form_is_read_as_an_empty_one(store: Store, tmp_path: Path) -> None:
+    answered(store, "1.1")
+    with closing(sqlite3.connect(tmp_path / "store" / "store.db")) as connection, connection:
+        connection.execute("UPDATE job SET summary = ?", ('{"images": 3}',))
+    assert [entry.summary for entry in store.watching.results(at(0), at(20))] == [StudySummary()]
 
 
 def test_the_counts_hold_no_study_no_image_and_no_patient(store: Store, tmp_path: Path) -> None:
@@ -284,7 +296,15 @@ def _back_to_before(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         for name in COUNTS:
             connection.execute(f"DROP TABLE {name}")
-        connection.execute("ALTER TABLE instance DROP COLUMN tallied")
+        connection.execute("DROP INDEX result_lost")
+        for table, column in (
+            ("instance", "counted"),
+            ("delivery", "retry_requested_at"),
+            ("commitment", "retry_requested_at"),
+            ("result", "lost_at"),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("ALTER TABLE event RENAME COLUMN former_text TO detail")
         connection.execute(f"PRAGMA user_version = {number}")
         connection.commit()
     assert not Database(file).is_current(migrations())

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from dicomnode.cli.main import app
 from dicomnode.cli.support import redacted
-from dicomnode.settings import Settings, read_settings
-from tests.bundles import make_bundle
-from tests.make import CANARIES, build, encode, ref_of
-from tests.stores import EXPLICIT_LE, answer, association, at, claim, open_store, rejection_of_all, to
+from dicomnode.settings.node import Settings, read_settings
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, build, encode, ref_of
+from tests.support.stores import EXPLICIT_LE, answer, association, at, claim, open_store, rejection_of_all, to
 
 SECRETS = ("pacs.example.org", "cloud.example.org", "SECRETUSER", "SECRET_TOKEN", "SECRETAE", "hospital", "10.0.0.7")
 CONFIG = """

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dicomnode.settings import LogSettings
-from dicomnode.telemetry import TextFormatter, start_logging, tell_uncaught, where_raised
+from dicomnode.settings.node import LogSettings
+from dicomnode.telemetry import TextFormatter, log_uncaught, start_logging, where_raised
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def _fail() -> None:
 def test_an_exception_that_ends_a_thread_is_told_without_its_message(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     start_logging(LogSettings(), stream)
-    tell_uncaught()
+    log_uncaught()
     thread = threading.Thread(target=_fail, name="association")
     thread.start()
     thread.join()
@@ -118,7 +118,7 @@ def test_an_exception_that_ends_a_thread_is_told_without_its_message(capsys: pyt
 def test_an_exception_that_ends_the_process_is_told_without_its_message(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     start_logging(LogSettings(), stream)
-    tell_uncaught()
+    log_uncaught()
     try:
         _fail()
     except ValueError as error:

@@ -9,10 +9,11 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from dicomnode.domain.errors import ConfigurationError
-from dicomnode.http_settings import HttpSettings, HttpToken, Role
-from dicomnode.settings import Settings, parse_http, read_settings
-from dicomnode.web.app import Extra, create_app
-from tests.web import Web, form_token
+from dicomnode.settings.http import HttpSettings, HttpToken, Role
+from dicomnode.settings.node import Settings, parse_http, read_settings
+from dicomnode.web.access import MOST_WRONG_TOKENS, PAUSE, WrongTokens
+from dicomnode.web.app import PageRoute, create_app
+from tests.support.web import Clock, Web, form_token
 
 OPERATOR, VIEWER, SCRAPER = "o" * 20, "v" * 20, "m" * 20
 
@@ -39,6 +40,7 @@ def sign_in(client: TestClient, secret: str) -> Any:
         ({"bind": "0.0.0.0"}, "nothing asks them who they are"),
         ({"bind": "192.0.2.1"}, "nothing asks them who they are"),
         ({"bind": "::"}, "nothing asks them who they are"),
+        ({"bind": "0.0.0.0", "allow_unencrypted": True}, "nothing asks them who they are"),
         ({"bind": "0.0.0.0", "tokens": [{"name": "a", "env": "TOKEN"}]}, "unencrypted"),
     ],
 )
@@ -54,6 +56,7 @@ def test_a_page_that_others_could_open_or_read_is_refused(http: dict[str, Any], 
         {"bind": "127.0.0.9"},
         {"bind": "::1"},
         {"bind": "localhost"},
+        {"bind": "0.0.0.0", "tokens": [{"name": "a", "env": "TOKEN"}], "allow_unencrypted": True},
         {"bind": "0.0.0.0", "tokens": [{"name": "a", "env": "TOKEN"}], "certificate": "c.pem"},
         {"bind": "0.0.0.0", "proxy_user_header": "Remote-User", "proxy_networks": ["10.0.0.1/32"]},
     ],
@@ -68,8 +71,8 @@ def test_a_page_for_this_machine_or_with_secrets_and_tls_is_served(http: dict[st
         ({"key": "k.pem"}, "key without certificate"),
         ({"proxy_user_header": "Remote-User"}, "go together"),
         ({"proxy_operators": ["anna"]}, "need proxy_user_header"),
-        ({"tokens": [{"name": "a"}]}, "name one"),
-        ({"tokens": [{"name": "a", "env": "A", "file": "f"}]}, "name one"),
+        ({"tokens": [{"name": "a"}]}, "needs either file or env"),
+        ({"tokens": [{"name": "a", "env": "A", "file": "f"}]}, "needs either file or env"),
         ({"tokens": [{"name": "a", "env": "A"}, {"name": "a", "env": "B"}]}, "same name"),
         ({"tokens": [{"name": "a", "env": "A"}], "local_patients": True}, "patients = true"),
     ],
@@ -164,6 +167,52 @@ def test_a_token_in_the_request_opens_what_its_role_may(tmp_path: Path, tokens: 
     assert statuses == [200, 200, 403, 401]
 
 
+def test_guessing_tokens_ends_in_a_pause_and_in_the_log(
+    tmp_path: Path, tokens: tuple[HttpToken, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    def ask(secret: str) -> Any:
+        return web.client.get("/", headers={"authorization": f"Bearer {secret}"})
+
+    with Web(tmp_path, http=HttpSettings(tokens=tokens), address="192.0.2.7") as web:
+        assert ask(OPERATOR).status_code == 200
+        answers = [ask(f"{number:020}") for number in range(300)]
+        assert [answer.status_code for answer in answers] == [401] * MOST_WRONG_TOKENS + [429] * (
+            300 - MOST_WRONG_TOKENS
+        )
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= PAUSE.total_seconds()
+        assert "Too many wrong tokens" in answers[-1].text
+        assert ask(OPERATOR).status_code == 429, "a right token is not looked at either"
+        assert sign_in(web.client, OPERATOR).status_code == 429
+        web.clock.advance(seconds=PAUSE.total_seconds() + 1)
+        assert ask(OPERATOR).status_code == 200
+    told = [record for record in caplog.records if record.getMessage() == "web-login-refused"]
+    assert len(told) == MOST_WRONG_TOKENS
+    assert {vars(record)["peer"] for record in told} == {"192.0.2.7"}
+    assert vars(told[-1])["paused_s"] > 0
+    assert "0" * 18 not in caplog.text, "no token is logged"
+
+
+def test_a_pause_is_for_one_address_and_for_what_one_client_may_call_its_own() -> None:
+    clock = Clock()
+    wrong = WrongTokens(clock)
+    for number in range(MOST_WRONG_TOKENS):
+        wrong.note(f"2001:db8::{number}")
+        wrong.note("192.0.2.7")
+    assert wrong.pause_s("2001:db8::ffff") > 0
+    assert wrong.pause_s("2001:db8:0:1::1") == 0
+    assert (wrong.pause_s("192.0.2.7") > 0, wrong.pause_s("192.0.2.8")) == (True, 0)
+    clock.advance(minutes=2)
+    assert wrong.pause_s("192.0.2.7") == 0
+
+
+def test_a_session_goes_on_while_its_address_is_paused(tmp_path: Path, tokens: tuple[HttpToken, ...]) -> None:
+    with Web(tmp_path, http=HttpSettings(tokens=tokens)) as web:
+        sign_in(web.client, VIEWER)
+        for _ in range(MOST_WRONG_TOKENS):
+            web.site.access.wrong_tokens.note("127.0.0.1")
+        assert web.client.get("/").status_code == 200
+
+
 def test_a_proxy_names_its_users_and_nobody_else_can(tmp_path: Path) -> None:
     http = HttpSettings(
         proxy_user_header="Remote-User",
@@ -226,7 +275,7 @@ def test_probes_begin_no_sessions_and_push_nobody_out(tmp_path: Path) -> None:
         return PlainTextResponse("ok")
 
     with Web(tmp_path) as web:
-        probed = create_app(web.parts, extra=[Extra(path="/probe", view=healthy, role=Role.NOBODY)])
+        probed = create_app(web.context, extra=[PageRoute(path="/probe", view=healthy, role=Role.NOBODY)])
         client = TestClient(probed, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
         answer = client.get("/probe")
         assert (answer.status_code, "set-cookie" in answer.headers) == (200, False)

@@ -3,8 +3,8 @@
 import pytest
 
 from dicomnode.bundle.manifest import Calibration, Curves, LabelEntry, OperatingPointEntry, ReliabilityBin, RocCurve
-from dicomnode.web.curves import SIDE, is_shifted, reliability_plot, roc_plot
-from tests.bundles import made_curves
+from dicomnode.web.model import SIDE, is_shifted, reliability_plot, roc_plot
+from tests.support.bundles import made_curves
 
 
 def point(sensitivity: float, specificity: float, **more: object) -> OperatingPointEntry:

@@ -6,8 +6,8 @@ import pytest
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.web.model import render_card
-from tests.bundles import make_bundle
-from tests.web import HOSTILE, Page, Web, is_whole, shown_curves
+from tests.support.bundles import make_bundle
+from tests.support.web import HOSTILE, Page, Web, is_whole, shown_curves
 
 
 @pytest.fixture(scope="module")

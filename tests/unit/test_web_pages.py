@@ -10,9 +10,9 @@ from PIL import Image
 
 from dicomnode.bundle.reader import open_bundle
 from dicomnode.domain.errors import StoreUnavailable
-from tests.bundles import make_bundle
-from tests.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
-from tests.web import HAND, HOSTILE, OTHER, STUDY, Page, Web, dead_delivery, image, is_whole, shown_curves
+from tests.support.bundles import make_bundle
+from tests.support.make import CANARIES, CANARY_ACCESSION, CANARY_ID, build
+from tests.support.web import HAND, HOSTILE, OTHER, STUDY, Page, Web, dead_delivery, image, is_whole, shown_curves
 
 PNG = b"\x89PNG"
 
@@ -27,11 +27,23 @@ def web(tmp_path_factory: pytest.TempPathFactory, page_bundle: Path) -> Iterator
         yield made
 
 
-@pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/letters", "/model"])
+@pytest.mark.parametrize("path", ["/", "/studies", f"/studies/{STUDY}", f"/studies/{HAND}", "/problems", "/model"])
 def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None:
     answer = web.client.get(path)
     assert answer.status_code == 200
     is_whole(Page(answer.text))
+
+
+def test_a_study_says_which_attribute_decided_on_view_and_body_part(web: Web) -> None:
+    analysed = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r"<dt>view</dt><dd>\w+ <span class=\"quiet\">View Position</span></dd>", analysed)
+    rejected = web.client.get(f"/studies/{HAND}").text
+    assert re.search(r"<dt>body part</dt><dd>[^<]+ <span class=\"quiet\">Body Part Examined</span></dd>", rejected)
+
+
+def test_a_former_address_leads_to_the_present_one(web: Web) -> None:
+    answer = web.client.get("/letters?x=1", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (308, "/problems?x=1")
 
 
 def test_a_bundle_from_before_there_were_curves_says_so(web: Web) -> None:
@@ -64,7 +76,7 @@ def test_the_overview_counts_what_has_not_reached_its_end(own: Web) -> None:
 
 
 def test_what_peers_wrote_is_text_and_no_markup(web: Web) -> None:
-    for path in ("/", "/studies", f"/studies/{OTHER}", "/letters"):
+    for path in ("/", "/studies", f"/studies/{OTHER}", "/problems"):
         text = web.client.get(path).text
         assert "<b>EVIL" not in text
         assert "<script>alert" not in text
@@ -84,7 +96,7 @@ def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
 
 
 def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
-    for path in ("/", "/studies", f"/studies/{STUDY}", "/letters"):
+    for path in ("/", "/studies", f"/studies/{STUDY}", "/problems"):
         assert not [canary for canary in CANARIES if canary in web.client.get(path).text], path
     web.post("/patients", show="yes")
     assert CANARY_ID not in web.client.get(f"/studies/{STUDY}").text
@@ -140,7 +152,7 @@ def test_the_list_names_nobody_unless_that_is_recorded(own: Web) -> None:
     def in_trouble(*_: object) -> None:
         raise StoreUnavailable("the database refused")
 
-    object.__setattr__(own.parts, "record_shown", in_trouble)
+    object.__setattr__(own.context, "record_shown", in_trouble)
     answer = own.client.get("/studies")
     assert answer.status_code == 503
     assert CANARY_ID not in answer.text
@@ -161,14 +173,14 @@ def test_nobody_is_shown_a_patient_unless_that_is_recorded(own: Web) -> None:
     own.answer(image())
     own.post("/patients", show="yes")
     recorded: list[tuple[str, str, list[str]]] = []
-    object.__setattr__(own.parts, "record_shown", lambda *about: recorded.append(about))
+    object.__setattr__(own.context, "record_shown", lambda *about: recorded.append(about))
     assert CANARY_ID in own.client.get(f"/studies/{STUDY}").text
     assert recorded == [("(this machine)", "127.0.0.1", [STUDY])]
 
     def in_trouble(*_: str) -> None:
         raise StoreUnavailable("the database refused")
 
-    object.__setattr__(own.parts, "record_shown", in_trouble)
+    object.__setattr__(own.context, "record_shown", in_trouble)
     answer = own.client.get(f"/studies/{STUDY}")
     assert answer.status_code == 503
     assert CANARY_ID not in answer.text
@@ -233,6 +245,24 @@ def test_a_study_shows_pictures_bars_report_and_story(web: Web) -> None:
         assert drawn.getchannel("A").getextrema() == (0, 255)
 
 
+def test_only_what_is_above_its_threshold_has_a_map(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}").text
+    (heat,) = [str(given["src"]) for tag, given in Page(text).elements if given.get("id") == "heat"]
+    offered = {
+        str(given["data-number"]) for tag, given in Page(text).elements if tag == "option" and "data-number" in given
+    }
+    statuses = {str(at): web.client.get(f"{heat.rsplit('/', 1)[0]}/{at}.png").status_code for at in range(15)}
+    assert offered
+    assert {at for at, status in statuses.items() if status == 200} == offered
+    assert set(statuses.values()) == {200, 404}
+
+
+def test_a_study_shows_its_impression_and_what_is_known_of_left_and_right(web: Web) -> None:
+    text = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r'class="impression"><strong>.* above threshold', text)
+    assert "The image does not state left and right" in text or "as the image states" in text
+
+
 def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
     text = web.client.get(f"/studies/{STUDY}?finding=Edema&opacity=30").text
     (heat,) = [given for tag, given in Page(text).elements if given.get("id") == "heat"]
@@ -245,16 +275,16 @@ def test_a_finding_is_chosen_without_a_script(web: Web) -> None:
 def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Path) -> None:
     own.answer(image())
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
-    object.__setattr__(own.parts, "bundle", newer)
+    object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
-    assert "Another model said this" in text
+    assert "Another model read this image" in text
     assert 'id="heat"' not in text
 
 
 def test_a_rejected_study_says_why_and_shows_the_picture(web: Web) -> None:
     text = web.client.get(f"/studies/{HAND}").text
     assert "Other body part" in text
-    assert "What the model said" in text
+    assert "<h2>Findings</h2>" in text
     assert f"/studies/{HAND}/images/" in text
 
 

@@ -4,20 +4,26 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from dicomnode.analysis.look_ahead import PreparedAnswer
+from dicomnode.analysis.worker import Worker
+from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Expected, Job, ResultInstance, ResultKind, StudyAnswer, Wanted
+from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route, Routing, Rule
-from dicomnode.settings import WorkSettings
-from dicomnode.worker import Worker
+from dicomnode.loop import Loop
+from dicomnode.settings.node import WorkSettings
+from dicomnode.store.blobs.local import StagedBlob
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PACS, WEB = Recipient(name="PACS"), Recipient(name="WEB", outputs=frozenset({ResultKind.STRUCTURED_REPORT}))
 ROUTING = Routing(recipients=(PACS, WEB), rules=(Rule(calling_ae="CT", destinations=("WEB",)),), default=("PACS",))
-ANSWER = StudyAnswer(results=(), rejections=(), summary={})
+ANSWER = StudyAnswer(results=(), rejections=())
 
 
 def job(attempts: int = 1, *senders: str) -> Job:
@@ -30,7 +36,8 @@ class FakeInbox:
         self.jobs = list(jobs)
         self.finished: list[tuple[Job, StudyAnswer, Route]] = []
         self.failed: list[tuple[Job, str, datetime | None]] = []
-        self.out_of_order = False
+        self.out_of_order = self.is_full = False
+        self.staged: list[StagedBlob] = []
         self.incomplete: tuple[Expected, ...] = ()
         self.asked_since: list[datetime] = []
 
@@ -44,13 +51,36 @@ class FakeInbox:
     def claim(self, now: datetime) -> Job | None:
         return self.jobs.pop(0) if self.jobs else None
 
-    def finish(self, job: Job, answer: StudyAnswer, route: Route, now: datetime) -> None:
+    def finish(
+        self, job: Job, answer: StudyAnswer, route: Route, now: datetime, staged: Sequence[StagedBlob] = ()
+    ) -> None:
+        if self.is_full:
+            raise DiskFull("below the configured free space")
         self.finished.append((job, answer, route))
+        self.staged += staged
 
     def fail(self, job: Job, cause: str, retry_at: datetime | None, now: datetime) -> None:
         if self.out_of_order:
             raise StoreUnavailable("disk gone")
         self.failed.append((job, cause, retry_at))
+
+
+class FakeAnalysis:
+    """Answers and prepares by two functions; remembers what is discarded."""
+
+    def __init__(
+        self, answer: Callable[..., StudyAnswer], prepare: Callable[..., bool], staged: tuple[StagedBlob, ...]
+    ) -> None:
+        self.answers, self.prepare, self.staged = answer, prepare, staged
+        self.discarded: list[StagedBlob] = []
+
+    def answer(
+        self, job: Job, read: Callable[[StoredInstance], bytes], now: datetime, wanted: Sequence[Wanted]
+    ) -> PreparedAnswer:
+        return PreparedAnswer(answer=self.answers(job, read, now, wanted), staged=self.staged)
+
+    def discard(self, prepared: PreparedAnswer) -> None:
+        self.discarded += prepared.staged
 
 
 def worker(
@@ -61,10 +91,9 @@ def worker(
     prepare: Callable[..., bool] = lambda *_: False,
 ) -> Worker:
     return Worker(
-        inbox=inbox,
+        jobs=inbox,
         read=lambda instance: b"",
-        answer=answer,
-        prepare=prepare,
+        analysis=FakeAnalysis(answer, prepare, ()),
         routing=routing,
         settings=WorkSettings(maximum_attempts=3, retry_delay_s=10),
         clock=lambda: NOW,
@@ -113,10 +142,19 @@ def test_a_study_without_a_route_is_an_error_in_the_log(caplog: pytest.LogCaptur
     inbox = FakeInbox(job(1, "STRANGER"))
     ref = InstanceRef(study="1.2.3", series="1", sop_class="1", sop_instance="1")
     made = ResultInstance(ref=ref, kind=ResultKind.STRUCTURED_REPORT, transfer_syntax="1", part10=b"", derived_from=())
-    answer = StudyAnswer(results=(made,), rejections=(), summary={})
+    answer = StudyAnswer(results=(made,), rejections=())
     worker(inbox, lambda *_: answer, routing=replace(ROUTING, default=())).work_once()
     (record,) = [record for record in caplog.records if record.message == "study-unrouted"]
     assert (record.levelname, record.calling_ae, record.delivered_elsewhere) == ("ERROR", ["STRANGER"], False)
+
+
+def test_a_study_of_two_patients_is_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    ref = InstanceRef(study="1.2.3", series="1.2.4", sop_class="1.2.5", sop_instance="1.2.6")
+    rejection = Rejection(source=ref, reason=RejectionReason.PATIENT_MISMATCH, detail="they differ")
+    inbox = FakeInbox(job())
+    worker(inbox, lambda *_: replace(ANSWER, rejections=(rejection,))).work_once()
+    assert len(inbox.finished) == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["patient-mismatch"]
 
 
 def test_without_work_nothing_happens() -> None:
@@ -188,7 +226,7 @@ def test_a_failing_preparation_is_told_and_costs_nothing_else(caplog: pytest.Log
 
 
 def test_a_complete_study_comes_before_the_next_image_to_prepare() -> None:
-    inbox, order, done = FakeInbox(job()), [], threading.Event()
+    inbox, order = FakeInbox(job()), []
 
     def answer(*_: object) -> StudyAnswer:
         order.append("answer")
@@ -198,19 +236,32 @@ def test_a_complete_study_comes_before_the_next_image_to_prepare() -> None:
         order.append("prepare")
         if order.count("prepare") == 1:
             inbox.jobs.append(job())
-        if order.count("prepare") == 2:
-            done.set()
         return order.count("prepare") < 2
 
-    loop = worker(inbox, answer, prepare=prepare)
-    loop.start()
-    assert done.wait(60)
-    loop.stop()
-    assert order[:4] == ["answer", "prepare", "answer", "prepare"]
+    working = worker(inbox, answer, prepare=prepare)
+    assert [working.step() for _ in range(4)] == [1, 1, 1, 0]
+    assert order == ["answer", "prepare", "answer", "prepare"]
 
 
-def test_a_worker_that_is_woken_looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomnode.worker._POLL_S", 3600.0)
+@pytest.mark.parametrize("is_full", [False, True])
+def test_staged_results_are_handed_to_the_store_and_discarded_whatever_comes_of_it(is_full: bool) -> None:
+    inbox, staged = FakeInbox(job()), (StagedBlob(name="ab" * 32, path=Path("ab.part")),)
+    inbox.is_full = is_full
+    analysis = FakeAnalysis(lambda *_: ANSWER, lambda *_: False, staged)
+    Worker(
+        jobs=inbox,
+        read=lambda instance: b"",
+        analysis=analysis,
+        routing=ROUTING,
+        settings=WorkSettings(),
+        clock=lambda: NOW,
+        answered=lambda: None,
+    ).step()
+    assert inbox.staged == ([] if is_full else list(staged))
+    assert analysis.discarded == list(staged)
+
+
+def test_a_worker_that_is_woken_looks_at_once() -> None:
     inbox, rested, done = FakeInbox(), threading.Event(), threading.Event()
 
     def answer(*_: object) -> StudyAnswer:
@@ -221,10 +272,11 @@ def test_a_worker_that_is_woken_looks_at_once(monkeypatch: pytest.MonkeyPatch) -
         rested.set()
         return False
 
-    loop = worker(inbox, answer, prepare=prepare)
+    working = worker(inbox, answer, prepare=prepare)
+    loop = Loop("worker", working.step, working.next_due, clock=lambda: NOW, about={}, poll_s=3600.0)
     loop.start()
     assert rested.wait(60)
     inbox.jobs.append(job())
     loop.wake()
     assert done.wait(60)
-    loop.stop()
+    assert loop.stop(drain_s=None)

@@ -25,3 +25,12 @@ for (const all of document.querySelectorAll("input[data-all]")) {
     for (const one of document.getElementsByName(all.dataset.all)) one.checked = all.checked;
   });
 }
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  // Browsers give the clipboard to pages of this machine and to pages over TLS only.
+  if (!navigator.clipboard) button.hidden = true;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    button.textContent = "Copied";
+  });
+}

@@ -1,0 +1,1 @@
+"""Decoding of compressed frames, in a process of its own with limits of memory and time."""

@@ -1,0 +1,277 @@
+"""Storage Commitment Push Model as SCU: asking a destination, and hearing its report over whichever association.
+
+A report comes over the association of the request, or over one that the destination opens to the node's listener, or
+never. Source: PS3.4 Annex J.
+"""
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from io import BytesIO
+from typing import Any, Protocol
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import evt
+from pynetdicom.dsutils import decode, encode
+
+from dicomnode.domain.commitment import CommitmentChanges, CommitmentFailure, CommitmentItem, CommitmentReport
+from dicomnode.domain.delivery import RetryPolicy
+from dicomnode.domain.errors import CxrNodeError, PeerUnavailable, UnreadableObject
+from dicomnode.domain.identifiers import is_valid_uid
+from dicomnode.loop import Loop
+from dicomnode.net.contexts import STORAGE_COMMITMENT, commitment_proposal
+from dicomnode.net.scu.association import open_association
+from dicomnode.net.scu.circuit_breaker import CircuitBreaker
+from dicomnode.net.scu.outgoing import BYTES_RAISE
+from dicomnode.net.status import EventStatus, commitment_failure, describe, is_success
+from dicomnode.settings.delivery import DeliverySettings, DimseDestination
+
+log = logging.getLogger(__name__)
+
+_LARGEST_REPORT_BYTES = 4_194_304
+# PS3.4 Table J.3-2: request successful; request complete, failures exist.
+_EVENT_TYPES = (1, 2)
+
+
+class CommitmentLedger(Protocol):
+    """Where it is written what destinations are asked to answer for. Every method raises StoreUnavailable."""
+
+    def expire(self, destination: str, now: datetime) -> tuple[CommitmentItem, ...]:
+        """Return what has become overdue since the last call."""
+
+    def claim(
+        self,
+        destination: str,
+        limit: int,
+        transaction_uid: str,
+        again_after_s: float,
+        now: datetime,
+        policy: RetryPolicy,
+    ) -> tuple[CommitmentItem, ...]:
+        """Take what is to be asked now, in one transaction."""
+
+    def not_requested(
+        self, transaction_uid: str, cause: str, now: datetime, policy: RetryPolicy, randomness: float
+    ) -> None:
+        """Write down that the destination could not be asked."""
+
+    def report(
+        self, report: CommitmentReport, now: datetime, policy: RetryPolicy, randomness: float
+    ) -> CommitmentChanges:
+        """Write down what the destination answered."""
+
+    def next_due(self, destination: str) -> datetime | None:
+        """Return when there is something to ask, or something becomes overdue."""
+
+    def retry_requested(self, destination: str, since: datetime) -> bool:
+        """Tell whether an operator has asked for another try since then."""
+
+
+class ReportDesk:
+    """Takes reports from every association, and has them written down before it answers. Used by many threads."""
+
+    def __init__(
+        self,
+        commitments: CommitmentLedger,
+        policy: RetryPolicy,
+        *,
+        clock: Callable[[], datetime],
+        randomness: Callable[[], float],
+        resend: Callable[[], None],
+    ) -> None:
+        """`resend` is called when results have to be delivered again."""
+        self._commitments, self._policy = commitments, policy
+        self._clock, self._randomness, self._resend = clock, randomness, resend
+
+    def receive(self, event: Any) -> tuple[int, None]:
+        """Serve an N-EVENT-REPORT request and return its status."""
+        peer = {"peer": event.assoc.remote["address"]}
+        try:
+            status = self._take(event.request, str(event.context.transfer_syntax), peer)
+        except UnreadableObject as error:
+            log.warning("commitment-report-refused", extra={**peer, "cause": str(error)})
+            status = EventStatus.INVALID_ARGUMENT_VALUE
+        except CxrNodeError as error:
+            log.warning("commitment-report-refused", extra={**peer, "cause": str(error)})
+            status = EventStatus.PROCESSING_FAILURE
+        return int(status), None
+
+    def _take(self, request: Any, transfer_syntax: str, peer: dict[str, str]) -> EventStatus:
+        if str(request.AffectedSOPClassUID) != STORAGE_COMMITMENT.uid:
+            raise UnreadableObject("a report of another SOP class")
+        if request.EventTypeID not in _EVENT_TYPES:
+            return EventStatus.NO_SUCH_EVENT_TYPE
+        information = request.EventInformation.getvalue() if request.EventInformation else b""
+        report = read_report(information, transfer_syntax)
+        changes = self._commitments.report(report, self._clock(), self._policy, self._randomness())
+        about = {**peer, "transaction": report.transaction_uid}
+        if changes.unknown:
+            log.warning("commitment-unknown", extra=about)
+            return EventStatus.INVALID_ARGUMENT_VALUE
+        self._tell(report, changes, about)
+        return EventStatus.SUCCESS
+
+    def _tell(self, report: CommitmentReport, changes: CommitmentChanges, about: dict[str, str]) -> None:
+        if changes.committed:
+            log.info("instances-committed", extra={**about, "instances": changes.committed})
+        for uid in changes.failed:
+            log.warning("commitment-failed", extra={**about, "instance": uid, "cause": report.failed[uid].cause})
+        for uid in changes.dead:
+            cause = f"not committed, {report.failed[uid].cause}"
+            log.error("delivery-dead", extra={**about, "instance": uid, "cause": cause})
+        if changes.failed:
+            self._resend()
+
+
+class Committer:
+    """Asks one destination whether it keeps what it was sent, on a thread of its own.
+
+    `identifiers` returns a new Transaction UID for every request.
+    """
+
+    def __init__(
+        self,
+        destination: DimseDestination,
+        commitments: CommitmentLedger,
+        desk: ReportDesk,
+        settings: DeliverySettings,
+        *,
+        calling_ae: str,
+        clock: Callable[[], datetime],
+        randomness: Callable[[], float],
+        identifiers: Callable[[], str],
+    ) -> None:
+        self._destination, self._commitments, self._desk = destination, commitments, desk
+        self._settings, self._policy = settings, settings.retry.policy()
+        self._calling_ae, self._clock, self._randomness = calling_ae, clock, randomness
+        self._identifiers = identifiers
+        name = destination.label
+        self.breaker = CircuitBreaker(
+            name,
+            "commitment",
+            self._policy,
+            retry_requested=lambda since: commitments.retry_requested(name, since),
+            clock=clock,
+            randomness=randomness,
+        )
+        self.loop = Loop(
+            f"committer-{name}",
+            self.ask_due,
+            lambda: self.breaker.not_before(commitments.next_due(name)),
+            clock=clock,
+            about={"destination": name},
+        )
+
+    def ask_due(self) -> int:
+        """Raise the alert for what is overdue, then ask about one batch; return about how many results.
+
+        Raises: StoreUnavailable.
+        """
+        name = self._destination.label
+        for item in self._commitments.expire(name, self._clock()):
+            about = {"destination": name, "study": item.study, "instance": item.sop_instance}
+            log.warning("commitment-overdue", extra={**about, "within_s": self._destination.commitment_timeout_s})
+        allowed = self.breaker.allows(self._settings.batch)
+        if not allowed:
+            return 0
+        transaction = self._identifiers()
+        items = self._commitments.claim(
+            name,
+            allowed,
+            transaction,
+            self._destination.commitment_timeout_s,
+            self._clock(),
+            self._policy,
+        )
+        if items:
+            self._ask_or_record(transaction, items)
+        return len(items)
+
+    def _ask_or_record(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
+        about = {"destination": self._destination.label, "transaction": transaction, "instances": len(items)}
+        try:
+            self._ask(transaction, items)
+        except CxrNodeError as error:
+            log.warning("commitment-not-requested", extra={**about, "cause": str(error)})
+            now, randomness = self._clock(), self._randomness()
+            self._commitments.not_requested(transaction, str(error), now, self._policy, randomness)
+            self.breaker.failed(str(error))
+        else:
+            self.breaker.answered()
+            log.info("commitment-requested", extra=about)
+
+    def _ask(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
+        """Send the request, and stay a while for the report. Raises: PeerUnavailable, PeerRefused."""
+        reported = threading.Event()
+        with open_association(
+            self._destination.destination(),
+            commitment_proposal(),
+            calling_ae=self._calling_ae,
+            settings=self._settings,
+            handlers=[(evt.EVT_N_EVENT_REPORT, partial(self._hear, reported))],
+        ) as association:
+            (context, *_) = association.contexts
+            information = write_request(transaction, items, context.transfer_syntax)
+            status = association.request_commitment(information, context).status
+            if not is_success(status):
+                raise PeerUnavailable(f"the destination refused to commit itself: {describe(status)}")
+            association.linger(self._destination.commitment_linger_s, reported)
+
+    def _hear(self, reported: threading.Event, event: Any) -> tuple[int, None]:
+        try:
+            return self._desk.receive(event)
+        finally:
+            reported.set()
+
+
+def write_request(transaction_uid: str, items: Sequence[CommitmentItem], transfer_syntax: str) -> bytes:
+    """Return the encoded Action Information that asks about these instances. Source: PS3.4 Table J.3-1."""
+    request = Dataset()
+    request.TransactionUID = transaction_uid
+    request.ReferencedSOPSequence = []
+    for item in items:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = item.sop_class
+        reference.ReferencedSOPInstanceUID = item.sop_instance
+        request.ReferencedSOPSequence.append(reference)
+    encoded = encode(request, *_encoding(transfer_syntax))
+    if encoded is None:
+        raise UnreadableObject("the request for commitment cannot be encoded")
+    return bytes(encoded)
+
+
+def read_report(information: bytes, transfer_syntax: str) -> CommitmentReport:
+    """Read the Event Information of a report. Source: PS3.4 Table J.3-2.
+
+    Raises: UnreadableObject.
+    """
+    if len(information) > _LARGEST_REPORT_BYTES:
+        raise UnreadableObject(f"a report of {len(information)} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom quotes what breaks the standard
+            transaction, committed, failed = _read(information, transfer_syntax)
+    except BYTES_RAISE as error:
+        raise UnreadableObject("a report that cannot be read") from error
+    if not is_valid_uid(transaction):
+        raise UnreadableObject("a report without a valid Transaction UID")
+    return CommitmentReport(transaction_uid=transaction, committed=committed - failed.keys(), failed=failed)
+
+
+def _read(information: bytes, transfer_syntax: str) -> tuple[str, frozenset[str], dict[str, CommitmentFailure]]:
+    data_set = decode(BytesIO(information), *_encoding(transfer_syntax))
+    kept = (str(item.ReferencedSOPInstanceUID) for item in data_set.get("ReferencedSOPSequence") or ())
+    failed = {
+        str(item.ReferencedSOPInstanceUID): commitment_failure(int(item.get("FailureReason") or 0))
+        for item in data_set.get("FailedSOPSequence") or ()
+    }
+    return str(data_set.TransactionUID), frozenset(kept), failed
+
+
+def _encoding(transfer_syntax: str) -> tuple[bool, bool]:
+    """Return whether a negotiated transfer syntax is implicit and little endian; only uncompressed ones are."""
+    return transfer_syntax == ImplicitVRLittleEndian, True

@@ -1,0 +1,1 @@
+"""The configuration: sections of typed settings, read once and frozen."""

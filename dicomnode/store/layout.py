@@ -1,0 +1,13 @@
+"""The names of the files and folders in the folder of a store."""
+
+DATABASE = "store.db"
+LOCK = "node.lock"
+PAGE = "page.json"
+"""The address of the running node's page, for commands that run beside it."""
+SEARCH_KEY = "search.key"
+"""The key of the digests under which patients' and orders' numbers are stored."""
+BLOBS = "blobs"
+UNCLAIMED = "unclaimed"
+"""Files without a row: never acknowledged, or the only copies of acknowledged images if the database was replaced."""
+QUARANTINE = "quarantine"
+"""Files that `cxrnode store check --repair` moved aside: damaged ones, and images that cannot be taken in."""

@@ -1,0 +1,73 @@
+"""Sections of the model card that are made from stored evaluations."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dicomnode.domain.errors import ConfigurationError
+from modeling.card_evaluations import (
+    LABELLED,
+    evaluation_sections,
+    read_evaluation,
+    require_same_model,
+    with_sections,
+)
+
+CARD = "# Model card: a 1\n\nResearch use only.\n\n## Outputs\n\nFifteen.\n\n## Limits\n\n- Coarse.\n"
+
+
+def unlabelled(folder: Path, title: str = "Frontals elsewhere") -> Path:
+    folder.mkdir()
+    called = {"Abnormal": {"youden": {"value": 0.87, "low": 0.81, "high": 0.92}, "standard": None}}
+    group = {"images": 169, "patients": 105, "gate": {"typical": 169}, "called": called, "called_passed": None}
+    metrics = {
+        "title": title,
+        "known": "Most are abnormal.",
+        "bundle": {"model_sha256": "abc", "default_operating_point": "standard"},
+        "unlabelled": {"all": group, "PA": group},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def test_images_without_labels_have_a_row_for_each_view_and_a_column_for_each_point(tmp_path: Path) -> None:
+    text = evaluation_sections([read_evaluation(unlabelled(tmp_path / "a"))])
+    assert "## Images without labels: Frontals elsewhere" in text
+    assert "169 images of 105 patients, without labels. Most are abnormal." in text
+    assert "| view | images | patients | youden | standard |" in text
+    assert "| PA | 169 | 105 | 0.870 (0.810-0.920) | - |" in text
+
+
+def test_sections_stand_before_the_limits_and_are_replaced_when_written_again(tmp_path: Path) -> None:
+    first = evaluation_sections([read_evaluation(unlabelled(tmp_path / "a"))])
+    second = evaluation_sections([read_evaluation(unlabelled(tmp_path / "b", title="Others"))])
+    once = with_sections(CARD, first)
+    assert once.index("## Outputs") < once.index("## Images without labels") < once.index("## Limits")
+    twice = with_sections(once, second)
+    assert "Frontals elsewhere" not in twice
+    assert twice.count("## Images without labels: Others") == 1
+    assert with_sections(twice, "") == CARD
+
+
+def test_a_card_without_limits_gets_its_sections_at_the_end() -> None:
+    assert with_sections("# A\n\n## Data\n\nNIH.\n", f"{LABELLED}x\n\nText.").endswith("## Evaluation: x\n\nText.\n")
+
+
+def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
+    stored = read_evaluation(unlabelled(tmp_path / "a"))
+    require_same_model([stored], "abc")
+    with pytest.raises(ConfigurationError, match="another model"):
+        require_same_model([stored], "def")
+
+
+@pytest.mark.parametrize("text", ["{}", "not json", '{"bundle": {"name": "old"}, "labels": {}}'])
+def test_metrics_of_another_version_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ConfigurationError, match="not of this version"):
+        read_evaluation(tmp_path)
+
+
+def test_a_folder_without_metrics_is_no_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"is .* an evaluation"):
+        read_evaluation(tmp_path)

@@ -1,0 +1,1 @@
+"""What tests share: builders of objects, peers that behave and misbehave, and real programs."""
