@@ -103,7 +103,7 @@ class ReportDesk:
         `asked`: the destination to which the node has opened the association, if it was the node.
         """
         calling_ae = event.assoc.asked.calling_ae if asked is None else ""
-        reporter = _Reporter(destination=asked, calling_ae=calling_ae, address=event.assoc.remote["address"])
+        reporter = _ReportingPeer(destination=asked, calling_ae=calling_ae, address=event.assoc.remote["address"])
         peer = {"peer": reporter.address}
         try:
             status = self._take(event.request, str(event.context.transfer_syntax), reporter)
@@ -115,7 +115,7 @@ class ReportDesk:
             status = EventStatus.PROCESSING_FAILURE
         return int(status), None
 
-    def _take(self, request: Any, transfer_syntax: str, reporter: "_Reporter") -> EventStatus:
+    def _take(self, request: Any, transfer_syntax: str, reporter: "_ReportingPeer") -> EventStatus:
         if str(request.AffectedSOPClassUID) != STORAGE_COMMITMENT.uid:
             raise UnreadableObject("a report of another SOP class")
         if request.EventTypeID not in _EVENT_TYPES:
@@ -148,7 +148,7 @@ class ReportDesk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reporter:
+class _ReportingPeer:
     """Who reports: the destination to which the node has opened the association, or a peer that has opened one."""
 
     destination: str | None
