@@ -1,4 +1,4 @@
-"""The certificates by which the node is known, read again whenever their files have changed."""
+"""The node's TLS certificates, which are read again when their files change."""
 
 import logging
 import ssl
@@ -19,22 +19,22 @@ _EXPIRES_SOON = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedCertificate:
-    """The certificate that new connections are shown; `is_current`: whether it is the one in the files as they are."""
+    """The certificate that new connections get; `is_current`: whether it is the one that the files hold now."""
 
     expires_at: datetime
     is_current: bool
 
 
 class RenewedContext:
-    """The TLS context of a server, made again whenever one of its files has changed.
+    """The TLS context of a server, made again when one of its files changes. Many threads may use it.
 
-    Used by many threads. Raises: ConfigurationError when the files do not serve at the start.
+    Raises: ConfigurationError if the files cannot be used at the start.
     """
 
     def __init__(
         self, make: Callable[[], ssl.SSLContext], files: Sequence[Path], clock: Callable[[], datetime]
     ) -> None:
-        """`make` reads the `files`, of which the first is the certificate, and raises ConfigurationError."""
+        """Take a function that makes the context, and the files that it reads; the first of them is the certificate."""
         self._make, self._files, self._clock = make, tuple(files), clock
         self._lock = threading.Lock()
         self._state = self._files_state()
@@ -42,7 +42,7 @@ class RenewedContext:
         self._served = self._tell()
 
     def context(self) -> ssl.SSLContext:
-        """Return what the next connection is to be served with; the former, as long as changed files do not serve."""
+        """Return the context for the next connection; the former one while changed files cannot be used."""
         with self._lock:
             state = self._files_state()
             if state != self._state:
@@ -51,7 +51,7 @@ class RenewedContext:
             return self._context
 
     def served(self) -> ServedCertificate:
-        """Return what the next connection is to be shown."""
+        """Return the certificate that the next connection gets."""
         self.context()
         with self._lock:
             return self._served
@@ -81,7 +81,7 @@ class RenewedContext:
 
 
 def certificate_expires(file: Path) -> datetime:
-    """Return until when a certificate is valid.
+    """Return the end of a certificate's validity.
 
     Raises: ConfigurationError.
     """
@@ -94,7 +94,7 @@ def certificate_expires(file: Path) -> datetime:
 
 
 def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None, password: str = "") -> None:
-    """Have a context show a certificate; its key stands in the same file if it has none of its own.
+    """Load a certificate and its key into a context; without `key`, the certificate's file holds it.
 
     Raises: ConfigurationError.
     """
@@ -103,7 +103,7 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | Non
         context.load_cert_chain(certificate, key, password=lambda: password)
     except ssl.SSLError as error:
         raise ConfigurationError(
-            f"the certificate {certificate} and its key do not serve: {tls_reason(error)}"
+            f"the certificate {certificate} and its key cannot be used: {tls_reason(error)}"
         ) from error
     except OSError as error:
         raise ConfigurationError(
@@ -112,7 +112,7 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | Non
 
 
 def tls_reason(error: ssl.SSLError) -> str:
-    """Say why a file does not serve."""
+    """Return why a certificate or key cannot be used."""
     return (error.reason or "not in PEM, or the password is wrong").replace("_", " ").lower()
 
 

@@ -1,20 +1,20 @@
-"""Times, ages, numbers and sizes as people read them, in the page and in the terminal."""
+"""Times, ages, numbers and sizes as text, for the page, the terminal and error messages."""
 
 from datetime import datetime
 
 
 def format_time(at: datetime | None) -> str:
-    """Return a time as the clock on the wall shows it."""
+    """Return date and time in the machine's time zone; "" for None."""
     return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def format_clock(at: datetime | None) -> str:
-    """Return the time of day."""
+    """Return the time of day in the machine's time zone; "" for None."""
     return "" if at is None else f"{at.astimezone():%H:%M:%S}"
 
 
 def format_age(seconds: float | None) -> str:
-    """Return an age in the unit that people would use, or nothing."""
+    """Return an age in whole seconds, minutes, hours or days; "" for None."""
     if seconds is None:
         return ""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
@@ -24,12 +24,12 @@ def format_age(seconds: float | None) -> str:
 
 
 def format_number(number: int) -> str:
-    """Return a number with its thousands set apart."""
+    """Return a number with a narrow space between its thousands."""
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def format_size(size_bytes: float) -> str:
-    """Return a size in the unit that people would use."""
+    """Return a size in the largest binary unit of which there is at least one."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1024:
             return f"{size_bytes:.0f} {unit}" if unit in ("B", "KiB") else f"{size_bytes:.1f} {unit}"

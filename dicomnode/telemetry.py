@@ -1,4 +1,4 @@
-"""Logs: standard library, one JSON object a line, stable event names, no patient data."""
+"""Logging: one JSON object on each line, stable event names, no patient data."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ class TextFormatter(logging.Formatter):
 
 
 def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send the node's log to `stream` (standard error when None); of other libraries' errors, the place alone."""
+    """Write the node's log to `stream`, or to standard error; of other libraries' errors only where they arose."""
     to = stream or sys.stderr
     text = settings.format == "text" or (settings.format == "auto" and to.isatty())
     handler = logging.StreamHandler(to)
@@ -53,7 +53,7 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     root.setLevel(logging.ERROR)
     logging.getLogger("dicomnode").setLevel(settings.level)
     logging.captureWarnings(capture=True)
-    # pydicom and highdicom put values of data elements into their messages: those may be patient data.
+    # pydicom and highdicom put values of data elements into their messages, which may be patient data.
     for library in ("pydicom", "highdicom", "pynetdicom", "pylibjpeg", "py.warnings", "dicomweb_client", "urllib3"):
         silent = logging.getLogger(library)
         silent.handlers[:] = [logging.NullHandler()]
@@ -61,12 +61,12 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
 
 
 def _on_one_line(value: object) -> str:
-    """Return text without control characters: a peer may have chosen it, to forge a line of its own."""
+    """Return text without control characters; a peer may have sent it, with a line break to forge a line of the log."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 def log_uncaught() -> None:
-    """Log an exception that nobody catches, without its message, which may quote a data set and which Python prints."""
+    """Log uncaught exceptions without their messages, which Python would print and which may quote a data set."""
     sys.excepthook = _note_uncaught
     threading.excepthook = lambda caught: _note_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
     sys.unraisablehook = lambda caught: _note_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
@@ -88,7 +88,7 @@ def _note_uncaught(
 
 
 def _event(record: logging.LogRecord) -> str:
-    """Return the name of an event; what other libraries say may quote a data set, so only where they say it."""
+    """Return the event's name; for other libraries only the place, since their messages may quote a data set."""
     if str(record.name).split(".")[0] in _OWN:
         return record.getMessage()
     return f"library-message {record.name}:{record.lineno}"

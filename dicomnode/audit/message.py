@@ -33,8 +33,8 @@ _ROLE_PATIENT, _ROLE_REPORT, _ROLE_SECURITY_RESOURCE = "1", "3", "13"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
-    """Who a study is of: the only place outside the objects where a patient is named."""
+class AuditPatient:
+    """The patient of a study. Outside the stored objects a patient is named here only."""
 
     patient_id: str
     name: str
@@ -51,7 +51,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reporter:
-    """The node as it speaks of itself, and the destinations that it knows by name."""
+    """How messages name the node, and the destinations by their names in the settings."""
 
     node: Endpoint
     source_id: str
@@ -59,8 +59,8 @@ class Reporter:
     destinations: Mapping[str, Endpoint] = field(default_factory=dict)
 
 
-def write_message(record: AuditRecord, reporter: Reporter, patient: Patient) -> bytes:
-    """Return the message for a record as UTF-8 without a declaration; `patient` is used where one is told of."""
+def write_message(record: AuditRecord, reporter: Reporter, patient: AuditPatient) -> bytes:
+    """Return the message for a record as UTF-8 without an XML declaration; `patient` is that of its study, if any."""
     about = record.about
     if isinstance(about, InstanceTransfer):
         message = _transferred(record, about, reporter, patient)
@@ -82,7 +82,7 @@ def _activity(record: AuditRecord, reporter: Reporter) -> Element:
     return message
 
 
-def _transferred(record: AuditRecord, about: InstanceTransfer, reporter: Reporter, patient: Patient) -> Element:
+def _transferred(record: AuditRecord, about: InstanceTransfer, reporter: Reporter, patient: AuditPatient) -> Element:
     """Source: PS3.15 A.5.3.7."""
     outcome = _SERIOUS_FAILURE if about.failure else _SUCCESS
     message = _message(record.at, _INSTANCES_TRANSFERRED, about.action, outcome, description=about.failure)
@@ -91,7 +91,7 @@ def _transferred(record: AuditRecord, about: InstanceTransfer, reporter: Reporte
         from_, to = reporter.node, reporter.destinations.get(about.peer, unknown)
     else:
         from_, to = Endpoint(user=about.peer, ae_title=about.peer, address=about.address), reporter.node
-    # Whoever sends has requested the association.
+    # The sender of instances requests the association.
     _participant(message, from_, _SOURCE, requestor=True)
     _participant(message, to, _DESTINATION, requestor=False)
     _source(message, reporter)
@@ -101,7 +101,7 @@ def _transferred(record: AuditRecord, about: InstanceTransfer, reporter: Reporte
     return message
 
 
-def _shown(record: AuditRecord, about: Disclosure, reporter: Reporter, patient: Patient) -> Element:
+def _shown(record: AuditRecord, about: Disclosure, reporter: Reporter, patient: AuditPatient) -> Element:
     """Source: PS3.15 A.5.3.6."""
     message = _message(record.at, _INSTANCES_ACCESSED, "R", _SUCCESS)
     _participant(message, Endpoint(user=about.visitor, ae_title="", address=about.address), None, requestor=True)
@@ -193,7 +193,7 @@ def _access_point(address: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return text that XML can carry, on one line."""
+    """Return text with every character replaced that is not printable, so that XML can carry it on one line."""
     return "".join(
         c if c.isprintable() and not "\ud800" <= c <= "\udfff" else "\N{REPLACEMENT CHARACTER}" for c in text
     )

@@ -1,7 +1,7 @@
-"""Ways to an audit repository: a file, syslog over TLS, syslog over UDP. Source: PS3.15 A.6, RFC 5424, 5425, 5426.
+"""Transports to an audit repository: a file, syslog over TLS, syslog over UDP. Source: PS3.15 A.6, RFC 5424 to 5426.
 
-RFC 5425 has no acknowledgement. So each batch has a connection of its own, and counts as told when the receiver has
-ended it too, which it does when it has read everything.
+RFC 5425 has no acknowledgement. So each batch has a connection of its own, and counts as received when the receiver has
+closed it too, which it does after it has read everything.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """A way to a repository."""
+    """A transport to a repository."""
 
     def send(self, lines: Sequence[bytes]) -> None:
-        """Tell syslog messages, all or none as far as that can be known.
+        """Send syslog messages; it returns when the repository has all of them, as far as the transport can tell.
 
         Raises: PeerUnavailable, ConfigurationError.
         """
@@ -48,13 +48,13 @@ def syslog_line(xml: bytes, *, number: int, at: datetime, host: str) -> bytes:
 
 
 class FileSink:
-    """Appends to a file, one message a line, and syncs it."""
+    """Appends messages to a file, one on each line, and syncs it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def send(self, lines: Sequence[bytes]) -> None:
-        """Append what is not there yet: a crash may have come between the writing and its being noted."""
+        """Append the messages that the file does not end with: a crash may have come before they were marked sent."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -70,7 +70,7 @@ def _append(descriptor: int, lines: Sequence[bytes]) -> None:
     size = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
     if tail and not tail.endswith(b"\n"):
-        # Power was lost in the middle of a line, which is told again now.
+        # Power was lost in the middle of a line, which is written again now.
         torn = len(tail) - (tail.rfind(b"\n") + 1)
         os.ftruncate(descriptor, size - torn)
         tail = tail[: len(tail) - torn]
@@ -92,7 +92,7 @@ class TlsSink:
         settings, context = self._settings, self._context()
         try:
             with socket.create_connection((settings.host, settings.port), timeout=_TIMEOUT_S) as plain:
-                session = _Session(plain, context, settings.host)
+                session = _TlsSession(plain, context, settings.host)
                 session.send(b"".join(b"%d %s" % (len(line), line) for line in lines))
                 session.end()
         except ssl.SSLCertVerificationError as error:
@@ -115,7 +115,7 @@ class TlsSink:
         return context
 
 
-class _Session:
+class _TlsSession:
     """A TLS session whose own end is sent before the other's is read.
 
     In TLS 1.3 a receiver refuses a client's certificate after the client's part of the handshake. `SSLSocket.unwrap`

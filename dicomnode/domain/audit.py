@@ -1,4 +1,4 @@
-"""What is worth an audit message (PS3.15 A.5.3): facts without a patient's name, which is read when one is made."""
+"""Audit records (PS3.15 A.5.3): facts without the patient, who is read from stored objects when a message is made."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class AuditKind(StrEnum):
-    """What happened. The values are stable: they stand in the store."""
+    """What an audit record is about. The values are stable: they stand in the store."""
 
     APPLICATION_START = "application-start"
     APPLICATION_STOP = "application-stop"
@@ -18,10 +18,10 @@ class AuditKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceTransfer:
-    """Instances of one study that passed between the node and one peer.
+    """A transfer of instances of one study between the node and one peer (PS3.15 A.5.3.7).
 
     `peer`: its AE title, or the name of a destination; `instances`: SOP Instance UIDs by SOP Class UID; `action`: C, R
-    or U as of A.5.3.7; `failure`: why they did not pass.
+    or U as of A.5.3.7; `failure`: why the transfer failed.
     """
 
     study: str
@@ -34,7 +34,7 @@ class InstanceTransfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something that a peer tried and was not let do, so many times; `reason` is the node's own sentence."""
+    """What a peer was refused, and how many times; `reason` is one of the node's own words (PS3.15 A.5.3.11)."""
 
     address: str
     calling_ae: str
@@ -44,7 +44,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disclosure:
-    """Somebody at `address` was shown on the page whom a study is of; `visitor` is who they signed in as."""
+    """A visitor of the page at `address` saw the patient of a study; `visitor` names their token or account."""
 
     study: str
     visitor: str
@@ -53,7 +53,7 @@ class Disclosure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """One audit message to be made; numbers only ever grow."""
+    """One audit message to be sent; numbers are never used twice."""
 
     number: int
     at: datetime

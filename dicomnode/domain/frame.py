@@ -53,9 +53,10 @@ class Frame:
     `pixels`: (rows, columns) float32 in [0, 1], read-only; 1 is bright, that is dense tissue (MONOCHROME2 sense).
     `spacing_mm`: (row, column) distance, or None when the object states none.
     `window`: the modality values that became 0 and 1, where the node had to choose them itself.
-    `turned_from_source`: quarter turns counter-clockwise, as of `numpy.rot90`, that took the stored pixel matrix to
-    `pixels`; `inverted_from_source`: whether the grey scale was also inverted. Both are 0 and False unless the
-    pixel gate repaired the image. `left_right_verified`: False after a repair that may have left a mirror image.
+    `mirrored_from_source`, then `turned_from_source`: whether the columns of the stored pixel matrix were mirrored, and
+    the quarter turns counter-clockwise, as of `Righting`, that took it to `pixels`; `inverted_from_source`: whether the
+    grey scale was also inverted. They are False and 0 unless the node repaired the image.
+    `left_right_verified`: False after a repair that may have left a mirror image.
     """
 
     source: InstanceRef
@@ -65,4 +66,5 @@ class Frame:
     window: tuple[float, float] | None = None
     turned_from_source: int = 0
     inverted_from_source: bool = False
+    mirrored_from_source: bool = False
     left_right_verified: bool = True

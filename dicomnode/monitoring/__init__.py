@@ -1,1 +1,1 @@
-"""How the node and its results fare: health, metrics, drift and quality. It reads the store and changes nothing."""
+"""Health, metrics, drift and quality of the node and its results. It reads the store and changes nothing."""

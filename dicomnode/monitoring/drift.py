@@ -1,7 +1,7 @@
 """Whether rates and distributions differ by more than chance: intervals, and the population stability index.
 
-A difference is no fault by itself: other patients, another machine and a worse model look alike in these numbers. So
-every measure comes with how many images it stands on, and says nothing where they are few.
+A difference is no fault by itself: other patients, another machine and a worse model have the same effect on these
+numbers. Every measure has its number of images, and no verdict is given on few images.
 """
 
 import math
@@ -13,17 +13,17 @@ from statistics import NormalDist
 from dicomnode.domain.wilson import wilson
 
 MODERATE, LARGE = 0.1, 0.25
-"""The customary bounds of the population stability index."""
+"""Customary bounds of the population stability index: below the first a distribution is called stable."""
 
 FEWEST = 100
-"""Of fewer images on either side nothing is said."""
+"""With fewer images on either side, the verdict is FEW."""
 
 _LEAST_SHARE = 0.05
-"""A bin holds this much of the reference at least, or the rarest decide."""
+"""The least share of the reference in a bin; without it, the rarest scores would dominate the index."""
 
 
 class Change(StrEnum):
-    """What a comparison says. The values are stable: they stand in answers and in metrics."""
+    """The verdict of a comparison. The values are stable, since they stand in answers and in metrics."""
 
     UNKNOWN = "no reference"
     FEW = "too few images"
@@ -42,17 +42,17 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """The share; None of no images."""
+        """The share in [0, 1]; None without images."""
         return self.hits / self.images if self.images else None
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Return the Wilson score interval; all of [0, 1] of no images."""
+        """Return the Wilson score interval; [0, 1] without images."""
         return wilson(self.hits, self.images, confidence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateComparison:
-    """A rate against another: their difference (later less former) with its interval, and what it says."""
+    """Two rates compared: their difference (later minus former), its interval, and the verdict."""
 
     difference: float | None
     interval: tuple[float, float] | None
@@ -61,7 +61,11 @@ class RateComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """How far a distribution is from its reference. `chance`: what chance alone exceeds that rarely."""
+    """The distance of a distribution from its reference, as population stability index `psi`.
+
+    `chance`: the value that the index exceeds by chance alone in one of twenty comparisons. `bins`: how many were left
+    after joining.
+    """
 
     psi: float | None
     chance: float | None
@@ -70,7 +74,7 @@ class Shift:
 
 
 def compare_rates(later: Rate, former: Rate, *, comparisons: int = 1) -> RateComparison:
-    """Compare two rates by the interval of their difference, at 95 % shared by so many comparisons."""
+    """Compare two rates by the interval of their difference, at 95 % over all `comparisons` (Bonferroni)."""
     if later.value is None or former.value is None or min(later.images, former.images) < FEWEST:
         return RateComparison(difference=None, interval=None, change=Change.FEW)
     low, high = newcombe(later, former, 1 - 0.05 / comparisons)
@@ -79,7 +83,7 @@ def compare_rates(later: Rate, former: Rate, *, comparisons: int = 1) -> RateCom
 
 
 def newcombe(later: Rate, former: Rate, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a difference of rates.
+    """Return the confidence interval of the difference of two rates.
 
     Source: Newcombe, Stat. Med. 17 (1998) 873, method 10.
     """
@@ -91,18 +95,18 @@ def newcombe(later: Rate, former: Rate, confidence: float = 0.95) -> tuple[float
 def shift(observed: Sequence[int], reference: Sequence[int], *, comparisons: int = 1) -> Shift:
     """Compare two histograms of the same bins by the population stability index.
 
-    Bins are joined until each holds a twentieth of the reference. Without a true difference the index is about
-    chi-squared over the numbers of images; what this exceeds in one of twenty sets of `comparisons` is `chance`, and an
-    index below it says nothing. Source: Yurdakul, Naranjo, J. Risk Model Valid. 14 (2020) 89.
+    Neighbouring bins are joined until each holds a twentieth of the reference. If the distributions are equal, the
+    index follows approximately a chi-squared distribution, scaled by the numbers of images. An index below `chance` is
+    no difference. Source: Yurdakul, Naranjo, J. Risk Model Valid. 14 (2020) 89.
     """
-    seen, known = sum(observed), sum(reference)
-    if min(seen, known) < FEWEST:
+    observed_count, reference_count = sum(observed), sum(reference)
+    if min(observed_count, reference_count) < FEWEST:
         return Shift(psi=None, chance=None, bins=0, change=Change.FEW)
-    pairs = _joined(observed, reference, _LEAST_SHARE * known)
+    pairs = _joined(observed, reference, _LEAST_SHARE * reference_count)
     if len(pairs) < 2:
         return Shift(psi=None, chance=None, bins=len(pairs), change=Change.UNKNOWN)
-    psi = sum(_term(a, b, seen, known, len(pairs)) for a, b in pairs)
-    chance = _chi_squared(len(pairs) - 1, 1 - 0.05 / comparisons) * (1 / seen + 1 / known)
+    psi = sum(_term(a, b, observed_count, reference_count, len(pairs)) for a, b in pairs)
+    chance = _chi_squared(len(pairs) - 1, 1 - 0.05 / comparisons) * (1 / observed_count + 1 / reference_count)
     return Shift(psi=psi, chance=chance, bins=len(pairs), change=_shift_change(psi, chance))
 
 
@@ -121,22 +125,22 @@ def _shift_change(psi: float, chance: float) -> Change:
 
 def _joined(observed: Sequence[int], reference: Sequence[int], least: float) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
-    seen = known = 0
+    observed_count = reference_count = 0
     for a, b in zip(observed, reference, strict=True):
-        seen, known = seen + a, known + b
-        if known >= least:
-            pairs.append((seen, known))
-            seen = known = 0
-    if (seen or known) and pairs:
+        observed_count, reference_count = observed_count + a, reference_count + b
+        if reference_count >= least:
+            pairs.append((observed_count, reference_count))
+            observed_count = reference_count = 0
+    if (observed_count or reference_count) and pairs:
         last_seen, last_known = pairs.pop()
-        pairs.append((last_seen + seen, last_known + known))
+        pairs.append((last_seen + observed_count, last_known + reference_count))
     return pairs
 
 
-def _term(seen: int, known: int, all_seen: int, all_known: int, bins: int) -> float:
-    """Return one bin's part of the index; half a count is added to each, or an empty one would make it infinite."""
-    a = (seen + 0.5) / (all_seen + 0.5 * bins)
-    b = (known + 0.5) / (all_known + 0.5 * bins)
+def _term(observed_count: int, reference_count: int, all_seen: int, all_known: int, bins: int) -> float:
+    """Return one bin's part of the index; half a count is added, since an empty bin would make the index infinite."""
+    a = (observed_count + 0.5) / (all_seen + 0.5 * bins)
+    b = (reference_count + 0.5) / (all_known + 0.5 * bins)
     return (a - b) * math.log(a / b)
 
 

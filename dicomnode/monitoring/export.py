@@ -1,4 +1,4 @@
-"""Results as a table for a spreadsheet: one row an image, and nothing in a cell that a spreadsheet would run."""
+"""Results as a CSV table: one row for each image, and no cell that a spreadsheet would run as a formula."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from dicomnode.domain.summary import FindingSummary
 from dicomnode.store.counters import ANALYSED, OUTCOMES, StudyResult
 
 Patient = tuple[str, str, str]
-"""Patient ID, name, accession number; empty where unknown."""
+"""Patient ID, name, accession number; "" if unknown."""
 
 _FIXED = (
     "study_uid", "version", "received_at", "answered_at", "study_outcome", "calling_ae", "image_uid", "image_outcome",
@@ -17,7 +17,7 @@ _FIXED = (
 )  # fmt: skip
 _OF_PATIENTS = ("patient_id", "patient_name", "accession_number")
 _RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
-"""What a cell begins with that a spreadsheet takes for a formula or a command."""
+"""The beginnings of cells that a spreadsheet takes for a formula or a command."""
 
 
 def write_table(
@@ -27,9 +27,10 @@ def write_table(
     every_version: bool = False,
     patient_of: Callable[[str], Patient] | None = None,
 ) -> int:
-    """Write results, of each study the newest answer unless every version is wanted; return of how many images.
+    """Write the newest answer of each study, or every version, and return the number of rows.
 
-    `results` is asked twice: for the columns, and for the rows. `patient_of` says who a study is of, if that is wanted.
+    `results` is called twice: for the columns, and for the rows. `patient_of` gives the patient of a study; without it
+    the table names no patients.
     """
     newest: dict[str, int] = {}
     labels: dict[str, None] = {}
@@ -50,7 +51,7 @@ def write_table(
 
 
 def safe_cell(text: str) -> str:
-    """Return text that a spreadsheet shows and does not run; control characters become marks.
+    """Return text that a spreadsheet does not run: an apostrophe before it, and U+FFFD for control characters.
 
     Source: OWASP, CSV injection.
     """
@@ -73,9 +74,9 @@ def _rows(
     model = result.summary.model
     of_model = [safe_cell(model.name), safe_cell(model.version)] if model is not None else ["", ""]
     for image in result.summary.images:
-        said = {finding.label: finding for finding in image.labels()}
-        point = next((finding.operating_point for finding in said.values()), "")
-        cells = [cell for label in labels for cell in _said(said.get(label))]
+        findings = {finding.label: finding for finding in image.labels()}
+        point = next((finding.operating_point for finding in findings.values()), "")
+        cells = [cell for label in labels for cell in _said(findings.get(label))]
         yield [*study, image.sop_instance, ANALYSED, *of_model, safe_cell(point), *who, *cells]
     nothing = [""] * (2 * len(labels))
     for rejected in result.summary.rejected:

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it is ready for studies: each check with its reason."""
+"""Checks of the running node: whether its loops are alive, and whether it can take, analyse and keep a study."""
 
 import os
 import shutil
@@ -17,11 +17,11 @@ from dicomnode.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """What a running node says of itself, each time it is asked.
+    """The state of the running process, read anew by each call. Counts are since its start.
 
-    `threads`: whether each of its loops is alive, by name; `refused`: how often peers were turned away, by event and
-    reason; the counts are since the start. `circuit_breakers_open`: whether a destination is, after failures in a row.
-    `certificates`: what whoever connects is shown, by what they connect to.
+    `threads`: whether each loop is alive, by name. `refused`: how often peers were refused, by event and reason.
+    `circuit_breakers_open`: whether deliveries to a destination are paused, by its name. `certificates`: the served
+    certificates, by "listener" and "page".
     """
 
     threads: Callable[[], Mapping[str, bool]]
@@ -35,7 +35,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthCheck:
-    """One thing that was looked at; `reason` says what was found, good or bad."""
+    """The result of one check; `reason` says what was found, whether it passed or not."""
 
     name: str
     passed: bool
@@ -44,13 +44,13 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Everything that was looked at."""
+    """The results of all checks."""
 
     checks: tuple[HealthCheck, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, object]:
@@ -62,11 +62,11 @@ class Verdict:
 
 
 def alive(running: Running) -> Verdict:
-    """Tell whether every loop of the process is alive."""
+    """Check that every loop of the process is alive."""
     return Verdict(
         checks=tuple(
             HealthCheck(
-                name=name, passed=lives, reason="running" if lives else "its thread has ended: restart the node"
+                name=name, passed=lives, reason="running" if lives else "its thread has ended; restart the node"
             )
             for name, lives in sorted(running.threads().items())
         )
@@ -74,7 +74,7 @@ def alive(running: Running) -> Verdict:
 
 
 def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) -> Verdict:
-    """Tell whether the node can take, analyse and keep a study now."""
+    """Check that the node can take, analyse and keep a study now."""
     dead = [check.name for check in alive(running).checks if not check.passed]
     return Verdict(
         checks=(
@@ -96,7 +96,7 @@ def ready(running: Running, store: Store, bundle: Bundle, settings: Settings) ->
 
 
 def disk(settings: Settings) -> HealthCheck:
-    """Tell whether there is more free disk than is to be kept free."""
+    """Check that more disk is free than must stay free."""
     least = settings.store.minimum_free_bytes
     try:
         free = shutil.disk_usage(settings.store.path).free
@@ -124,12 +124,14 @@ def _listener(running: Running, settings: Settings) -> HealthCheck:
     ports = ", ".join(str(port) for port, _ in settings.scp.ports())
     if running.listening():
         return HealthCheck(name="listener", passed=True, reason=f"listens on port {ports}")
-    return HealthCheck(name="listener", passed=False, reason=f"does not listen on port {ports}: it starts, or stops")
+    return HealthCheck(
+        name="listener", passed=False, reason=f"does not listen on port {ports}; the node is starting or stopping"
+    )
 
 
 def _store(store: Store, folder: Path) -> HealthCheck:
     if not os.access(folder, os.W_OK):
-        return HealthCheck(name="store", passed=False, reason="the store's folder may not be written")
+        return HealthCheck(name="store", passed=False, reason="the store's folder cannot be written")
     try:
         store.watching.probe()
     except CxrNodeError as error:

@@ -1,7 +1,8 @@
-"""What Prometheus reads. Counts come from the store's books, so they survive a restart and agree with them.
+"""The metrics that Prometheus reads. Most counts come from the store, so they survive a restart and agree with it.
 
-Only names of the node's own, of the operator's and of a bounded number of peers become labels; nothing names a patient,
-a study or an image. What only the process knows (associations, refusals, threads) counts since its start.
+Counts that only the process has (associations, refusals, threads) begin with its start. Labels are names of the node's
+own, names from the configuration, and a bounded number of peers' AE titles. No metric names a patient, a study or an
+image.
 """
 
 import shutil
@@ -36,7 +37,7 @@ from dicomnode.store.counters import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_LABELS = 20
-"""Peers, and reasons, that are told apart."""
+"""The most peers, and half the most reasons of refusals, that have labels of their own."""
 
 _REPORT_FOR = timedelta(minutes=5)
 _LONGEST_TITLE = 16
@@ -45,7 +46,7 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class Metrics:
-    """The node's metrics, in a registry of their own."""
+    """The node's metrics in a registry of their own, apart from prometheus_client's global one."""
 
     def __init__(self, monitored: MonitoredNode) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -58,7 +59,7 @@ class Metrics:
 
 
 class NodeCollector(Collector):
-    """Reads the store, and asks the process, whenever it is scraped."""
+    """Reads store and process at each scrape."""
 
     def __init__(self, monitored: MonitoredNode) -> None:
         self._monitored = monitored
@@ -66,7 +67,7 @@ class NodeCollector(Collector):
         self._report: QualityReport | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; of a store that cannot be read, only that it cannot."""
+        """Yield every metric; if the store cannot be read, only those of the process and `cxrnode_store_readable`."""
         yield from self._process()
         readable = GaugeMetricFamily("cxrnode_store_readable", "Whether the store could be read for these metrics.")
         monitored, now = self._monitored, self._monitored.clock()
@@ -85,7 +86,7 @@ class NodeCollector(Collector):
         yield from found
 
     def _quality_report(self, now: datetime) -> QualityReport:
-        """Return the comparison with what was before, which changes slowly."""
+        """Return the comparison with former weeks, made anew every five minutes."""
         with self._lock:
             if self._report is None or not timedelta() <= now - self._report.made_at < _REPORT_FOR:
                 self._report = self._monitored.report()
@@ -114,10 +115,10 @@ class NodeCollector(Collector):
 
     def _certificates(self) -> Iterator[Metric]:
         served = self._monitored.running.certificates()
-        expires = {(of,): one.expires_at.timestamp() for of, one in served.items()}
+        expires = {(of,): entry.expires_at.timestamp() for of, entry in served.items()}
         text = "Until when the certificate that is shown is valid, as Unix time."
         yield _gauge("cxrnode_certificate_expires_timestamp_seconds", text, ("of",), expires)
-        current = {(of,): float(one.is_current) for of, one in served.items()}
+        current = {(of,): float(entry.is_current) for of, entry in served.items()}
         text = "Whether the certificate that is shown is the one in its files."
         yield _gauge("cxrnode_certificate_current", text, ("of",), current)
 
@@ -144,7 +145,7 @@ class NodeCollector(Collector):
 
 
 def sanitised(title: str) -> str:
-    """Return a peer's AE title as a label: its printable ASCII, as long as a title may be."""
+    """Return a peer's AE title as a label: printable ASCII, at most 16 characters."""
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in title[:_LONGEST_TITLE]) or "?"
 
 
@@ -173,29 +174,33 @@ def _latencies(operations: Operations) -> Metric:
 
 
 def _destinations(operations: Operations, settings: Settings, now: datetime) -> Iterator[Metric]:
-    """Yield the figures of destinations that are configured, and of those that something still waits for."""
+    """Yield the figures of configured destinations, and of former ones that have waiting or dead deliveries."""
     configured = [entry.label for entry in settings.delivery.destinations]
     known = operations.destinations_with(configured)
     figures = [entry for entry in known if entry.name in configured or entry.waiting.count or entry.dead]
     by_name: Sequence[tuple[str, str, Callable[[DestinationFigures], float]]] = (
-        ("cxrnode_deliveries_waiting", "Results that wait for a destination.", lambda one: one.waiting.count),
+        ("cxrnode_deliveries_waiting", "Results that wait for a destination.", lambda entry: entry.waiting.count),
         (
             "cxrnode_oldest_delivery_seconds",
             "Age of the oldest result that waits.",
-            lambda one: one.waiting.age_s(now) or 0.0,
+            lambda entry: entry.waiting.age_s(now) or 0.0,
         ),
-        ("cxrnode_deliveries_dead", "Results that were given up: dead letters.", lambda one: one.dead),
-        ("cxrnode_destination_failures_in_row", "Failures since the last success.", lambda one: one.failures_in_row),
-        ("cxrnode_commitments_overdue", "Results not answered for in time.", lambda one: one.overdue_commitments),
+        ("cxrnode_deliveries_dead", "Results that were given up: dead letters.", lambda entry: entry.dead),
+        (
+            "cxrnode_destination_failures_in_row",
+            "Failures since the last success.",
+            lambda entry: entry.failures_in_row,
+        ),
+        ("cxrnode_commitments_overdue", "Results not answered for in time.", lambda entry: entry.overdue_commitments),
     )
     for name, text, value in by_name:
-        yield _gauge(name, text, ("destination",), {(one.name,): float(value(one)) for one in figures})
-    up = {(one.name,): float(one.is_up) for one in figures if one.is_up is not None}
+        yield _gauge(name, text, ("destination",), {(entry.name,): float(value(entry)) for entry in figures})
+    up = {(entry.name,): float(entry.is_up) for entry in figures if entry.is_up is not None}
     yield _gauge("cxrnode_destination_up", "Whether the last attempt succeeded.", ("destination",), up)
     attempts = {
-        (one.name, outcome): float(count)
-        for one in figures
-        for outcome, count in (("delivered", one.delivered), ("failed", one.failed))
+        (entry.name, outcome): float(count)
+        for entry in figures
+        for outcome, count in (("delivered", entry.delivered), ("failed", entry.failed))
     }
     text = "Attempts to deliver a result, by what came of them."
     yield _counter("cxrnode_delivery_attempts", text, ("destination", "outcome"), attempts)
@@ -237,14 +242,14 @@ def _scores(scores: Sequence[WeeklyScores]) -> Iterator[Metric]:
 
 def _drift(report: QualityReport) -> Iterator[Metric]:
     order = list(Change)
-    psi = {(one.label,): one.shift.psi for one in report.findings if one.shift.psi is not None}
+    psi = {(entry.label,): entry.shift.psi for entry in report.findings if entry.shift.psi is not None}
     text = "Population stability index of the last four weeks' scores against this site's first ones."
     yield _gauge("cxrnode_drift_psi", text, ("finding",), psi)
-    chance = {(one.label,): one.shift.chance for one in report.findings if one.shift.chance is not None}
+    chance = {(entry.label,): entry.shift.chance for entry in report.findings if entry.shift.chance is not None}
     text = "What the index exceeds by chance alone in one of twenty looks at all findings."
     yield _gauge("cxrnode_drift_psi_chance", text, ("finding",), chance)
     levels = {
-        (one.label,): float(max(0, order.index(one.change) - order.index(Change.NONE))) for one in report.findings
+        (entry.label,): float(max(0, order.index(entry.change) - order.index(Change.NONE))) for entry in report.findings
     }
     text = "0: no difference beyond chance, or too few images; 1: slight; 2: moderate; 3: large."
     yield _gauge("cxrnode_drift_level", text, ("finding",), levels)
@@ -265,7 +270,7 @@ def _counter(name: str, text: str, labels: Sequence[str], values: Mapping[Labels
 
 
 def _bounded(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, ...], float]:
-    """Return the most frequent; the rest is one."""
+    """Return the most frequent entries; the others become one entry."""
     ordered = sorted(values.items(), key=lambda entry: (-entry[1], entry[0]))
     kept: dict[tuple[str, ...], float] = dict(ordered[: 2 * MOST_LABELS])
     if rest := sum(value for _, value in ordered[2 * MOST_LABELS :]):
@@ -274,7 +279,7 @@ def _bounded(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, ...], f
 
 
 def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return a histogram as Prometheus has it: up to each bound; the last count is of what is beyond all."""
+    """Return cumulative buckets as Prometheus expects them; the last count is of values beyond every bound."""
     found, total = [], 0
     for bound, count in zip([*map(str, bounds), "+Inf"], counts, strict=True):
         total += count

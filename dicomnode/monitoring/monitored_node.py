@@ -1,4 +1,4 @@
-"""The node as those see it who watch it."""
+"""The parts of a node that metrics, probes and the page of quality read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dicomnode.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoredNode:
-    """What metrics, probes and pages are made of."""
+    """A running node as monitoring reads it."""
 
     settings: Settings
     store: Store
@@ -23,11 +23,14 @@ class MonitoredNode:
     clock: Callable[[], datetime]
 
     def readiness(self) -> Verdict:
-        """Tell whether the node can take, analyse and keep a study now."""
+        """Check that the node can take, analyse and keep a study now."""
         return ready(self.running, self.store, self.bundle, self.settings)
 
     def report(self) -> QualityReport:
-        """Compare now. Raises: StoreUnavailable."""
+        """Compare the last weeks with former ones and with the bundle.
+
+        Raises: StoreUnavailable.
+        """
         identity = self.bundle.identity
         return quality_report(
             self.store.watching, self.bundle.manifest, identity.bundle_hash, self.operating_point, self.clock()

@@ -1,6 +1,6 @@
-"""Where the node that runs on a store has its page, for who looks at the store beside it: a small file of the store.
+"""The address of the running node's page, in a small file of its store, for commands that run beside the node.
 
-It is true while the store's lock is held; each start writes it anew.
+Each start writes the file. It is valid while the store's lock is held.
 """
 
 import json
@@ -12,16 +12,16 @@ from dicomnode.store.layout import PAGE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageAddress:
-    """The page's port, or why there is none; neither, where none is wanted."""
+    """The page's port, or the reason why there is no page; neither if the page is switched off."""
 
     port: int | None = None
     why_not: str = ""
 
 
 def write_page_address(folder: Path, found: PageAddress) -> None:
-    """Write down where the page is.
+    """Write the page's address into the store's folder.
 
-    Raises: OSError; the node can do without.
+    Raises: OSError.
     """
     half = folder / f"{PAGE}.new"
     half.write_text(json.dumps({"port": found.port, "why_not": found.why_not}), encoding="utf-8")
@@ -29,10 +29,10 @@ def write_page_address(folder: Path, found: PageAddress) -> None:
 
 
 def read_page_address(folder: Path) -> PageAddress | None:
-    """Return what the node wrote down; None, if there is nothing of the kind."""
+    """Return the page's address; None if the file is absent or damaged."""
     try:
-        said = json.loads((folder / PAGE).read_text(encoding="utf-8"))
-        port, why_not = said["port"], said["why_not"]
+        found = json.loads((folder / PAGE).read_text(encoding="utf-8"))
+        port, why_not = found["port"], found["why_not"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return PageAddress(port=port if isinstance(port, int) else None, why_not=str(why_not))

@@ -1,9 +1,9 @@
-"""What a quality officer looks at: the last weeks against the weeks before and against the bundle's own reference.
+"""The report on quality: the last weeks compared with this site's first weeks, and with the bundle's reference.
 
-The bundle says of each finding how often it was present where its operating points were derived, and how often an image
-was at or above the threshold there. Those images are of another place and, as a rule, enriched with findings: a
-difference from them is to be expected, and one from this site's own past is what calls for a look. Bundles that hold
-`scores` give the whole distribution too; those are scores of single members, so the served mean of all is narrower.
+The bundle's reference are the images on which its operating points were derived. They are of another place and usually
+enriched with findings, so a difference from them is expected; a difference from this site's own past needs an
+explanation. Bundles that hold `scores` have the whole distribution. Those are scores of single members, so the
+distribution of the served mean of all members is narrower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from dicomnode.store.counters import ANALYSED, Watching, WeeklyImages, WeeklySco
 WEEKS_SHOWN = 12
 RECENT_WEEKS = 4
 BASELINE_IMAGES = 500
-"""The site's own reference is its first weeks with a bundle, until they hold so many images."""
+"""The site's own reference is its first weeks with a bundle, as many as hold this number of images."""
 
 OWN_RESULT = "own-result"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Week:
-    """One week's images, by their end."""
+    """The images of one week, by outcome."""
 
     week: str
     analysed: int
@@ -34,9 +34,10 @@ class Week:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingQuality:
-    """One label: its rate at or above the threshold, lately, at first here, and where its threshold was derived.
+    """One label: the share of images at or above its threshold in the last weeks, the first weeks, and the bundle.
 
-    `weekly`: the rate of every week shown, with its name; `disagreed`: images of late on which the members disagreed.
+    `weekly`: the rate of each shown week, with the week's name. `disagreed`: the images of the last weeks on which the
+    ensemble's members disagreed.
     """
 
     label: str
@@ -54,13 +55,13 @@ class FindingQuality:
 
     @property
     def change(self) -> Change:
-        """What its scores say against this site's first weeks."""
+        """The verdict on its scores, compared with this site's first weeks."""
         return self.shift.change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerQuality:
-    """What one calling AE title sent lately: how much of it was rejected, why, and whether that is new."""
+    """The images of one calling AE title in the last weeks: share and reasons of rejections, compared with before."""
 
     calling_ae: str
     recent: Rate
@@ -71,10 +72,10 @@ class CallerQuality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityReport:
-    """Everything that is watched of one bundle at one operating point.
+    """The report on one bundle at one operating point.
 
-    `since` is the first of the recent weeks; `baseline`: the first and the last week of the site's own reference, which
-    is absent as long as there are none before the recent ones.
+    `since`: the first of the recent weeks. `baseline`: the first and the last week of the site's own reference; None
+    while there are no weeks before the recent ones.
     """
 
     made_at: datetime
@@ -87,7 +88,7 @@ class QualityReport:
 
     @property
     def worst(self) -> Change:
-        """The largest change of any finding's scores."""
+        """The gravest verdict on any finding's scores."""
         order = list(Change)
         return max((entry.change for entry in self.findings), key=order.index, default=Change.UNKNOWN)
 
@@ -95,7 +96,7 @@ class QualityReport:
 def quality_report(
     watching: Watching, manifest: Manifest, bundle_hash: str, operating_point: str, now: datetime
 ) -> QualityReport:
-    """Compare the last four weeks, this one included, with what was before and with the bundle's reference.
+    """Compare the last four weeks, including this one, with the site's first weeks and with the bundle's reference.
 
     Raises: StoreUnavailable.
     """
@@ -122,9 +123,9 @@ def quality_report(
 
 
 def reference_rate(label: LabelEntry, operating_point: str, images: int) -> Rate:
-    """Return how often an image was at or above the threshold where it was derived.
+    """Return the share of the bundle's reference images at or above the threshold.
 
-    From the bundle's sensitivity, specificity and positives; the label is taken to be known of each of its `images`.
+    It follows from sensitivity, specificity and number of positives, if the label is known of each of `images`.
     """
     point = label.operating_points[operating_point]
     known = max(images, label.positives)
@@ -133,18 +134,18 @@ def reference_rate(label: LabelEntry, operating_point: str, images: int) -> Rate
 
 
 def _baseline_weeks(scores: Sequence[WeeklyScores], since: str) -> tuple[str, ...]:
-    """Return the first weeks, before the recent ones, that together hold enough images."""
+    """Return the first weeks that together hold enough images, of those before the recent ones."""
     images: dict[str, int] = {}
     for entry in scores:
         if entry.week < since:
             images[entry.week] = max(images.get(entry.week, 0), entry.images)
     found: list[str] = []
-    held = 0
+    images_counted = 0
     for week in sorted(images):
-        if held >= BASELINE_IMAGES:
+        if images_counted >= BASELINE_IMAGES:
             break
         found.append(week)
-        held += images[week]
+        images_counted += images[week]
     return tuple(found)
 
 
@@ -172,15 +173,15 @@ def _finding(
     comparisons = len(manifest.labels)
     recent_rate, first_rate = _above(recent), _above(first)
     reference = reference_rate(label, point, manifest.provenance.images)
-    seen = sum(entry.images for entry in recent)
+    images_scored = sum(entry.images for entry in recent)
     return FindingQuality(
         label=label.name,
         threshold=label.operating_points[point].threshold,
         recent=recent_rate,
         baseline=first_rate,
         reference=reference,
-        disagreed=Rate(hits=sum(entry.undetermined for entry in recent), images=seen),
-        mean=sum(entry.total for entry in recent) / seen if seen else None,
+        disagreed=Rate(hits=sum(entry.undetermined for entry in recent), images=images_scored),
+        mean=sum(entry.total for entry in recent) / images_scored if images_scored else None,
         weekly=tuple((week, _above([by_week[week]] if week in by_week else [])) for week in weeks),
         against_baseline=compare_rates(recent_rate, first_rate, comparisons=comparisons),
         against_reference=compare_rates(recent_rate, reference, comparisons=comparisons),
@@ -206,13 +207,13 @@ def _counts(scores: Sequence[WeeklyScores]) -> tuple[int, ...]:
 
 
 def _callers(images: Sequence[WeeklyImages], since: str) -> tuple[CallerQuality, ...]:
-    """Return who sent something lately, the most first; the node's own results that came back are left out."""
+    """Return the senders of the last weeks, the most images first, without the node's own results that came back."""
     by_caller: dict[str, list[WeeklyImages]] = {}
     for entry in images:
         if entry.outcome != OWN_RESULT:
             by_caller.setdefault(entry.calling_ae, []).append(entry)
     found = [_caller(name, entries, since, len(by_caller)) for name, entries in by_caller.items()]
-    return tuple(sorted((one for one in found if one.recent.images), key=lambda one: -one.recent.images))
+    return tuple(sorted((entry for entry in found if entry.recent.images), key=lambda entry: -entry.recent.images))
 
 
 def _caller(name: str, entries: Sequence[WeeklyImages], since: str, callers: int) -> CallerQuality:

@@ -97,7 +97,7 @@ def running_node(folder: Path) -> str:
 
 
 def _ask(settings: Settings) -> tuple[bool, str, tuple[HealthCheck, ...]]:
-    """Return whether a node runs on the store, in words too, and the checks."""
+    """Return whether a node runs on the store, a sentence on it, and the checks."""
     if not running_node(settings.store.path):
         return False, "no node runs on this store", (disk(settings),)
     page = read_page_address(settings.store.path) or PageAddress(
@@ -122,8 +122,8 @@ def _url(http: HttpSettings, port: int) -> str:
 
 
 def _fetch(url: str) -> dict[str, Any] | None:
-    """Return what the node says of itself, ready or not; None if it does not answer so."""
-    # Nothing secret goes there, and the node's certificate is of another name than the address it is asked by.
+    """Return the node's answer to /readyz, ready or not; None if there is no such answer."""
+    # No secret is sent, and the certificate is for another name than the address that is asked.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -139,7 +139,7 @@ def _fetch(url: str) -> dict[str, Any] | None:
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):
-    """Takes an answer as it is: a node that is not ready says so with 503."""
+    """Accepts every status: a node that is not ready answers with 503."""
 
     def http_response(self, request: urllib.request.Request, response: Any) -> Any:  # noqa: ARG002 urllib's
         """Return the answer."""

@@ -1,4 +1,4 @@
-"""What the node answers to probes, to Prometheus, and to who looks after quality."""
+"""The addresses for probes (/healthz, /readyz), Prometheus (/metrics) and quality (/monitoring)."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ _CALM = (Change.NONE, Change.FEW, Change.UNKNOWN)
 
 
 def monitoring_pages(monitored: MonitoredNode) -> tuple[PageRoute, ...]:
-    """Return the pages that this package adds to the node's own."""
+    """Return the addresses that this package adds to the page."""
     metrics = Metrics(monitored)
 
     async def healthz(request: Request) -> Response:  # noqa: ARG001 Starlette's signature
@@ -63,7 +63,7 @@ def _shown(report: QualityReport, monitored: MonitoredNode) -> dict[str, Any]:
         "has_scores": any(label.scores is not None for label in monitored.bundle.manifest.labels),
         "trained_on": monitored.bundle.manifest.provenance,
         "recent_weeks": RECENT_WEEKS,
-        "changed": [one.label.replace("_", " ") for one in report.findings if one.change not in _CALM],
+        "changed": [entry.label.replace("_", " ") for entry in report.findings if entry.change not in _CALM],
         "trends": {entry.label: _trend(entry) for entry in report.findings},
         "percent": format_percent,
         "rate": format_rate,
@@ -72,14 +72,14 @@ def _shown(report: QualityReport, monitored: MonitoredNode) -> dict[str, Any]:
 
 
 def format_percent(share: float | None) -> str:
-    """Return a share as people read it."""
+    """Return a share in percent; a dash for none."""
     if share is None or not math.isfinite(share):
         return "–"
     return f"{100 * share:.1f} %"
 
 
 def format_rate(rate: Rate) -> str:
-    """Return a rate with its 95 % interval, or that there is nothing to say."""
+    """Return a rate in percent with its 95 % interval; "no images" without images."""
     if rate.value is None:
         return "no images"
     low, high = rate.interval()
@@ -87,7 +87,7 @@ def format_rate(rate: Rate) -> str:
 
 
 def _trend(entry: FindingQuality) -> dict[str, Any]:
-    """Return the weekly rates as marks of a small drawing: a whisker for each interval, a dot for each rate."""
+    """Return the weekly rates as marks of a small SVG drawing: a whisker for each interval, a dot for each rate."""
     rates = [rate for _, rate in entry.weekly]
     intervals = [rate.interval() for rate in rates if rate.images]
     top = min(1.0, 1.1 * max([high for _, high in intervals] + [entry.reference.value or 0.0, 0.01]))

@@ -37,7 +37,7 @@ from dicomnode.domain.finding import Assessment, Finding, Presence
 from dicomnode.results import codes
 from dicomnode.results.context import Equipment, SourceContext
 from dicomnode.results.inputs import ReportInputs
-from dicomnode.results.presentation import by_evidence, impression, notes_on, statement, title_of
+from dicomnode.results.presentation import by_evidence, impression, notes_on, orientation_of, statement, title_of
 
 _FINDING = "121071"  # PS3.16 TID 1501
 
@@ -254,7 +254,7 @@ def _notes(inputs: ReportInputs) -> Iterator[str]:
     for number, assessment in enumerate(inputs.assessments, start=1):
         uid = assessment.source.sop_instance
         if frame := inputs.frames.get(uid):
-            orientation = inputs.sources[uid].orientation_after(frame.turned_from_source)
+            orientation = orientation_of(frame, inputs.sources[uid])
             of_image = f"Image {number}: " if len(inputs.assessments) > 1 else ""
             notes = notes_on(frame, orientation, is_unusual=assessment.is_unusual)
             yield from (f"{of_image}{note.text}" for note in notes)

@@ -65,12 +65,12 @@ def _thinned(line: npt.NDArray[np.int32]) -> Line:
 
 
 def _on_source(line: Line, frame: Frame) -> Line:
-    """Return a line of the upright frame on the source image, of which it may be a turned copy."""
+    """Return a line of the upright frame on the source image, of which it may be a mirrored and turned copy."""
     rows, columns = frame.pixels.shape
     for _ in range(frame.turned_from_source % 4):
         line = np.stack([rows - line[:, 1], line[:, 0]], axis=1)
         rows, columns = columns, rows
-    return line
+    return np.stack([columns - line[:, 0], line[:, 1]], axis=1) if frame.mirrored_from_source else line
 
 
 _KIND = ResultKind.PRESENTATION_STATE

@@ -17,7 +17,7 @@ from dicomnode.results.body import BoolArray, body_mask, onto
 from dicomnode.results.context import Equipment
 from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.panel import Colour, PanelContent, Shown, draw_panel
-from dicomnode.results.presentation import OUTLINE_LEVEL, Heat, findings_with_heat, heat_of, notes_on
+from dicomnode.results.presentation import OUTLINE_LEVEL, Heat, findings_with_heat, heat_of, notes_on, orientation_of
 
 Picture = npt.NDArray[np.uint8]
 
@@ -85,7 +85,7 @@ def draw(
 
 def draw_result(inputs: ImageResultInputs, *, only: Finding | None = None) -> Overlay:
     """Draw the radiograph of an image's results."""
-    orientation = inputs.source.orientation_after(inputs.frame.turned_from_source)
+    orientation = orientation_of(inputs.frame, inputs.source)
     return draw(inputs.frame, inputs.assessment, inputs.equipment, orientation=orientation, only=only)
 
 

@@ -49,7 +49,8 @@ def _on_body(values: FloatArray, body: BoolArray) -> FloatArray:
 
 def _on_source(values: FloatArray, frame: Frame) -> FloatArray:
     """Return a map of the upright frame lying as the stored image does."""
-    return np.ascontiguousarray(np.rot90(values, -frame.turned_from_source), dtype=np.float32)
+    stored = np.rot90(values, -frame.turned_from_source)
+    return np.ascontiguousarray(np.fliplr(stored) if frame.mirrored_from_source else stored, dtype=np.float32)
 
 
 def _write(finding: Finding, values: FloatArray, inputs: ImageResultInputs) -> ResultInstance:

@@ -14,6 +14,7 @@ import numpy as np
 from dicomnode.domain.finding import Assessment, Finding, Presence, odds_ratio
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.results.body import BoolArray, onto
+from dicomnode.results.context import SourceContext
 from dicomnode.settings.node import ResultSettings
 
 ABNORMALITY = "Abnormality"
@@ -222,10 +223,7 @@ def notes_on(
     `is_stated`: False for an image that cannot state one, such as a picture that is no DICOM object.
     """
     notes = [Note(text=UNUSUAL, is_warning=True)] if is_unusual else []
-    notes += [
-        Note(text=text, is_warning=True)
-        for text in repairs(frame.turned_from_source, inverted=frame.inverted_from_source)
-    ]
+    notes += [Note(text=text, is_warning=True) for text in repairs(frame)]
     if is_stated:
         notes.append(_side_note(frame, orientation))
     return tuple(sorted(notes, key=lambda note: not note.is_warning))
@@ -243,11 +241,18 @@ def _side_note(frame: Frame, orientation: tuple[str, str] | None) -> Note:
     return Note(text="The image does not state left and right")
 
 
-def repairs(quarter_turns: int, *, inverted: bool) -> list[str]:
+def orientation_of(frame: Frame, source: SourceContext) -> tuple[str, str] | None:
+    """Return the Patient Orientation of `frame.pixels`, None if the source states none that holds for them."""
+    return source.orientation_after(frame.turned_from_source, mirrored=frame.mirrored_from_source)
+
+
+def repairs(frame: Frame) -> list[str]:
     """Return what was done to the stored image to make it upright, as sentences for people."""
     done = []
-    if quarter_turns % 4:
-        done.append(f"Image turned by {90 * (quarter_turns % 4)}° counter-clockwise by this software")
-    if inverted:
+    if frame.mirrored_from_source:
+        done.append("Image mirrored left to right by this software")
+    if frame.turned_from_source % 4:
+        done.append(f"Image turned by {90 * (frame.turned_from_source % 4)}° counter-clockwise by this software")
+    if frame.inverted_from_source:
         done.append("Grey scale inverted by this software")
     return done

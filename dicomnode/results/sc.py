@@ -16,7 +16,7 @@ from dicomnode.results import codes, part10
 from dicomnode.results.context import SourceContext
 from dicomnode.results.inputs import ImageResultInputs
 from dicomnode.results.overlay import Overlay, draw_result
-from dicomnode.results.presentation import findings_with_heat, repairs, title_of
+from dicomnode.results.presentation import findings_with_heat, orientation_of, repairs, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def _write(heatmap: _Heatmap, inputs: ImageResultInputs) -> ResultInstance:
     ds.InstanceNumber = inputs.number
     ds.ContentDate = local_now.strftime(part10.DATE)
     ds.ContentTime = local_now.strftime(part10.TIME)
-    ds.PatientOrientation = list(source.orientation_after(frame.turned_from_source) or ())
+    ds.PatientOrientation = list(orientation_of(frame, source) or ())
     ds.BurnedInAnnotation = "YES"
     _add_derivation(ds, source, frame, overlay)
     part10.add_lossy_history(ds, source)
@@ -93,7 +93,7 @@ def _add_derivation(ds: Dataset, source: SourceContext, frame: Frame, overlay: O
     shown = ", ".join(label.replace("_", " ") for label in overlay.shown) or "none"
     steps = [
         f"Radiograph at {overlay.scale:.0%} of its size",
-        *repairs(frame.turned_from_source, inverted=frame.inverted_from_source),
+        *repairs(frame),
     ]
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.DerivationDescription = f"{'. '.join(steps)}. Grad-CAM of: {shown}. Panel with the findings beside it."

@@ -1,4 +1,4 @@
-"""The `[http]` section: where the web page is, and who may see and do what there."""
+"""The `[http]` section: the page's address, and the visitors' tokens and roles."""
 
 import os
 from enum import IntEnum
@@ -32,7 +32,7 @@ def _network(value: str) -> str:
 
 
 class HttpToken(Section):
-    """A secret that opens the page. `patients`: whether its holder may see who patients are, and not only masks."""
+    """A token that visitors sign in with. `patients`: whether its holder may see who patients are."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")
     role: Literal["metrics", "view", "operate"] = "view"
@@ -43,7 +43,7 @@ class HttpToken(Section):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.file is None) == (self.env is None):
-            raise ValueError("a token is in a file or in an environment variable: name one")
+            raise ValueError("a token needs either file or env")
         return self
 
     @property
@@ -52,7 +52,7 @@ class HttpToken(Section):
         return _ROLES[self.role]
 
     def read(self) -> str:
-        """Return the secret, read anew.
+        """Read the secret from its file or environment variable.
 
         Raises: ConfigurationError, which does not quote it.
         """
@@ -120,12 +120,12 @@ class HttpSettings(Section):
 
     @property
     def has_default_address(self) -> bool:
-        """Whether nobody said where the page is to be."""
+        """Whether neither bind nor port is set."""
         return self.model_fields_set.isdisjoint({"bind", "port"})
 
     @property
     def is_restricted(self) -> bool:
-        """Whether a visitor has to say who they are."""
+        """Whether visitors have to sign in, with a token or at a proxy."""
         return bool(self.tokens or self.proxy_user_header)
 
     @property
@@ -139,7 +139,7 @@ class HttpSettings(Section):
             return False
 
     def require_safe(self) -> None:
-        """Refuse a page that others could open without a secret, or read on its way.
+        """Refuse settings by which other machines could open the page without a token, or read the traffic.
 
         Raises: ConfigurationError.
         """

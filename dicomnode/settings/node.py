@@ -1,7 +1,7 @@
-"""The node's configuration: read once, checked whole, frozen; every part receives only its own section.
+"""The node's configuration: one frozen section for each part of the node, read once and checked as a whole.
 
-Order of precedence: command line options, then `CXRNODE_…` environment variables (`CXRNODE_SCP__PORT=11113`), then the
-TOML file, then the defaults here.
+Command line options take precedence over `CXRNODE_…` environment variables (`CXRNODE_SCP__PORT=11113`), those over the
+TOML file, and that over the defaults here.
 """
 
 import re
@@ -40,10 +40,11 @@ Uid = Annotated[str, AfterValidator(_uid)]
 
 
 class TlsSettings(Section):
-    """TLS of the Storage SCP, where there is a `certificate`; `key`: where its key is, if not in the same file.
+    """TLS of the Storage SCP; it is on if there is a `certificate`. Files are read again when they change.
 
-    `port`: a port for TLS beside the plain one; without it TLS takes `scp.port`, and nothing is plain. Files that
-    change are read again. `client_certificates`: whether peers have to show one, signed by `client_ca_file`.
+    `key`: the key's file, if the certificate's file does not hold it. `port`: a port for TLS besides the plain one;
+    without it, TLS takes `scp.port`, and there is no plain port. `client_certificates`: whether peers have to present
+    a certificate of an authority in `client_ca_file`.
     """
 
     port: Port | None = None
@@ -58,7 +59,7 @@ class TlsSettings(Section):
     def _is_consistent(self) -> Self:
         others = (self.port, self.key, self.key_password_file, self.client_ca_file)
         if self.certificate is None and any(entry is not None for entry in others):
-            raise ValueError("settings of TLS without a certificate")
+            raise ValueError("TLS needs a certificate: set scp.tls.certificate, or leave out the other settings of TLS")
         if (self.client_certificates == "none") != (self.client_ca_file is None):
             raise ValueError("client_certificates and client_ca_file go together")
         return self
@@ -70,13 +71,14 @@ class TlsSettings(Section):
 
 
 class ScpSettings(Section):
-    """The Storage SCP. `also_accept`: SOP classes beyond CR, DX and SC whose studies get an answer too.
+    """The Storage SCP. `also_accept`: SOP classes besides CR, DX and SC that are accepted, to be answered or rejected.
 
-    A peer is an address, and an AE title. `maximum_pending_bytes` bounds what all unfinished and unanswered messages
-    hold in memory together. A message that comes in more slowly than `minimum_bytes_per_s`, once `network_timeout_s`
-    has passed, is cut off. `networks`: who may connect; `calling_ae_networks`: from where alone an AE title may call.
-    `maximum_associations_per_s` and `maximum_objects_per_s` are of each address; associations beyond that are
-    rejected, save for a burst of five seconds' worth, and objects are answered later.
+    `networks`: the networks that may connect. `calling_ae_networks`: for an AE title, the only networks from which it
+    may call. `maximum_associations_per_peer` counts by address and by calling AE title. `maximum_pending_bytes` bounds
+    the memory of all unfinished and unanswered messages together. A message that is slower than `minimum_bytes_per_s`
+    after `network_timeout_s` is aborted. `maximum_associations_per_s` and `maximum_objects_per_s` count by address:
+    further associations are rejected, apart from a burst of five seconds' worth, and further objects are answered
+    later.
     """
 
     ae_title: AeTitle = "CXRNODE"
@@ -104,11 +106,11 @@ class ScpSettings(Section):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.tls.port == self.port:
-            raise ValueError("tls.port is a port beside this one; leave it out to have TLS here")
+            raise ValueError("scp.tls.port must differ from scp.port; leave it out to have TLS on scp.port")
         return self
 
     def ports(self) -> tuple[tuple[int, bool], ...]:
-        """Return the ports to listen on, and whether it is TLS that is spoken there."""
+        """Return the ports to listen on, each with whether it is for TLS."""
         if self.tls.certificate is None:
             return ((self.port, False),)
         return ((self.port, True),) if self.tls.port is None else ((self.port, False), (self.tls.port, True))
@@ -116,28 +118,31 @@ class ScpSettings(Section):
     @model_validator(mode="after")
     def _holds_the_largest_object(self) -> Self:
         if self.maximum_pending_bytes < 2 * self.maximum_object_bytes:
-            raise ValueError("maximum_pending_bytes is at least twice maximum_object_bytes")
+            raise ValueError("maximum_pending_bytes must be at least twice maximum_object_bytes")
         return self
 
 
 class StoreSettings(Section):
-    """Where bytes and states are kept, and how much free disk is never touched."""
+    """The folder of the store, and how much disk it leaves free."""
 
     path: Path = Path("var/store")
     minimum_free_bytes: int = Field(default=1_073_741_824, ge=0)
 
 
 class AssemblySettings(Section):
-    """When a study is complete: its association released and `quiet_s` passed, or `maximum_wait_s` at the latest."""
+    """When a study is complete: `quiet_s` after the release of its association.
+
+    At the latest it is complete `maximum_wait_s` after its first image.
+    """
 
     quiet_s: float = Field(default=2.0, ge=0)
     maximum_wait_s: float = Field(default=300.0, gt=0)
 
 
 class RetentionSettings(Section):
-    """How many days the bytes of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`.
+    """How many days the files of a study stay after it is settled; 0: none, inf: for ever. See `store.retention`.
 
-    `audit_wait_days`: for how long they stay beyond that, until audit messages about the study could be told.
+    `audit_wait_days`: how much longer they stay while audit messages about the study could not be sent.
     """
 
     images_days: float = Field(default=7.0, ge=0, allow_inf_nan=True)
@@ -146,7 +151,7 @@ class RetentionSettings(Section):
 
 
 class EligibilitySettings(Section):
-    """What the tags must say. Ages are in years; a bound that is absent is not applied."""
+    """Conditions on the attributes of an image. Ages are in years; an absent bound is not applied."""
 
     modalities: tuple[str, ...] = ("CR", "DX")
     minimum_side: int = Field(default=200, ge=1)
@@ -156,7 +161,7 @@ class EligibilitySettings(Section):
 
 
 class PixelSettings(Section):
-    """Limits and rendering of pixel data; percentiles are of the fallback window (see `imaging.pixels`)."""
+    """Limits and rendering of pixel data; the percentiles define the fallback window (see `imaging.pixels`)."""
 
     maximum_pixels: int = Field(default=80_000_000, ge=10_000)
     low_percentile: float = Field(default=0.5, ge=0, lt=50)
@@ -164,9 +169,10 @@ class PixelSettings(Section):
 
 
 class InferenceSettings(Section):
-    """The model bundle (None: the shipped reference), ONNX Runtime threads (0: one per core), operating point.
+    """The model bundle (None: the shipped one), ONNX Runtime's threads (0: one for each core), operating point.
 
-    `providers`: what the graph runs on; a node of it that the first cannot run goes to the next, and in the end to cpu.
+    `providers`: ONNX Runtime's execution providers, by preference. An operator that the first one lacks runs on the
+    next one, at last on the CPU.
     """
 
     bundle: Path | None = None
@@ -189,11 +195,11 @@ Word = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[ -~]+$")]
 
 
 class ResultSettings(Section):
-    """What results say of the node. `report_rejected`: answer a rejected study with a "not analysed" report.
+    """Attributes of the results. `report_rejected`: send a report "not analysed" for a rejected study.
 
-    Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported;
-    `equipment_purpose`: what the model is to the results, in Contributing Equipment Sequence. `word_above`,
-    `word_below`, `word_undetermined`: what people read of a probability at its threshold; codes do not change.
+    Codes are written as `value^meaning^scheme`. `procedure_reported`: the report's Procedure Reported.
+    `equipment_purpose`: the model's purpose in the Contributing Equipment Sequence. `word_above`, `word_below`,
+    `word_undetermined`: the words that people read for a probability at its threshold; codes do not change.
     """
 
     manufacturer: str = Field(default="cxrnode", min_length=1, max_length=64)
@@ -217,16 +223,16 @@ class ResultSettings(Section):
 
 
 class WorkSettings(Section):
-    """How often a study whose analysis failed for a passing reason is tried again before it is a dead letter."""
+    """How often an analysis is tried that fails for a transient reason, before the study is a dead letter."""
 
     maximum_attempts: int = Field(default=5, ge=1)
     retry_delay_s: float = Field(default=10.0, ge=0)
 
 
 class AuditSettings(Section):
-    """Where audit messages go (PS3.15 A.5): nowhere, to a file, or to a syslog receiver over TLS or UDP.
+    """The receiver of audit messages (PS3.15 A.5): none, a file, or a syslog receiver over TLS or UDP.
 
-    `ca_file` replaces the system's authorities. `source_id` names the node in messages; empty: its AE title.
+    `ca_file` replaces the system's authorities. `source_id`: the node's name in messages; "" means its AE title.
     """
 
     to: Literal["off", "file", "tls", "udp"] = "off"
@@ -242,18 +248,18 @@ class AuditSettings(Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if (self.to == "file") != (self.file is not None):
-            raise ValueError("file is to be given with to = file, and with nothing else")
+            raise ValueError('audit.file goes with to = "file", and with no other')
         if (self.to in ("tls", "udp")) != bool(self.host):
-            raise ValueError("host is to be given with to = tls or udp, and with nothing else")
+            raise ValueError('audit.host goes with to = "tls" or "udp", and with no other')
         if self.to != "tls" and (self.ca_file or self.client_certificate):
-            raise ValueError("ca_file and client_certificate have a meaning with to = tls only")
+            raise ValueError('ca_file and client_certificate need to = "tls"')
         if self.client_key is not None and self.client_certificate is None:
-            raise ValueError("client_key without client_certificate")
+            raise ValueError("client_key needs client_certificate")
         return self
 
 
 class LogSettings(Section):
-    """`json`: one object a line; `text`: for people; `auto`: text on a terminal, else JSON. Never patient data."""
+    """The log. `json`: one object on each line; `text`: for people; `auto`: text on a terminal, else JSON."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["auto", "json", "text"] = "auto"
@@ -287,7 +293,7 @@ class Settings(BaseSettings):
 def read_settings(file: Path | None, options: dict[str, Any]) -> Settings:
     """Read the configuration from options, environment, file and defaults, in this order of precedence.
 
-    `options` is nested like the file. Raises: ConfigurationError, naming each wrong field.
+    `options` is nested like the file. Raises: ConfigurationError, which names each wrong setting and what set it.
     """
     if file is not None and not file.is_file():
         raise ConfigurationError(f"there is no configuration file {file}; `cxrnode init {file}` writes one")
@@ -340,7 +346,7 @@ def parse_destination(text: str, **more: Any) -> DimseDestination:
 
 
 def parse_http(text: str) -> dict[str, Any]:
-    """Read `HOST:PORT`, `PORT` or `off`, the web page's address on a command line, into settings of its section.
+    """Read the value of --http, which is `HOST:PORT`, `PORT` or `off`, into settings of `[http]`.
 
     Raises: ConfigurationError.
     """

@@ -53,16 +53,16 @@ class Session:
 
 
 class Sessions:
-    """The sessions of all browsers, the most recent of them."""
+    """The most recent sessions of browsers."""
 
     def __init__(self, clock: Callable[[], datetime], names: Callable[[], str], key: bytes) -> None:
-        """`names` gives one that cannot be guessed; `key` is this process's own."""
+        """Take a source of names that cannot be guessed, and the secret key of this process."""
         self._clock, self._names, self._key = clock, names, key
         self._held: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, name: str | None) -> Session | None:
-        """Return the session of that name, unless there is none or its time is over."""
+        """Return the session of that name; None if there is none or it has expired."""
         with self._lock:
             found = self._held.get(name or "")
             if found is None or found.until < self._clock():
@@ -71,7 +71,7 @@ class Sessions:
             return found
 
     def begin(self, token: str | None = None) -> Session:
-        """Begin a session; `token` is the name of the token that its visitor gave."""
+        """Begin a session; `token` is the name of the token that the visitor signed in with."""
         session = Session(id=self._names(), token=token, until=self._clock() + _LASTS)
         with self._lock:
             self._held[session.id] = session
@@ -85,7 +85,7 @@ class Sessions:
             self._held.pop(session.id, None)
 
     def form_token(self, session: Session) -> str:
-        """Return what a form of this session carries."""
+        """Return the token that forms of this session carry."""
         return hmac.new(self._key, session.id.encode(), hashlib.sha256).hexdigest()
 
     def is_of(self, session: Session, form_token: str) -> bool:
@@ -128,7 +128,7 @@ class WrongTokens:
 
 
 class Access:
-    """Tells who visitors are, by the settings."""
+    """Tells who a visitor is and what they may do, by the settings."""
 
     def __init__(self, settings: HttpSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Read every token once, so that a missing one stops the start.
@@ -148,11 +148,11 @@ class Access:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether there is a token to sign in with."""
+        """Whether visitors can sign in with a token."""
         return bool(self._tokens)
 
     def token_of(self, secret: str) -> str | None:
-        """Return the name of the token with this secret; every one is compared, in constant time."""
+        """Return the name of the token with this secret; all are compared, each in constant time."""
         given = _digest(secret)
         found = [name for name, (_, digest) in self._tokens.items() if hmac.compare_digest(digest, given)]
         return found[0] if found else None

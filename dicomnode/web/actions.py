@@ -1,4 +1,4 @@
-"""What an operator does to a study from the page: try it again, give it up, have it analysed anew."""
+"""Actions of an operator on a study: try again, give up, analyse again."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ RETRY, REANALYSE, DROP = "retry", "reanalyse", "drop"
 
 
 async def act_on_study(request: Request) -> Response:
-    """Do to a study, or to one delivery of it, what a form asks for; then show it."""
+    """Carry out the action of a form on a study or on one of its deliveries, then show the study."""
     uid, form = str(request.path_params["study"]), await form_of(request)
     if not is_valid_uid(uid):
         raise HTTPException(404)
@@ -35,7 +35,7 @@ async def act_on_study(request: Request) -> Response:
 
 
 def reanalyse(request: Request, study: str) -> Reanalysis:
-    """Have a study analysed anew, and record who wants it.
+    """Have a study analysed again, and record the visitor who asked for it.
 
     Raises: UnknownStudy, StoreUnavailable.
     """
@@ -49,7 +49,7 @@ def reanalyse(request: Request, study: str) -> Reanalysis:
 def acts_on(
     jobs: Sequence[JobEntry], deliveries: Sequence[DeliveryEntry], images: Sequence[ImageEntry]
 ) -> frozenset[str]:
-    """Return what can be done to a study as it stands."""
+    """Return the actions that are possible on a study in its present state."""
     return frozenset(_acts_on(jobs, deliveries, images))
 
 
@@ -73,15 +73,15 @@ def _acts_on(
 
 
 async def _retry_or_drop(request: Request, study: str, delivery: str, act: str) -> str:
-    """Return what was done, in words."""
+    """Carry out the action, and return a sentence on what was done."""
     context = site_of(request).context
     is_one = delivery.isdecimal() and len(delivery) < 16
     selection = OneDelivery(delivery_id=int(delivery)) if is_one else OfStudy(study=study)
     ledger = context.store.ledger
-    do, done = (ledger.drop, "given up") if act == DROP else (ledger.retry, "to be tried again")
+    do, done = (ledger.drop, "given up") if act == DROP else (ledger.retry, "will be tried again")
     changed = await run_in_threadpool(do, selection, context.clock())
     counted = f"{changed.jobs} analyses and {changed.deliveries} deliveries {done}."
-    return counted if changed.jobs + changed.deliveries else f"There is nothing {done}."
+    return counted if changed.jobs + changed.deliveries else "Nothing is in a state for that."
 
 
 def _told(asked: Reanalysis) -> str:

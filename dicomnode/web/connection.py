@@ -1,13 +1,8 @@
-"""The socket at which the page listens: it lets in so many connections, and no more, whatever they do.
+"""Bounds on connections to the page: how many there are, and how long a request and an answer may take.
 
-The HTTP server knows a connection when TLS is agreed on; one that never gets there holds a descriptor until then, and
-descriptors are what the rest of the node needs too.
-
-A connection to the page: how long a request may take to come in, and which one goes when there are too many.
-
-The HTTP server itself bounds how many requests it answers at once, and how long a connection rests between two. But it
-waits without end for the rest of a request, and for who does not take an answer; and every connection counts, whether
-it asks for something or not. So a few that ask for nothing could keep everybody out.
+uvicorn bounds the requests that it answers at once, and the pause between two requests of a connection. It does not
+bound the wait for the rest of a request, or for a client that does not take its answer. It also does not know a
+connection before TLS is agreed on, and such a connection uses a file descriptor, which the rest of the node needs too.
 """
 
 import asyncio
@@ -20,23 +15,32 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 MOST_OPEN = 128
-"""Twice as many as are answered at once."""
+"""Connections that are open at once, with and without a request."""
 AT_ONCE = 64
-"""Connections that wait to be let in, all of which are let in before any is ended."""
+"""Connections that the kernel queues. All of them are accepted before one is closed."""
+MOST_ANSWERED = 64
+"""Requests that are answered at once; further ones get 503."""
+MOST_IDLE = 48
+"""Connections without a complete request; fewer than MOST_OPEN, so that a request always finds a place."""
+REQUEST_S = 20.0
+"""The time in which a request has to arrive completely."""
+ANSWER_S = 60.0
+"""The time in which a client has to take what was sent."""
 
 
 class BoundedListener(socket.socket):
-    """A listening socket that ends the oldest connection, of the address with the most, when there are too many.
+    """A listening socket that bounds the open connections.
 
-    It takes part in the server's loop as any socket does, so it is one.
+    Beyond the bound it closes the oldest connection of the address that has the most. uvicorn's event loop accepts
+    connections from it, so it is a socket.
     """
 
     _inside: tuple[tuple[socket.socket, str], ...] = ()
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Let a connection in."""
+        """Accept a connection, and close another one if there are too many."""
         wire, address = super().accept()
-        inside = [(one, whose) for one, whose in self._inside if one.fileno() != -1]
+        inside = [(connection, whose) for connection, whose in self._inside if connection.fileno() != -1]
         inside.append((wire, str(address[0])))
         if len(inside) > MOST_OPEN:
             inside.remove(leaving := _oldest_connection(inside))
@@ -48,29 +52,21 @@ class BoundedListener(socket.socket):
 def _oldest_connection(inside: list[tuple[socket.socket, str]]) -> tuple[socket.socket, str]:
     """Return the oldest of the address with the most."""
     count = Counter(whose for _, whose in inside)
-    return max(inside, key=lambda one: count[one[1]])
+    return max(inside, key=lambda connection: count[connection[1]])
 
 
 def _end(wire: socket.socket) -> None:
-    """Have whoever reads from a connection find its end."""
+    """Close a connection in both directions; its reader finds the end of the stream."""
     try:
         wire.shutdown(socket.SHUT_RDWR)
     except OSError:  # the other side was quicker
         return
 
 
-MOST_ANSWERED = 64
-"""Connections at which whoever asks is told to come later."""
-MOST_IDLE = 48
-"""Connections that ask for nothing now, or have not asked in full; fewer, so that one that asks finds a place."""
-REQUEST_S = 20.0
-ANSWER_S = 60.0
-
-
 class BoundedConnection(H11Protocol):
-    """A connection whose every request has to be whole within `REQUEST_S`, and whose answers are to be taken.
+    """A connection whose requests must be complete within `REQUEST_S`, and whose answers must be taken in `ANSWER_S`.
 
-    The time counts from when the connection was made, or from the first byte of a later request.
+    The time of the first request counts from the beginning of the connection, that of others from their first byte.
     """
 
     def __init__(
@@ -80,18 +76,22 @@ class BoundedConnection(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """Take what the server gives to every connection."""
+        """Take the arguments that uvicorn gives to every connection."""
         super().__init__(config, server_state, app_state, _loop)
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; where too many wait, another one goes."""
+        """Wait for a request; if too many connections wait, close one of them."""
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._watch()
-        idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.is_idle]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, BoundedConnection) and connection.is_idle
+        ]
         if len(idle) > MOST_IDLE:
             _least_deserving(idle).give_up()
 
@@ -101,23 +101,23 @@ class BoundedConnection(H11Protocol):
         self._watch()
 
     def on_response_complete(self) -> None:
-        """Rest until the next request."""
+        """Count the connection as idle until its next request."""
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Wait for the client to take what was sent, but not for ever."""
+        """Wait for the client to take what was sent, for a limited time."""
         super().pause_writing()
         self._patience = self.loop.call_later(ANSWER_S, self.give_up)
 
     def resume_writing(self) -> None:
-        """Go on sending."""
+        """Continue to send."""
         if self._patience is not None:
             self._patience.cancel()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Cancel the timers of a connection that has ended."""
         for timer in (self._deadline, self._patience):
             if timer is not None:
                 timer.cancel()
@@ -125,27 +125,27 @@ class BoundedConnection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is no whole request to answer."""
+        """Whether there is no complete request to answer."""
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body
 
     @property
     def idle_since(self) -> float:
-        """Since when it asks for nothing, on the loop's clock."""
+        """Since when it has been idle, on the loop's clock."""
         return self._idle_since
 
     @property
     def address(self) -> str:
-        """Whose it is."""
+        """The address of the client."""
         return self.client[0] if self.client is not None else ""
 
     def give_up(self) -> None:
-        """End now, whatever is still to be sent, and make room at once."""
+        """Close at once, without sending the rest, and free the place."""
         self.connections.discard(self)
         self.transport.abort()
 
     def _watch(self) -> None:
-        """See to it that there is a deadline exactly while a request is coming in."""
+        """Set or cancel the deadline, so that there is one exactly while a request arrives."""
         is_due = self.is_idle and not self.transport.is_closing()
         if is_due and self._deadline is None:
             self._deadline = self.loop.call_later(REQUEST_S, self.give_up)
@@ -156,5 +156,5 @@ class BoundedConnection(H11Protocol):
 
 def _least_deserving(idle: list[BoundedConnection]) -> BoundedConnection:
     """Return the connection that has been idle for longest, of the address with the most."""
-    count = Counter(one.address for one in idle)
-    return min(idle, key=lambda one: (-count[one.address], one.idle_since))
+    count = Counter(connection.address for connection in idle)
+    return min(idle, key=lambda connection: (-count[connection.address], connection.idle_since))

@@ -59,7 +59,7 @@ class PageContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Everything a view needs besides its request."""
+    """Everything that a view needs besides its request."""
 
     context: PageContext
     pages: Pages
@@ -68,23 +68,23 @@ class Site:
 
     @property
     def is_secure(self) -> bool:
-        """Whether the page is served over TLS by the node itself."""
+        """Whether the node itself serves the page over TLS."""
         return self.context.settings.http.certificate is not None
 
 
 def site_of(request: Request) -> Site:
-    """Return what the view of this request needs."""
+    """Return the site that a request belongs to."""
     site: Site = request.app.state.site
     return site
 
 
 def visitor_of(request: Request) -> Visitor:
-    """Return who asks."""
+    """Return the visitor who sent a request."""
     visitor: Visitor = request.state.visitor
     return visitor
 
 
 def session_of(request: Request) -> Session:
-    """Return the session of who asks."""
+    """Return the session of a request."""
     session: Session = request.state.session
     return session

@@ -38,7 +38,7 @@ View = Callable[[Request], Awaitable[Response]]
 
 
 class Guard:
-    """Lets a request through with its visitor and session, or answers it."""
+    """Middleware that refuses a request, or passes it on with its visitor and session."""
 
     def __init__(self, app: ASGIApp, *, settings: HttpSettings, access: Access, sessions: Sessions) -> None:
         self._app, self._settings, self._access, self._sessions = app, settings, access, sessions
@@ -78,7 +78,7 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = _host_of(request.headers.get("host", ""))
         if not self._is_ours(host):
-            # A page elsewhere may have had its own name resolve to this machine (DNS rebinding).
+            # The page of another site may have its own name resolve to this machine (DNS rebinding).
             text = f"This node is not known as {host[:255]!r}. Add the name to http.host_names if it is meant to be.\n"
             return PlainTextResponse(text, status_code=421)
         if not self._access.is_restricted and any(name in request.headers for name in _FORWARDED):
@@ -114,9 +114,10 @@ def note_wrong_token(access: Access, address: str) -> None:
 
 
 def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings, *, keeps_session: bool) -> View:
-    """Return a view that only visitors of that role reach, and forms only from pages of this node.
+    """Return a view that checks the visitor's role, and that a form comes from a page of this node.
 
-    `keeps_session`: it is for browsers, so a session is begun for whoever has none; probes would push out people's.
+    `keeps_session`: begin a session for a visitor without one. Views for programs do not, since sessions are bounded
+    and those of programs would push out those of people.
     """
 
     async def checked(request: Request) -> Response:
@@ -136,17 +137,17 @@ def guarded(view: View, needed: Role, sessions: Sessions, settings: HttpSettings
 
 
 def remember(response: Response, session: Session, *, is_secure: bool) -> None:
-    """Have the browser send the session's name from now on."""
+    """Set the session's cookie."""
     response.set_cookie(COOKIE, session.id, httponly=True, samesite="strict", secure=is_secure, path="/")
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form; of a name that comes twice, the last."""
+    """Return the fields of a form; of a repeated name, the last value."""
     return dict(await _fields_of(request))
 
 
 async def values_of(request: Request, name: str) -> list[str]:
-    """Return every value that a form gives to a name."""
+    """Return all values of one name in a form."""
     return [value for given, value in await _fields_of(request) if given == name]
 
 
@@ -165,14 +166,14 @@ async def _read_form(request: Request) -> list[tuple[str, str]]:
             if len(body) > LONGEST_FORM_BYTES:
                 return []
         return parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=300)
-    except (ValueError, ClientDisconnect):  # not UTF-8, too many fields, or nobody is there any more
+    except (ValueError, ClientDisconnect):  # not UTF-8, too many fields, or the client has gone
         return []
 
 
 async def _foreign(
     request: Request, session: Session | None, sessions: Sessions, settings: HttpSettings
 ) -> Response | None:
-    """Return a refusal of a form that is not from a page of this node."""
+    """Return a refusal if a form does not come from a page of this node."""
     origin = request.headers.get("origin") or request.headers.get("referer")
     if origin is not None and not _same_origin(origin, request.headers, settings):
         log.warning("web-form-refused", extra={"reason": "origin"})
@@ -185,7 +186,7 @@ async def _foreign(
 
 
 def _same_origin(origin: str, headers: Headers, settings: HttpSettings) -> bool:
-    """Tell whether a page's origin is this node; behind a proxy it is known by one of its names."""
+    """Tell whether a page's origin is this node, by the request's host name or one of `http.host_names`."""
     parts = urlsplit(origin)
     if parts.scheme not in ("http", "https"):
         return False
@@ -197,7 +198,7 @@ def _same_origin(origin: str, headers: Headers, settings: HttpSettings) -> bool:
 def _turned_away(request: Request) -> Response:
     wants_page = "text/html" in request.headers.get("accept", "")
     if request.state.visitor.role > Role.NOBODY:
-        return PlainTextResponse("You may look at this node, not do this.\n", status_code=403)
+        return PlainTextResponse("Your role does not allow this.\n", status_code=403)
     if request.method == "GET" and wants_page:
         return RedirectResponse("/login", status_code=303)
     return PlainTextResponse("Sign in first.\n", status_code=401, headers={"WWW-Authenticate": "Bearer"})

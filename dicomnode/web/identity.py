@@ -1,4 +1,4 @@
-"""Who a study is of: masked, unless the visitor may see it and asked to."""
+"""The patient of a study: masked unless the visitor may see patients and has asked to."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatientDetails:
-    """What is shown of a patient and an order."""
+    """What the page shows of a patient and an order."""
 
     name: str
     patient_id: str
@@ -29,12 +29,12 @@ class PatientDetails:
 
 
 def shows_patients(request: Request) -> bool:
-    """Tell whether this page is to say who patients are."""
+    """Tell whether a request's page names patients."""
     return visitor_of(request).patients and session_of(request).shows_patients
 
 
 def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> PatientDetails | None:
-    """Return whom a study is of, by the first of its objects that can be read."""
+    """Return the patient of a study, from the first of its objects that can be read."""
     for blob in blobs:
         try:
             return _patient(read_header(read_blob(blob)))
@@ -44,7 +44,7 @@ def patient_of(blobs: Sequence[str], read_blob: Callable[[str], bytes]) -> Patie
 
 
 def patients_of(context: PageContext, studies: Sequence[str]) -> dict[str, PatientDetails]:
-    """Return whom studies are of, as far as they are kept: of each, one object is read, the smallest.
+    """Return the patients of those studies of which an object is kept; of each study the smallest object is read.
 
     Raises: StoreUnavailable.
     """
@@ -54,9 +54,9 @@ def patients_of(context: PageContext, studies: Sequence[str]) -> dict[str, Patie
 
 
 def disclosed(request: Request, studies: Sequence[str]) -> None:
-    """Record that a visitor is about to be told whom studies are of.
+    """Record that a visitor is about to be shown the patients of studies.
 
-    Raises: StoreUnavailable; then they must not be.
+    Raises: StoreUnavailable; the visitor must not be shown them then.
     """
     visitor, address = visitor_of(request).name, request.client.host if request.client is not None else ""
     site_of(request).context.record_shown(visitor, address, studies)
@@ -65,14 +65,14 @@ def disclosed(request: Request, studies: Sequence[str]) -> None:
 
 
 async def switch(request: Request) -> Response:
-    """Show patients from now on, or mask them."""
+    """Show patients in this session from now on, or mask them."""
     form = await form_of(request)
     session_of(request).shows_patients = visitor_of(request).patients and form.get("show") == "yes"
     return RedirectResponse(local_path(form.get("back", "/")), status_code=303)
 
 
 def local_path(path: str) -> str:
-    """Return a path of this site, whatever a form says."""
+    """Return a path of this site; "/" for anything else that a form may hold."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
 
 

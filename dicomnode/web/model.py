@@ -1,6 +1,6 @@
-"""ROC and reliability of an output as places in a plane, for a template to draw.
+"""The model's page: its identity, the ROC and reliability curves of each output, operating points, and its card.
 
-The model: what it is, how well it does by its own measure, and its card.
+Curves become points in a plane, in the units of an SVG drawing, for the template to draw. The card is Markdown.
 """
 
 import html
@@ -22,12 +22,16 @@ from dicomnode.inference.operating import choose_operating_point
 from dicomnode.web.context import PageContext, site_of
 
 SIDE = 260
-"""The sides of the plane, in the drawing's units; its origin is at the upper left, as SVG's is."""
+"""The sides of the plane, in the drawing's units. The origin is at the upper left, as in SVG."""
 
 _SAME_PLACE = 3.0
 _NAMES_APART, _BESIDE, _BELOW, _MARGIN = 13.0, 8.0, 13.0, 12.0
 _CHARACTER = 5.8
-"""About how wide a character of a name is."""
+"""The approximate width of a character, in the drawing's units."""
+
+_SMALL = 100
+"""The sides of the small drawings, of which there is one for each output."""
+_LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 _LEAST_TOP = 0.02
@@ -35,7 +39,7 @@ _LEAST_TOP = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """A value on an axis, `at` so many units from its beginning."""
+    """A tick of an axis: `at` is the distance from its beginning, in the drawing's units, `said` its label."""
 
     at: float
     said: str
@@ -43,9 +47,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedPoint:
-    """Operating points that share a place, with their intervals as bars: `across` from x to x, `along` from y to y.
+    """Operating points at one place of the drawing, with their intervals as bars.
 
-    The names begin at `name_x`, or end there if they would not fit; below the point, where no curve is.
+    `across` is the interval of specificity, from x to x, `along` that of sensitivity, from y to y. The names stand
+    below the point, where no curve is; they begin at `name_x`, or end there if `is_begun` is false for want of space.
     """
 
     names: tuple[str, ...]
@@ -62,7 +67,7 @@ class PlacedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RocPlot:
-    """The curve and its band as SVG's points; without a curve the line joins the operating points."""
+    """A ROC curve and its band as lists of SVG points; without a curve, the line joins the operating points."""
 
     line: str
     band: str
@@ -72,7 +77,7 @@ class RocPlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedBin:
-    """A bin of the reliability plot: its place, and the interval as a bar from y to y."""
+    """A bin of a reliability plot: its place, and the interval as a bar from y to y."""
 
     entry: ReliabilityBin
     x: float
@@ -82,9 +87,10 @@ class PlacedBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityPlot:
-    """Bins in a plane that is as large as the probabilities are: those of a rare label would be one dot in all of it.
+    """The bins of a reliability plot, on axes that end at the largest probability.
 
-    `threshold`: where the operating point in use lies, None outside the plane.
+    On axes up to 1, all bins of a rare label would be one dot. `threshold`: the place of the operating point in use;
+    None if it is beyond the axis.
     """
 
     line: str
@@ -94,7 +100,7 @@ class ReliabilityPlot:
 
 
 def roc_plot(label: LabelEntry, in_use: str, side: float = SIDE) -> RocPlot:
-    """Return the ROC of a label, with its operating points; `in_use` names the one that the node reads by."""
+    """Return the ROC plot of a label with its operating points; `in_use` names the node's."""
     points = _placed(label, in_use, side)
     curve = label.curves.roc if label.curves else None
     if curve is None:
@@ -110,21 +116,21 @@ def roc_plot(label: LabelEntry, in_use: str, side: float = SIDE) -> RocPlot:
 
 
 def reliability_plot(curves: Curves, threshold: float, side: float = SIDE) -> ReliabilityPlot:
-    """Return the reliability of a label; `threshold`: of its operating point in use."""
-    most = max(_LEAST_TOP, *(max(one.predicted, one.high) for one in curves.reliability))
+    """Return the reliability plot of a label; `threshold` is that of its operating point in use."""
+    most = max(_LEAST_TOP, *(max(entry.predicted, entry.high) for entry in curves.reliability))
     step = _step(most)
     top = min(1.0, step * ceil(round(most / step, 6)))
     bins = tuple(
         PlacedBin(
-            entry=one,
-            x=_short(side * one.predicted / top),
-            y=_up(one.observed / top, side),
-            along=(_up(one.high / top, side), _up(one.low / top, side)),
+            entry=entry,
+            x=_short(side * entry.predicted / top),
+            y=_up(entry.observed / top, side),
+            along=(_up(entry.high / top, side), _up(entry.low / top, side)),
         )
-        for one in curves.reliability
+        for entry in curves.reliability
     )
     return ReliabilityPlot(
-        line=_line((one.x, one.y) for one in bins),
+        line=_line((entry.x, entry.y) for entry in bins),
         bins=bins,
         threshold=_short(side * threshold / top) if threshold <= top else None,
         ticks=_ticks(top, side, step),
@@ -132,13 +138,13 @@ def reliability_plot(curves: Curves, threshold: float, side: float = SIDE) -> Re
 
 
 def is_shifted(label: LabelEntry, curves: Curves) -> bool:
-    """Tell whether the shares of the bins are of another frequency of the label than the images measured have."""
-    shown = sum(one.observed * one.images for one in curves.reliability)
+    """Tell whether the bins were weighted to another frequency of the label than that of the measured images."""
+    shown = sum(entry.observed * entry.images for entry in curves.reliability)
     return abs(shown - label.positives) > 1 + 0.02 * label.positives
 
 
 def _placed(label: LabelEntry, in_use: str, side: float) -> tuple[PlacedPoint, ...]:
-    """Return the operating points by growing sensitivity, those at one place as one, the one in use named first."""
+    """Return the operating points by increasing sensitivity; those at one place are one, the one in use named first."""
     names = sorted(label.operating_points, key=lambda name: (label.operating_points[name].sensitivity, name != in_use))
     shared: list[list[str]] = []
     for name in names:
@@ -156,7 +162,7 @@ def _placed(label: LabelEntry, in_use: str, side: float) -> tuple[PlacedPoint, .
 
 
 def _point(label: LabelEntry, names: Sequence[str], in_use: str, floor: float, side: float) -> PlacedPoint:
-    """Return the operating points of a place; their names stand no lower than at `floor`."""
+    """Return the operating points at one place; their names stand at `floor` or above it."""
     entry = label.operating_points[names[0]]
     across, along = entry.specificity_interval, entry.sensitivity_interval
     x, y = _up(entry.specificity, side), _up(entry.sensitivity, side)
@@ -175,12 +181,12 @@ def _point(label: LabelEntry, names: Sequence[str], in_use: str, floor: float, s
     )
 
 
-def _distance(one: OperatingPointEntry, other: OperatingPointEntry) -> float:
-    return max(abs(one.sensitivity - other.sensitivity), abs(one.specificity - other.specificity))
+def _distance(entry: OperatingPointEntry, other: OperatingPointEntry) -> float:
+    return max(abs(entry.sensitivity - other.sensitivity), abs(entry.specificity - other.specificity))
 
 
 def _up(share: float, side: float) -> float:
-    """Return where a share lies on an axis that grows upwards."""
+    """Return the y of a share; SVG's y grows downwards."""
     return _short(side * (1 - share))
 
 
@@ -200,10 +206,6 @@ def _step(most: float) -> float:
 
 def _short(value: float) -> float:
     return round(value, 2)
-
-
-_SMALL = 100
-_LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 
 
 async def model(request: Request) -> Response:
@@ -233,7 +235,7 @@ def _small(label: LabelEntry, point: str) -> dict[str, Any]:
 
 
 def _large(label: LabelEntry, point: str) -> dict[str, Any]:
-    """Return everything about one output: its curves where there are any, and all its operating points."""
+    """Return everything that is shown of one output: its curves, if the bundle has any, and its operating points."""
     chosen, curves = label.operating_points[point], label.curves
     return {
         "label": label,
@@ -259,8 +261,8 @@ def _card(folder: Path) -> str:
 
 
 def render_card(text: str) -> Markup:
-    """Return the Markdown of a model card as HTML: headings, paragraphs, lists, tables, bold, code; nothing else."""
-    # Every part is escaped before it is marked up, so a card can bring in no markup of its own.
+    """Return the Markdown of a model card as HTML: headings, paragraphs, lists, tables, bold, code, https links."""
+    # Every part is escaped before it is marked up, so no markup of the card itself reaches the page.
     return Markup("\n".join(_blocks(text.splitlines())))  # noqa: S704
 
 

@@ -71,7 +71,7 @@ def _facts(context: PageContext) -> dict[str, Any]:
 
 
 def _waiting(operations: Operations) -> dict[str, int]:
-    """Return how much is at each station of the path that has not reached its end."""
+    """Return the number of studies and results at each unfinished stage of the path."""
     sending = sum(entry.sending for entry in operations.destinations.values())
     return {
         "Being received": operations.jobs[JobState.COLLECTING].count,
@@ -83,7 +83,7 @@ def _waiting(operations: Operations) -> dict[str, int]:
 
 
 def _bins(recent: Recent) -> list[tuple[int, float, float, int]]:
-    """Return the columns of the chart: place, top and height in percent, and how many answers they stand for."""
+    """Return the columns of the chart: position, top and height in the drawing's units, and number of studies."""
     minutes = recent.answers_by_minute
     sums = [sum(minutes[at : at + _BIN_MINUTES]) for at in range(0, len(minutes), _BIN_MINUTES)]
     most = max(*sums, 4)

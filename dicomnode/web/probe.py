@@ -1,7 +1,7 @@
-"""`python -m dicomnode.web.probe /healthz`: asks the node on this machine how it is; exit 0 when it is well.
+"""`python -m dicomnode.web.probe /healthz`: a health check from inside a container; exit 0 if the node answers 200.
 
-For health checks inside a container, every few seconds: it imports nothing but the standard library. Port and TLS are
-those of `CXRNODE_HTTP__PORT` and `CXRNODE_HTTP__CERTIFICATE`; where a file sets them, give the URL instead of a path.
+A container engine runs it every few seconds, so it imports nothing but the standard library. It takes port and TLS from
+`CXRNODE_HTTP__PORT` and `CXRNODE_HTTP__CERTIFICATE`. If a file sets them, give the URL instead of a path.
 """
 
 import http.client
@@ -46,7 +46,7 @@ def _url(given: str) -> str:
 def _connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
     if scheme == "http":
         return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    # It asks itself: who answers on this machine's loopback is not in doubt, and the certificate is for another name.
+    # On the loopback address there is no doubt about who answers, and the certificate is for another name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)

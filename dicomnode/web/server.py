@@ -1,4 +1,4 @@
-"""The HTTP server, on a thread of its own beside the node's other loops."""
+"""The HTTP server of the page, on a thread of its own."""
 
 import logging
 import socket
@@ -22,12 +22,12 @@ _STOP_S = 5
 
 
 class WebServer:
-    """Serves an application at the configured address from `start` to `stop`."""
+    """Serves an application at the configured address, from `start` to `stop`."""
 
     def __init__(
         self, app: ASGIApp, settings: HttpSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        """Take an application; nothing is opened yet. `clock` tells whether a certificate expires soon."""
+        """Take an application, without opening anything. `clock` tells whether a certificate expires soon."""
         self._settings, self._clock = settings, clock
         self._config = uvicorn.Config(
             app,
@@ -36,7 +36,7 @@ class WebServer:
             loop="asyncio",
             lifespan="off",
             log_config=None,
-            access_log=False,  # addresses would be in it, and what was searched for
+            access_log=False,  # it would hold addresses, and UIDs of studies that were looked at
             proxy_headers=False,
             server_header=False,
             limit_concurrency=MOST_ANSWERED,
@@ -52,26 +52,26 @@ class WebServer:
 
     @property
     def port(self) -> int:
-        """The port that was taken, or is to be."""
+        """The port that is listened on; before `open`, the configured one."""
         return self._settings.port if self._socket is None else int(self._socket.getsockname()[1])
 
     @property
     def url(self) -> str:
-        """Where the page is, once it is served."""
+        """The address of the page."""
         host = f"[{self._settings.bind}]" if ":" in self._settings.bind else self._settings.bind
         return f"{'https' if self._settings.certificate else 'http'}://{host}:{self.port}/"
 
     @property
     def certificate(self) -> ServedCertificate | None:
-        """The certificate that browsers are shown, if there is one."""
+        """The certificate that is served; None without TLS."""
         return self._renewed.served() if self._renewed is not None else None
 
     def open(self) -> None:
-        """Take the port, and read the certificate.
+        """Listen on the port, and read the certificate.
 
-        Raises: AddressUnavailable, ConfigurationError, if either cannot be had.
+        Raises: AddressUnavailable for the port, ConfigurationError for the certificate.
         """
-        # Its messages are of its own life cycle, which the node reports itself.
+        # uvicorn's messages tell of starts and stops, which the node logs itself.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._config.load()
         if self._settings.certificate is not None:
@@ -80,12 +80,12 @@ class WebServer:
         self._socket = _listening(self._settings.bind, self._settings.port)
 
     def start(self) -> None:
-        """Begin to serve what was opened."""
+        """Serve on the opened port."""
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer what is being asked, then end."""
+        """Answer the requests in progress, then end."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(2 * _STOP_S)
@@ -97,7 +97,7 @@ class WebServer:
 
 
 def try_out(settings: HttpSettings) -> str:
-    """Open the page as the node would, with its certificate, answer nobody, and return where it was.
+    """Open the page as the node would, close it again without answering anybody, and return its address.
 
     Raises: ConfigurationError.
     """
@@ -110,7 +110,7 @@ def try_out(settings: HttpSettings) -> str:
 
 
 async def _nobody(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer nothing, since nobody asks."""
+    """Answer nothing: the port is closed before anybody could ask."""
 
 
 def _renewed_context(settings: HttpSettings, clock: Callable[[], datetime]) -> RenewedContext:
@@ -119,19 +119,19 @@ def _renewed_context(settings: HttpSettings, clock: Callable[[], datetime]) -> R
 
 
 def _beginning(settings: HttpSettings, renewed: RenewedContext) -> ssl.SSLContext:
-    """Return what every handshake begins with, to go on with the certificate that is in the files by then."""
+    """Return the context that handshakes begin with; each continues with the certificate that is in the files then."""
 
     def go_on(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         handshake.context = renewed.context()
 
     beginning = _page_context(settings)
-    beginning.sni_callback = go_on  # called whether a name is asked for or not
+    beginning.sni_callback = go_on  # OpenSSL calls it even if the client names no host
     return beginning
 
 
 def _page_context(settings: HttpSettings) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # A session would outlive the certificate that it was begun with.
+    # A resumed session would keep the former certificate.
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
     try:

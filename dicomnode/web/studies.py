@@ -1,4 +1,4 @@
-"""The list of studies, and searching it. What is searched for stays in the session: no address names a patient."""
+"""The list of studies and its search. A search's fields stay in the session, so that no address names a patient."""
 
 import re
 import secrets
@@ -33,7 +33,7 @@ OUTCOMES: Mapping[str, tuple[JobState, ...]] = {
 
 
 async def studies(request: Request) -> Response:
-    """Show a page of studies, of a search if one is named."""
+    """Show a page of the list, or of a search."""
     site, asked = site_of(request), request.query_params
     search = asked.get("search", "")
     fields = session_of(request).searches.get(search, {})
@@ -57,7 +57,7 @@ async def studies(request: Request) -> Response:
 
 
 async def search_studies(request: Request) -> Response:
-    """Take note of a search, and show what it finds."""
+    """Keep the fields of a search in the session, and redirect to its results."""
     form = await form_of(request)
     fields = {name: form.get(name, "").strip()[:128] for name in _FIELDS}
     if not any(fields.values()):
@@ -74,7 +74,7 @@ def _page(context: PageContext, fields: Mapping[str, str], before: int | None) -
 
 
 def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str, PatientDetails] | None:
-    """Return whom the studies of a page are of, where that is to be shown, and record that it is."""
+    """Return the patients of a page's studies if the visitor sees patients, and record that they are shown."""
     if not shows_patients(request):
         return None
     patients = patients_of(site_of(request).context, [entry.study for entry in entries])
@@ -84,7 +84,7 @@ def _shown_patients(request: Request, entries: Sequence[StudyEntry]) -> dict[str
 
 
 def wanted_of(fields: Mapping[str, str]) -> StudyQuery:
-    """Return what a search looks for; a date is a day on the node's clock, and until means that day too."""
+    """Return the conditions of a search; dates are days of the node's time zone, and the last day is included."""
     number = fields.get("number", "")
     is_uid = number.count(".") >= 2 and is_valid_uid(number)
     until = _day(fields.get("until", ""))
@@ -105,6 +105,6 @@ def _day(value: str) -> datetime | None:
 
 
 def described(entry: StudyEntry, settings: ResultSettings) -> dict[str, Any]:
-    """Return a study of a list as templates show it."""
+    """Return a study as the template of the list shows it."""
     why = ", ".join(REASONS[reason] for reason in entry.reasons) or (entry.last_error or "")
     return {"entry": entry, "headline": headline(entry.summary, settings), "why": why}

@@ -1,6 +1,6 @@
-"""A Structured Report as a tree of words, for a template.
+"""The page of one study: patient, images with findings and heatmaps, results, deliveries, and the history.
 
-One study: whom it is of, what was said of it, the pictures, the results, and everything that happened.
+The Structured Report is shown as a tree of its content items, which `read_report` makes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.dicom.attributes import items, number, text
-from dicomnode.domain.answer import ResultKind
+from dicomnode.domain.answer import RejectionReason, ResultKind
 from dicomnode.domain.errors import CxrNodeError
+from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.summary import ImageSummary, StudySummary
 from dicomnode.results.presentation import UNUSUAL, Note
@@ -34,7 +35,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One content item: what it is, what it says, and what belongs to it."""
+    """One content item: its concept name, its value, and the items below it."""
 
     name: str
     value: str
@@ -53,7 +54,7 @@ def _item(ds: Dataset, depth: int) -> Item:
 
 def _items(ds: Dataset, depth: int) -> Iterator[Item]:
     for entry in items(ds, "ContentSequence"):
-        # Outlines of the whole image are for viewers that need a place to draw at.
+        # The report has outlines of whole images for viewers that need coordinates; here they would tell nothing.
         if text(entry, "ValueType") not in ("SCOORD", ""):
             yield _item(entry, depth)
 
@@ -106,7 +107,10 @@ _DOUBTFUL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """An image with what was found in it. `heat` is the finding whose map is shown, `labels` those that have one."""
+    """An image with its findings. `heat`: the label whose map is shown; `labels`: all labels that have a map.
+
+    `evidence`: which attribute of the image said what, such as view and body part.
+    """
 
     entry: ImageEntry
     bars: tuple[Bar, ...]
@@ -118,6 +122,7 @@ class ShownImage:
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
+    evidence: tuple[Evidence, ...]
 
 
 async def study(request: Request) -> Response:
@@ -131,25 +136,25 @@ async def study(request: Request) -> Response:
 
 
 async def radiograph(request: Request) -> Response:
-    """Answer with an image as a picture."""
+    """Answer with an image as PNG."""
     look = await _look_of(request)
     return _picture(look.png or None)
 
 
 async def heat(request: Request) -> Response:
-    """Answer with a finding's map, to be laid over the image; the finding is a label's place in the manifest."""
+    """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
     context, look = site_of(request).context, await _look_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
     return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
-    """Answer with a Secondary Capture of the study as a picture."""
+    """Answer with a Secondary Capture of the study as PNG."""
     context, uid, result = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "result")
 
     def made() -> bytes | None:
         entries = context.store.studies.results_of(uid)
-        entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
+        entry = next((entry for entry in entries if entry.ref.sop_instance == result and not entry.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
         return capture_png(context.store.blobs.read(entry.blob))
@@ -158,13 +163,13 @@ async def capture(request: Request) -> Response:
 
 
 def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = context.store.ledger, context.store.studies
+    ledger, studies = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
-    images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
+    images, results, summary = studies.images_of(uid), studies.results_of(uid), studies.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
-    at = _chosen(images, said, chosen.get("image", ""))
+    bars, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
+    at = _chosen(images, bars, chosen.get("image", ""))
     shown = (
         _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
@@ -177,7 +182,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "state": jobs[-1].state if jobs else None,
         "jobs": jobs,
         "acts": acts_on(jobs, deliveries, images),
-        "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
+        "images": [(image, bool(bars.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
         "model": summary.model,
@@ -189,15 +194,21 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(context, images, results) if shows else None,
+        "patient": _patient(context, images, results, at) if shows else None,
+        "of_several_patients": any(
+            entry.reason is RejectionReason.PATIENT_MISMATCH and entry.version == jobs[-1].version
+            for entry in rejections
+            if jobs
+        ),
+        "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
-def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
-    """Return the place of the image to show: the one asked for, else the first that was analysed, else the first."""
+def _chosen(images: Sequence[ImageEntry], bars: Mapping[str, Any], asked: str) -> int | None:
+    """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
-    analysed = [uid for uid in uids if uid in said]
+    analysed = [uid for uid in uids if uid in bars]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
 
 
@@ -228,6 +239,7 @@ def _shown(
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
         look=look,
         is_withheld=withheld,
+        evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
         heat=asked if asked in labels else first_to_show(bars, labels),
     )
@@ -243,7 +255,7 @@ def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
 def _look(context: PageContext, image: ImageEntry) -> Look | None:
     try:
         return context.gallery.look(image.instance)
-    except CxrNodeError:  # purged meanwhile, damaged, or no decoder: the page says so in place of the picture
+    except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
@@ -252,7 +264,9 @@ async def _look_of(request: Request) -> Look:
 
     def found() -> Look | None:
         images = context.store.studies.images_of(uid)
-        image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
+        image = next(
+            (entry for entry in images if entry.instance.ref.sop_instance == sop and not entry.is_purged), None
+        )
         return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
@@ -264,7 +278,7 @@ async def _look_of(request: Request) -> Look:
 
 
 def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
-    reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
+    reports = [entry for entry in results if entry.kind is ResultKind.STRUCTURED_REPORT and not entry.is_purged]
     made = []
     for entry in reports[:1]:
         try:
@@ -275,9 +289,11 @@ def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]
 
 
 def _patient(
-    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry], at: int | None
 ) -> PatientDetails | None:
-    blobs = [image.instance.blob for image in images if not image.is_purged]
+    """Return the patient of the image that is shown, since a study may hold images of others by mistake."""
+    ordered = images if at is None else [images[at], *images]
+    blobs = [image.instance.blob for image in ordered if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
     return patient_of(blobs[:3], context.store.blobs.read)
 
@@ -287,7 +303,7 @@ def _mark(kind: EventKind) -> str:
 
 
 def _step(value: str) -> int:
-    """Return an opacity in tenths."""
+    """Return an opacity in tenths, from its percentage in the address."""
     return min(int(value) // _STEPS, _STEPS) if value.isdecimal() and len(value) < 4 else 4
 
 

@@ -26,7 +26,7 @@ class NavEntry:
 
 
 class Pages:
-    """Renders templates of this package, and of those that add pages to it."""
+    """Renders the templates of this package and of packages that add pages to it."""
 
     def __init__(
         self,

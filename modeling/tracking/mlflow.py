@@ -66,7 +66,10 @@ def open_mlflow(settings: TrackingSection, folder: Path) -> "MlflowTracker":
             f"tracking.uri: {named} needs a package that is not installed: {error.name}"
         ) from error
     if not settings.uri:
-        log.info("to see the run: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri %s", store)
+        log.info(
+            "to see the run, with the package mlflow: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri %s",
+            store,
+        )
     # A database says nothing of where files go, and MLflow would choose the working directory.
     files = f"{store}/{settings.experiment}" if uri.partition(":")[0].partition("+")[0] in _DATABASES else None
     return MlflowTracker(MlflowRuns(client, settings.experiment, folder, address=named, files=files), named)

@@ -91,7 +91,15 @@ def frame(
     turns: int = 0,
     inverted: bool = False,
     window: tuple[float, float] | None = None,
+    mirrored: bool = False,
 ) -> Frame:
     still = np.ascontiguousarray(pixels, dtype=np.float32)
     still.setflags(write=False)
-    return Frame(source=source, pixels=still, window=window, turned_from_source=turns, inverted_from_source=inverted)
+    return Frame(
+        source=source,
+        pixels=still,
+        window=window,
+        turned_from_source=turns,
+        inverted_from_source=inverted,
+        mirrored_from_source=mirrored,
+    )

@@ -58,6 +58,7 @@ def image_results(
     *,
     turns: int = 0,
     inverted: bool = False,
+    mirrored: bool = False,
     window: tuple[float, float] | None = None,
     abnormality: float = 0.8,
     pixels: FloatArray | None = None,
@@ -67,7 +68,14 @@ def image_results(
     stored = chest(640, 560) if pixels is None else pixels
     inputs = ImageResultInputs(
         source=context,
-        frame=frame(context.ref, np.rot90(stored, turns), turns=turns, inverted=inverted, window=window),
+        frame=frame(
+            context.ref,
+            np.rot90(np.fliplr(stored) if mirrored else stored, turns),
+            turns=turns,
+            inverted=inverted,
+            mirrored=mirrored,
+            window=window,
+        ),
         assessment=assessment(context.ref, probabilities, abnormality=abnormality),
         equipment=equipment(institution="Hôpital général"),
         identity=identity(context.ref.study),

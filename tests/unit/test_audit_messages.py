@@ -8,13 +8,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from lxml import etree
 
-from dicomnode.audit.message import Endpoint, Patient, Reporter, write_message
+from dicomnode.audit.message import AuditPatient, Endpoint, Reporter, write_message
 from dicomnode.audit.syslog import syslog_line
 from dicomnode.domain.audit import Alert, AuditKind, AuditRecord, Disclosure, InstanceTransfer
 
 SCHEMA = etree.RelaxNG(etree.parse(str(Path(__file__).parent.parent / "data" / "audit-message.rng")))
 AT = datetime(2026, 3, 1, 12, 0, 0, 250000, tzinfo=UTC)
-PATIENT = Patient(patient_id="12345", name="DOE^JANE")
+PATIENT = AuditPatient(patient_id="12345", name="DOE^JANE")
 CR, SR = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.88.34"
 REPORTER = Reporter(
     node=Endpoint(user="CXRNODE", ae_title="CXRNODE", address="reader-1.example.org"),
@@ -129,7 +129,7 @@ def test_a_time_is_told_in_utc_wherever_the_node_stands() -> None:
 def test_nothing_that_a_peer_or_an_object_says_breaks_the_message(hostile: str) -> None:
     about = transfer(f"A{hostile}", address=hostile)
     record = AuditRecord(number=1, at=AT, kind=AuditKind.RECEIVED, about=about)
-    xml = write_message(record, REPORTER, Patient(patient_id=f"1{hostile}", name=hostile))
+    xml = write_message(record, REPORTER, AuditPatient(patient_id=f"1{hostile}", name=hostile))
     SCHEMA.assertValid(etree.fromstring(xml))
     assert b"\n" not in xml
 

@@ -201,7 +201,7 @@ def test_the_content_tree_says_how_often_and_whence(tree: list[ContentRow]) -> N
     assert (found["Imaging Measurement Report"].depth, found["Imaging Measurement Report"].value) == (0, "TID 1500")
     assert found["Imaging Measurements"].multiplicity == "0-1"
     assert (found["Measurement Group"].multiplicity, found["Measurement Group"].value) == ("1-n", "TID 1501")
-    assert (found["Finding Site"].multiplicity, found["Finding Site"].origin) == ("0-1", "FIXED")
+    assert (found["Finding Site"].multiplicity, found["Finding Site"].origin) == ("0-1", "AUTO from analysis")
     presence = found["Presence"]
     assert presence.origin == "AUTO from model and analysis" or presence.origin == "AUTO from analysis"
     assert {"Present", "Absent", "Undetermined"} == set(re.findall(r'"(.+?)"', presence.value))

@@ -26,7 +26,7 @@ COMMANDS = sorted(
         (name, line.split("  #")[0].strip())
         for name in GUIDES
         for block in blocks("sh", TEXTS[name])
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("cxrnode ")
     }
 )

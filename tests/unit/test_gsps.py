@@ -25,8 +25,8 @@ def state(source: Dataset, probabilities: dict[str, float] | None = None, **repa
     return decode(made.part10)
 
 
-def blank(rows: int, columns: int, *, turns: int = 0) -> Frame:
-    return frame(REF, np.zeros((rows, columns), dtype=np.float32), turns=turns)
+def blank(rows: int, columns: int, *, turns: int = 0, mirrored: bool = False) -> Frame:
+    return frame(REF, np.zeros((rows, columns), dtype=np.float32), turns=turns, mirrored=mirrored)
 
 
 def everywhere() -> BoolArray:
@@ -112,13 +112,15 @@ def test_the_line_encloses_what_lies_above_the_level(shape: tuple[int, int]) -> 
     assert np.allclose(line.max(axis=0), [columns.max() + 1, rows.max() + 1], atol=tolerance)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_lines_on_a_righted_image_are_turned_back(turns: int) -> None:
+def test_lines_on_a_righted_image_are_turned_and_mirrored_back(turns: int, mirrored: bool) -> None:
     stored = np.zeros((600, 400), dtype=np.float32)
     upright = np.rot90(stored, turns)
     entry = saliency("Mass", 1, 4)
     on_source = np.rot90(enlarged(entry.values, upright.shape), -turns)
-    (line,) = contours(entry, blank(*upright.shape, turns=turns), everywhere())
+    on_source = np.fliplr(on_source) if mirrored else on_source
+    (line,) = contours(entry, blank(*upright.shape, turns=turns, mirrored=mirrored), everywhere())
     peak_row, peak_column = np.unravel_index(on_source.argmax(), on_source.shape)
     assert on_source.shape == stored.shape
     assert np.allclose(line.mean(axis=0), [peak_column, peak_row], atol=25)

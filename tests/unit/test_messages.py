@@ -47,7 +47,7 @@ def test_a_wrong_configuration_is_told_with_the_nearest_right_one(text: str, sai
         ("CXRNODE_SCP__PROT", "3", "scp.prot: there is no such setting; did you mean port?"),
         ("CXRNODE_SPC__PORT", "3", "spc: there is no such setting; did you mean scp?"),
         ("CXRNODE_SCP", "3", "scp: must be a section with settings of its own"),
-        ("CXRNODE_SCP__TLS__KEY", "/k", "scp.tls: settings of TLS without a certificate"),
+        ("CXRNODE_SCP__TLS__KEY", "/k", "scp.tls: TLS needs a certificate"),
         ("CXRNODE_ELIGIBILITY__MODALITIES", "CR", "cannot be read as JSON"),
     ],
 )

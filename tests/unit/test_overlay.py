@@ -180,11 +180,12 @@ def test_a_repaired_image_says_so_in_a_colour_of_warning() -> None:
     repaired = draw(frame(REF, radiograph(), turns=1, inverted=True), said, equipment(mark=""))
     assert not has(plain.pixels[:, 1216:], AMBER)
     assert has(repaired.pixels[:, 1216:], AMBER)
-    assert repairs(1, inverted=True) == [
+    assert repairs(frame(REF, radiograph(), turns=1, inverted=True, mirrored=True)) == [
+        "Image mirrored left to right by this software",
         "Image turned by 90° counter-clockwise by this software",
         "Grey scale inverted by this software",
     ]
-    assert repairs(0, inverted=False) == []
+    assert repairs(frame(REF, radiograph())) == []
 
 
 def test_the_mark_is_burned_in_unless_it_is_configured_away() -> None:

@@ -53,11 +53,13 @@ def test_cells_outside_the_body_are_0() -> None:
     assert np.array_equal(values_of(ds)[3:6, 4:6], expected[3:6, 4:6])
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_the_map_of_a_righted_image_lies_as_the_stored_one(turns: int) -> None:
+def test_the_map_of_a_righted_image_lies_as_the_stored_one(turns: int, mirrored: bool) -> None:
     source = build("cr")
-    (ds,) = maps(source, turns=turns)
-    assert np.array_equal(values_of(ds), np.rot90(grad_cam(source, "Mass"), -turns))
+    (ds,) = maps(source, turns=turns, mirrored=mirrored)
+    stored = np.rot90(grad_cam(source, "Mass"), -turns)
+    assert np.array_equal(values_of(ds), np.fliplr(stored) if mirrored else stored)
 
 
 def test_the_numbers_say_what_they_are() -> None:

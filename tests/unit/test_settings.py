@@ -73,11 +73,11 @@ def test_the_shipped_file_names_every_setting_of_tls() -> None:
 @pytest.mark.parametrize(
     ("tls", "said"),
     [
-        ({"port": 2762}, "without a certificate"),
-        ({"key": "k.pem"}, "without a certificate"),
+        ({"port": 2762}, "needs a certificate"),
+        ({"key": "k.pem"}, "needs a certificate"),
         ({"certificate": "c.pem", "client_certificates": "required"}, "go together"),
         ({"certificate": "c.pem", "client_ca_file": "ca.pem"}, "go together"),
-        ({"certificate": "c.pem", "port": 11112}, "beside this one"),
+        ({"certificate": "c.pem", "port": 11112}, "must differ from scp.port"),
         ({"certificate": "c.pem", "minimum_version": "1.1"}, "minimum_version"),
     ],
 )

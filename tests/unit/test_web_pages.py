@@ -34,6 +34,13 @@ def test_every_page_is_whole_and_has_nothing_inline(web: Web, path: str) -> None
     is_whole(Page(answer.text))
 
 
+def test_a_study_says_which_attribute_decided_on_view_and_body_part(web: Web) -> None:
+    analysed = web.client.get(f"/studies/{STUDY}").text
+    assert re.search(r"<dt>view</dt><dd>\w+ <span class=\"quiet\">View Position</span></dd>", analysed)
+    rejected = web.client.get(f"/studies/{HAND}").text
+    assert re.search(r"<dt>body part</dt><dd>[^<]+ <span class=\"quiet\">Body Part Examined</span></dd>", rejected)
+
+
 def test_a_former_address_leads_to_the_present_one(web: Web) -> None:
     answer = web.client.get("/letters?x=1", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (308, "/problems?x=1")
@@ -86,6 +93,17 @@ def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
     assert "&lt;b&gt;A&lt;/b&gt;" in text
     assert not [tag for tag, given in Page(text).elements if tag in ("b", "i") or given.get("src") == "x"]
     assert "<script>alert" not in text
+
+
+def test_a_study_of_two_patients_names_the_one_of_the_image_that_is_shown(own: Web) -> None:
+    one, other = image(seed=1, patient_id="ID-OF-ONE"), image(seed=2, patient_id="ID-OF-ANOTHER")
+    own.answer(one, other)
+    own.post("/patients", show="yes")
+    for shown, named, unnamed in ((one, "ID-OF-ONE", "ID-OF-ANOTHER"), (other, "ID-OF-ANOTHER", "ID-OF-ONE")):
+        text = own.client.get(f"/studies/{STUDY}", params={"image": str(shown.SOPInstanceUID)}).text
+        assert "The images of this study are of different patients." in text
+        assert named in text
+        assert unnamed not in text
 
 
 def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
