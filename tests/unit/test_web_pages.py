@@ -294,7 +294,7 @@ def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_mask
 ) -> None:
     own.answer(image(tags=tags))
     uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
-    assert "may carry the patient" in own.client.get(f"/studies/{STUDY}").text
+    assert "may have the patient" in own.client.get(f"/studies/{STUDY}").text
     assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 403
     assert own.client.get(f"/studies/{STUDY}/images/{uid}/1.png").status_code == 403
     own.post("/patients", show="yes")
