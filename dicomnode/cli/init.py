@@ -94,7 +94,7 @@ def _line(setting: re.Match[str], value: str | int) -> str:
 
 def _with_destination(lines: Sequence[str], pacs: DimseDestination) -> list[str]:
     """Put the site's destination before the examples of destinations."""
-    at = next(number for number, line in enumerate(lines) if line.startswith("# One table per destination."))
+    at = next(number for number, line in enumerate(lines) if line.startswith("# One table for each destination."))
     table = [
         "[[delivery.destinations]]" + _MARK,
         *(f"{key} = {json.dumps(getattr(pacs, key))}" for key in ("ae_title", "host", "port")),

@@ -277,7 +277,7 @@ def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Pa
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
     object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
-    assert "Another model read this image" in text
+    assert "read by another model than the one in use now" in text
     assert 'id="heat"' not in text
 
 
