@@ -13,6 +13,8 @@ from dicomnode.domain.terminology import ABNORMALITY
 METRICS = "metrics.json"
 LABELLED, UNLABELLED = "## Evaluation: ", "## Images without labels: "
 BEFORE = "## Limits"
+MAPS_UNMEASURED = "; maps were not measured against boxes"
+"""What the limits state until an evaluation compares maps with boxes."""
 _UNTITLED = "labelled images"
 _Json = Mapping[str, Any]
 
@@ -69,6 +71,11 @@ def with_sections(card: str, sections: str) -> str:
     place = next((at for at, part in enumerate(kept) if part.startswith(BEFORE)), len(kept))
     whole = [*kept[:place], *([sections] if sections else []), *kept[place:]]
     return "\n\n".join(whole) + "\n"
+
+
+def measure_maps(evaluations: Sequence[StoredEvaluation]) -> bool:
+    """Tell whether any of the evaluations compared maps with boxes."""
+    return any(stored.metrics.get("localisation") for stored in evaluations)
 
 
 def _labelled(stored: StoredEvaluation) -> str:

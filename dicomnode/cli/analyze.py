@@ -31,6 +31,7 @@ from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
 from dicomnode.domain.summary import FindingSummary
 from dicomnode.formatting import format_size
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.monitoring.export import safe_cell
 from dicomnode.node import utc_now
 from dicomnode.results.summary import summary_to_json
@@ -96,7 +97,7 @@ def analyze(
     log_uncaught()
     files = list(_files(paths, output))
     _require_writable(output)
-    model, pipeline = load_pipeline(settings)
+    model, pipeline = load_pipeline(settings, CodecProcess())
     sorted_files = _sort(files, settings.scp.maximum_object_bytes, utc_now())
     labels = [label.name for label in model.manifest.labels]
     outcomes: list[FileOutcome] = []

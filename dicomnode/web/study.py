@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.dicom.attributes import items, number, text
-from dicomnode.domain.answer import ResultKind
+from dicomnode.domain.answer import RejectionReason, ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
@@ -194,7 +194,12 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(context, images, results) if shows else None,
+        "patient": _patient(context, images, results, at) if shows else None,
+        "of_several_patients": any(
+            entry.reason is RejectionReason.PATIENT_MISMATCH and entry.version == jobs[-1].version
+            for entry in rejections
+            if jobs
+        ),
         "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
@@ -284,9 +289,11 @@ def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]
 
 
 def _patient(
-    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry], at: int | None
 ) -> PatientDetails | None:
-    blobs = [image.instance.blob for image in images if not image.is_purged]
+    """Return the patient of the image that is shown, since a study may hold images of others by mistake."""
+    ordered = images if at is None else [images[at], *images]
+    blobs = [image.instance.blob for image in ordered if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
     return patient_of(blobs[:3], context.store.blobs.read)
 

@@ -145,7 +145,7 @@ def test_a_node_that_does_not_listen_is_not_ready(world: World) -> None:
 def test_too_little_disk_is_not_ready(world: World) -> None:
     world.settings = read_settings(None, {"store": {"path": world.settings.store.path, "minimum_free_bytes": 1 << 60}})
     assert [check.name for check in failed(world)] == ["disk"]
-    assert "must stay free" in disk(world.settings).reason
+    assert "at least 1048576.0 TiB must stay free" in disk(world.settings).reason
 
 
 def test_a_store_that_takes_no_writes_is_not_ready(world: World) -> None:

@@ -95,6 +95,17 @@ def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
     assert "<script>alert" not in text
 
 
+def test_a_study_of_two_patients_names_the_one_of_the_image_that_is_shown(own: Web) -> None:
+    one, other = image(seed=1, patient_id="ID-OF-ONE"), image(seed=2, patient_id="ID-OF-ANOTHER")
+    own.answer(one, other)
+    own.post("/patients", show="yes")
+    for shown, named, unnamed in ((one, "ID-OF-ONE", "ID-OF-ANOTHER"), (other, "ID-OF-ANOTHER", "ID-OF-ONE")):
+        text = own.client.get(f"/studies/{STUDY}", params={"image": str(shown.SOPInstanceUID)}).text
+        assert "The images of this study are of different patients." in text
+        assert named in text
+        assert unnamed not in text
+
+
 def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
     for path in ("/", "/studies", f"/studies/{STUDY}", "/problems"):
         assert not [canary for canary in CANARIES if canary in web.client.get(path).text], path
