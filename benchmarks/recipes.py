@@ -23,7 +23,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from modeling import commands
-from modeling.config import ApplicationModel, Lite0Model, RampSchedule, Sources, TrainingConfig, read_config
+from modeling.config import ApplicationModel, LiteModel, RampSchedule, Sources, TrainingConfig, read_config
 
 log = logging.getLogger("recipes")
 
@@ -76,7 +76,7 @@ def train_within_budget(name: str, arguments: argparse.Namespace) -> None:
 
 def warms(name: str, config: TrainingConfig) -> bool:
     """Tell whether a recipe's first weights are available here; the others begin with random weights."""
-    return isinstance(config.model, Lite0Model) and not name.endswith(FROM_NOTHING)
+    return isinstance(config.model, LiteModel) and not name.endswith(FROM_NOTHING)
 
 
 def comparable(name: str) -> TrainingConfig:

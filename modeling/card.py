@@ -12,7 +12,7 @@ from modeling.card_evaluations import (
     overfitting_table,
     shown,
 )
-from modeling.config import Lite0Model, TrainingConfig
+from modeling.config import LiteModel, TrainingConfig
 from modeling.evaluation.results import HistoryResult, OverfittingResult
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
@@ -243,7 +243,7 @@ def _gate(facts: CardFacts) -> str:
 
 def _gate_features(facts: CardFacts) -> str:
     model = facts.config.model
-    if isinstance(model, Lite0Model) and model.frozen_blocks:
+    if isinstance(model, LiteModel) and model.frozen_blocks:
         return "the frozen layers' features, averaged over cells,"
     return "edge strength by direction and brightness, averaged over cells (coarser than features of frozen layers),"
 

@@ -15,6 +15,7 @@ from dicomnode.cli.pictures import frame_of
 from dicomnode.cli.terminal import BundleOption, err, escape, out
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.gate import judge_pixels
 from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
@@ -215,7 +216,8 @@ def _ready(bundle: Bundle, threads: int) -> "ReadyBundle":
             for reading in predictor.read_batch(radiographs)
         ]
 
-    decode: Callable[[bytes], FloatArray] = lambda raw: frame_of(raw, settings).pixels  # noqa: E731 - one expression
+    codecs = CodecProcess()
+    decode: Callable[[bytes], FloatArray] = lambda raw: frame_of(raw, settings, codecs).pixels  # noqa: E731
     labels = tuple(label.name for label in bundle.manifest.labels)
     return ReadyBundle(labels=labels, decode=decode, read=read_all, recognise=recogniser_of(bundle))
 

@@ -18,6 +18,7 @@ from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out,
 from dicomnode.domain.errors import ConfigurationError, Permanent, UnreadableObject
 from dicomnode.domain.finding import Assessment, Presence
 from dicomnode.domain.frame import Frame
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of
 from dicomnode.inference.predictor import Predictor
@@ -38,13 +39,14 @@ class _Explainer:
     equipment: Equipment
     operating_point: str
     pixels: PixelSettings
+    codecs: CodecProcess
 
     def assess(self, raw: bytes, now: datetime) -> tuple[Frame, Assessment, str]:
         """Return the frame as it was read, what the model says, and the pixel gate's verdict on it.
 
         Raises: Permanent.
         """
-        frame = frame_of(raw, self.pixels)
+        frame = frame_of(raw, self.pixels, self.codecs)
         reading = self.predictor.read(frame)
         verdict = judge_pixels(reading, self.bundle.manifest.gate)
         if isinstance(verdict, Turned):
@@ -90,6 +92,7 @@ def explain(
         equipment=Equipment(settings=settings.results, model=opened.identity, software_version=__version__),
         operating_point=choose_operating_point(opened.manifest, settings.inference.operating_point),
         pixels=settings.pixels,
+        codecs=CodecProcess(),
     )
     explainer.predictor.replay_golden()
     names, failed = _names(images), 0
