@@ -18,8 +18,9 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet, text
+from dicomnode.dicom.attributes import text
 from dicomnode.dicom.character_set import correct_character_set
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 
