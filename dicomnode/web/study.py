@@ -154,7 +154,7 @@ async def capture(request: Request) -> Response:
 
     def made() -> bytes | None:
         entries = context.store.studies.results_of(uid)
-        entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
+        entry = next((entry for entry in entries if entry.ref.sop_instance == result and not entry.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
         return capture_png(context.store.blobs.read(entry.blob))
@@ -163,13 +163,13 @@ async def capture(request: Request) -> Response:
 
 
 def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = context.store.ledger, context.store.studies
+    ledger, studies = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
-    images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
+    images, results, summary = studies.images_of(uid), studies.results_of(uid), studies.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
-    at = _chosen(images, said, chosen.get("image", ""))
+    bars, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
+    at = _chosen(images, bars, chosen.get("image", ""))
     shown = (
         _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
@@ -182,7 +182,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "state": jobs[-1].state if jobs else None,
         "jobs": jobs,
         "acts": acts_on(jobs, deliveries, images),
-        "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
+        "images": [(image, bool(bars.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
         "model": summary.model,
@@ -205,10 +205,10 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
     }
 
 
-def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
+def _chosen(images: Sequence[ImageEntry], bars: Mapping[str, Any], asked: str) -> int | None:
     """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
-    analysed = [uid for uid in uids if uid in said]
+    analysed = [uid for uid in uids if uid in bars]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
 
 
@@ -264,7 +264,9 @@ async def _look_of(request: Request) -> Look:
 
     def found() -> Look | None:
         images = context.store.studies.images_of(uid)
-        image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
+        image = next(
+            (entry for entry in images if entry.instance.ref.sop_instance == sop and not entry.is_purged), None
+        )
         return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
@@ -276,7 +278,7 @@ async def _look_of(request: Request) -> Look:
 
 
 def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
-    reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
+    reports = [entry for entry in results if entry.kind is ResultKind.STRUCTURED_REPORT and not entry.is_purged]
     made = []
     for entry in reports[:1]:
         try:
