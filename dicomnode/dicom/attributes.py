@@ -17,6 +17,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.writing import is_code_string
 
 _LONGEST_TEXT = 1024
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -63,6 +64,12 @@ def text(ds: Dataset, keyword: str) -> str:
     if not found:
         return ""
     return "\\".join(found)[:_LONGEST_TEXT] if _is_single(keyword) else found[0]
+
+
+def code_string(ds: Dataset, keyword: str) -> str:
+    """Return a code string (CS) that may stand in a new object, in capitals, or "". Source: PS3.5 6.2."""
+    value = text(ds, keyword).upper()
+    return value if is_code_string(value) else ""
 
 
 def numbers(ds: Dataset, keyword: str) -> tuple[float, ...]:
