@@ -7,12 +7,6 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-<<<<<<< HEAD
-=======
-ALLOWED: frozenset[str] = frozenset()
-"""Names that still stand for two things. Take one out when its classes are renamed; never add one."""
-
->>>>>>> w-net
 
 def classes_in(folder: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(folder.rglob("*.py")):
