@@ -27,7 +27,7 @@ from dicomnode.net.contexts import (
     REPORT_PREFERENCES,
     UNCOMPRESSED,
 )
-from dicomnode.settings.delivery import Encoding, SrClass
+from dicomnode.settings.delivery import PreferredEncoding, SrClass
 
 BYTES_RAISE = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 """What pydicom and its decoders raise on bytes that they cannot make sense of."""
@@ -143,7 +143,7 @@ class Form:
     """
 
     sr_class: SrClass = SrClass.COMPREHENSIVE_3D
-    encoding: Encoding | None = None
+    encoding: PreferredEncoding | None = None
     fallback: Fallback | None = None
 
     def classes(self, sop_class: str) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Form:
         """Return the transfer syntax in which an object of this class would best go, if another than its own."""
         if self.encoding is None:
             return None
-        for_all = self.encoding in (Encoding.EXPLICIT, Encoding.IMPLICIT)
+        for_all = self.encoding in (PreferredEncoding.EXPLICIT, PreferredEncoding.IMPLICIT)
         return ENCODINGS[self.encoding] if for_all or sop_class in COMPRESSED_RESULTS else None
 
     def under(self, part10: bytes, sop_class: str) -> tuple[bytes, InstanceRef | None] | None:
