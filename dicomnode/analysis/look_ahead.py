@@ -18,9 +18,8 @@ from typing import Protocol
 from dicomnode.analysis.examination import AnalysedImage, Examination, FailedImage
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.answer import StudyAnswer, Wanted
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job
+from dicomnode.domain.job import Expected, Job
 from dicomnode.store.blobs.local import StagedBlob
 
 Read = Callable[[StoredInstance], bytes]

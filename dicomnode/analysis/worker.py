@@ -11,10 +11,9 @@ from typing import Protocol
 
 from dicomnode.analysis.look_ahead import PreparedAnswer
 from dicomnode.domain.answer import RejectionReason, StudyAnswer, Wanted
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job
+from dicomnode.domain.job import Expected, Job
 from dicomnode.domain.routing import Route, Routing
 from dicomnode.settings.node import WorkSettings
 from dicomnode.store.blobs.local import StagedBlob

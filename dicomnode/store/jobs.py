@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dicomnode.domain.answer import ResultInstance, StudyAnswer
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import AssociationInfo, StudySender
-from dicomnode.domain.job import Job, JobState
+from dicomnode.domain.job import Expected, Job, JobState
 from dicomnode.domain.routing import Route
 from dicomnode.results.summary import summary_to_json
 from dicomnode.settings.node import AssemblySettings

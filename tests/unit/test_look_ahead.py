@@ -12,11 +12,10 @@ from pydicom import Dataset
 from dicomnode.analysis.look_ahead import LookAhead
 from dicomnode.analysis.pipeline import Examination, Pipeline
 from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Job
+from dicomnode.domain.job import Expected, Job
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.store.blobs.local import StagedBlob
 from tests.support.make import build, encode

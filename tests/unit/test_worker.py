@@ -11,10 +11,9 @@ import pytest
 from dicomnode.analysis.look_ahead import PreparedAnswer
 from dicomnode.analysis.worker import Worker
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, StudyAnswer, Wanted
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Job
+from dicomnode.domain.job import Expected, Job
 from dicomnode.domain.routing import Recipient, Route, Routing, Rule
 from dicomnode.loop import Loop
 from dicomnode.settings.node import WorkSettings

@@ -5,8 +5,8 @@ peer's string. The order that makes a blob durable is temporary file, fsync, ren
 own entry was made durable when this process first used it.
 
 The file mode says whether a blob is an image that was acknowledged to its sender: 0600 until its row is committed, then
-0400 (`acknowledge`). So even without its row, as after the restore of an older database, an acknowledged image is told
-from bytes that nobody was promised, and is never removed.
+0400 (`acknowledge`). So even without its row, as after the restore of an older database, an acknowledged image is known
+as one and is never removed; bytes that were not acknowledged may be.
 """
 
 import contextlib
