@@ -35,7 +35,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """The pauses between attempts, from `first_delay_s` growing by `factor` to `max_delay_s`, and the age to give up."""
+    """The pauses between attempts, from `first_delay_s` by `factor` to `max_delay_s`, and the age to give up."""
 
     first_delay_s: float = 30.0
     factor: float = 2.0
