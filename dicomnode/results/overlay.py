@@ -1,4 +1,4 @@
-"""The picture of the Secondary Capture: the radiograph with its Grad-CAM, and beside it a panel that says the rest.
+"""The picture of the Secondary Capture: the radiograph with its Grad-CAM, and beside it the panel.
 
 Nothing is written over anatomy; the maps are blended so that what lies under them stays visible. What is shown, and in
 which words, is decided by `dicomnode.results.presentation`.
