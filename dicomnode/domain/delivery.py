@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dicomnode.domain.answer import ResultKind
 from dicomnode.domain.instance import InstanceRef
-from dicomnode.domain.job import Job
 
 
 class DeliveryState(StrEnum):
@@ -18,17 +17,6 @@ class DeliveryState(StrEnum):
     DELIVERED = "delivered"
     DEAD = "dead"
     DROPPED = "dropped"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """A version that is not complete yet, as it would be claimed now.
-
-    `is_quiet`: nobody who sent something of it is connected any more, so it may be all there is.
-    """
-
-    job: Job
-    is_quiet: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

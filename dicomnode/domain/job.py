@@ -44,3 +44,14 @@ class Job:
     def predecessors_for(self, prefix: str) -> tuple[InstanceRef, ...]:
         """Return the SRs of the former version that belong to the set with this prefix."""
         return tuple(ref for ref in self.predecessors if self.prefixes.get(ref.sop_instance, "") == prefix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedJob:
+    """A version of an answer whose study is not complete yet; `job` is what a claim would give now.
+
+    `is_quiet`: no peer that sent something of the study is connected any more, so the study may be complete.
+    """
+
+    job: Job
+    is_quiet: bool
