@@ -108,7 +108,7 @@ def _heated(
     )
     for entry, (_, heat) in zip(shown, maps, strict=True):
         if entry.colour is not None:
-            _outline(picture, _onto(heat.values, picture) * (inside > 0), entry.colour)
+            _outline(picture, heat.values, entry.colour)
     return picture, shown, max(heat.outside for _, heat in maps)
 
 
