@@ -1,7 +1,4 @@
-"""Another encoding of the same object, for peers that do not take the one at hand. Never with loss.
-
-What is to be sent, in which form a destination would best have it, and how its outcome is told.
-"""
+"""Objects to be sent, the form that a destination prefers, and lossless transcoding for peers that need it."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,7 +134,7 @@ class BatchSender(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """In which form a destination would best have results.
+    """The form in which a destination prefers results.
 
     Without an `encoding` everything goes in its own; without a `fallback` everything goes under its own class.
     """
@@ -147,13 +144,13 @@ class Form:
     fallback: Fallback | None = None
 
     def classes(self, sop_class: str) -> tuple[str, ...]:
-        """Return the SOP classes under which an object may go, the best first."""
+        """Return the SOP classes as which an object may be sent, the preferred one first."""
         if self.fallback is None or sop_class != COMPREHENSIVE_3D_SR.uid:
             return (sop_class,)
         return REPORT_PREFERENCES[self.sr_class]
 
     def syntax(self, sop_class: str) -> str | None:
-        """Return the transfer syntax in which an object of this class would best go, if another than its own."""
+        """Return the transfer syntax that the destination prefers for objects of this class, None for their own."""
         if self.encoding is None:
             return None
         for_all = self.encoding in (PreferredEncoding.EXPLICIT, PreferredEncoding.IMPLICIT)
