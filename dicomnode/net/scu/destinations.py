@@ -68,6 +68,7 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
     desk = ReportDesk(
         shared.commitments,
         shared.settings.retry.policy(),
+        destinations={entry.label: entry for entry in destinations if isinstance(entry, DimseDestination)},
         clock=shared.clock,
         randomness=shared.randomness,
         resend=wake_all,
