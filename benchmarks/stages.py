@@ -59,7 +59,7 @@ def stages(folder: Path, bundle: Path, images: Images) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """What a study takes its way through, as the node's threads do between them."""
+    """The steps of a study, as the node's threads do them together."""
 
     store: Store
     pipeline: Pipeline
@@ -72,10 +72,9 @@ class _Path:
         if len(answer.results) != 2:
             raise ValueError("the image was rejected")
         with self.step("staged"):
-            for result in answer.results:
-                self.store.blobs.stage(result.part10)
+            staged = [self.store.blobs.stage(result.part10) for result in answer.results]
         with self.step("outbox"):
-            self.store.inbox.finish(job, answer, ROUTE, at(now + 6))
+            self.store.inbox.finish(job, answer, ROUTE, at(now + 6), staged)
         self._send(now + 7)
 
     def _receive(self, part10: bytes, now: float) -> Job:

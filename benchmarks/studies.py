@@ -1,4 +1,4 @@
-"""Studies for the whole node, and what their images cost at the least: the bare decoder and one forward pass."""
+"""Studies for the whole node, and the least cost of their images: the bare decoder and one forward pass."""
 
 from io import BytesIO
 from pathlib import Path

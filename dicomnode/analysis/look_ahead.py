@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dicomnode.analysis.examination import AnalysedImage, Examination
+from dicomnode.analysis.examination import AnalysedImage, Examination, FailedImage
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.answer import StudyAnswer, Wanted
-from dicomnode.domain.delivery import Expected
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Job
+from dicomnode.domain.job import ExpectedJob, Job
 from dicomnode.store.blobs.local import StagedBlob
 
 Read = Callable[[StoredInstance], bytes]
@@ -96,7 +95,7 @@ class LookAhead:
 
     def prepare(
         self,
-        expected: Sequence[Expected],
+        expected: Sequence[ExpectedJob],
         read: Read,
         now: datetime,
         wanted_of: Callable[[Job], Sequence[Wanted]],
@@ -128,7 +127,8 @@ class LookAhead:
     def _examine(self, image: StoredInstance, read: Read) -> None:
         self._tried.add(image)
         examination = self._pipeline.examine(image, read(image))
-        if _frame_bytes(examination) <= self._enough_bytes:
+        # An unforeseen failure may pass: the image is examined again at the claim.
+        if not isinstance(examination, FailedImage) and _frame_bytes(examination) <= self._enough_bytes:
             self._examined[image] = examination
 
     def _write_answer(self, job: Job, now: datetime, wanted: tuple[Wanted, ...]) -> bool:

@@ -112,7 +112,7 @@ def analyze(
                 table.add(outcome)
             outcomes += analysed.outcomes
     _print([*outcomes, *sorted_files.left_out], len(sorted_files.studies), output)
-    sys.exit(0 if any(one.outcome == "analysed" for one in outcomes) else 1)
+    sys.exit(0 if any(outcome.outcome == "analysed" for outcome in outcomes) else 1)
 
 
 def _progress() -> Progress:
@@ -325,9 +325,9 @@ def _print(outcomes: Sequence[FileOutcome], studies: int, output: Path) -> None:
     for outcome in outcomes:
         for line in _lines(outcome):
             out.print(line)
-    analysed = len({one.folder for one in outcomes if one.outcome == "analysed"})
-    unreadable = sum(one.outcome == "unreadable" for one in outcomes)
-    duplicates = sum(one.outcome == "duplicate" for one in outcomes)
+    analysed = len({outcome.folder for outcome in outcomes if outcome.outcome == "analysed"})
+    unreadable = sum(outcome.outcome == "unreadable" for outcome in outcomes)
+    duplicates = sum(outcome.outcome == "duplicate" for outcome in outcomes)
     if analysed:
         out.print("* above its threshold, ? the members of the ensemble disagree")
     out.print(

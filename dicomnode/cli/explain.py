@@ -115,18 +115,18 @@ def _explain(explainer: _Explainer, path: Path, folder: Path, asked: Sequence[st
         raise UnreadableObject(f"cannot be read: {error.strerror}") from error
     frame, assessment, doubt = explainer.assess(raw, utc_now())
     lines = [f"[yellow]the node would not analyse this image: it seems {doubt}[/]"] if doubt else []
-    by_label = {one.label: one for one in (assessment.abnormality, *assessment.findings)}
+    by_label = {finding.label: finding for finding in (assessment.abnormality, *assessment.findings)}
     strongest = by_evidence(assessment.findings or (assessment.abnormality,))[:1]
-    drawn = asked or [one.label for one in findings_with_heat(assessment) or strongest]
+    drawn = asked or [finding.label for finding in findings_with_heat(assessment) or strongest]
     maps = {entry.label: entry.values for entry in assessment.saliency}
     for label in drawn:
-        one = by_label[label]
-        overlay = draw(frame, assessment, explainer.equipment, is_stated=False, only=one)
+        finding = by_label[label]
+        overlay = draw(frame, assessment, explainer.equipment, is_stated=False, only=finding)
         file = folder / f"{_UNSAFE.sub('_', label)}.png"
         _save(overlay.pixels, file)
-        state = "" if one.presence is Presence.PRESENT else f", {one.presence.value}"
+        state = "" if finding.presence is Presence.PRESENT else f", {finding.presence.value}"
         nothing = "" if float(maps[label].max()) > 0 else "; nothing in the image speaks for it"
-        lines.append(f"{label} {one.probability:.2f}{state}{nothing}: {escape(str(file))}")
+        lines.append(f"{label} {finding.probability:.2f}{state}{nothing}: {escape(str(file))}")
     return lines
 
 

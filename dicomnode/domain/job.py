@@ -1,4 +1,4 @@
-"""A version of the answer to a study: its state, and what a worker claims."""
+"""A job, which is one version of the answer to a study: its state, and what the worker claims."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,7 @@ from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
 
 
 class JobState(StrEnum):
-    """A job is one version of one study's answer.
-
-    Superseded: a newer version took over its images before it could answer them.
-    """
+    """The state of a job. Superseded: a newer version took over its images before it could answer them."""
 
     COLLECTING = "collecting"
     WAITING = "waiting"
@@ -44,3 +41,14 @@ class Job:
     def predecessors_for(self, prefix: str) -> tuple[InstanceRef, ...]:
         """Return the SRs of the former version that belong to the set with this prefix."""
         return tuple(ref for ref in self.predecessors if self.prefixes.get(ref.sop_instance, "") == prefix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedJob:
+    """A version of an answer whose study is not complete yet; `job` is what a claim would give now.
+
+    `is_quiet`: no peer that sent something of the study is connected any more, so the study may be complete.
+    """
+
+    job: Job
+    is_quiet: bool

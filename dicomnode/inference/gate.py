@@ -93,8 +93,7 @@ def read_upright(reader: FrameReader, frame: Frame, spec: GateSpec, righting: Ri
     attempts = _righted_by_tags(reader, frame, spec, righting) or _righted_by_pixels(reader, frame, spec, righting)
     judged = attempts[-1]
     if isinstance(judged.verdict, Typical):
-        is_unusual = spec.unusual is not None and judged.reading.typicality > spec.unusual
-        return replace(judged, is_unusual=is_unusual)
+        return replace(judged, is_unusual=is_unusual(judged.reading, spec))
     by_window = (_judged_by_window(reader, attempt, spec) for attempt in attempts)
     return next((found for found in by_window if found is not None), judged)
 
@@ -185,6 +184,11 @@ def judge_pixels(reading: Reading, spec: GateSpec) -> GateVerdict:
     if name != UPRIGHT:
         return Doubtful(probability=probability)
     return Typical()
+
+
+def is_unusual(reading: Reading, spec: GateSpec) -> bool:
+    """Tell whether an image that passes the gate is farther from the training images than most of them."""
+    return spec.unusual_threshold is not None and reading.typicality > spec.unusual_threshold
 
 
 def repair(frame: Frame, verdict: Turned) -> Frame:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.dicom.attributes import items, number, text
-from dicomnode.domain.answer import ResultKind
+from dicomnode.domain.answer import RejectionReason, ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
@@ -28,7 +28,7 @@ from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
 from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
-from dicomnode.web.imagery import Look, capture_png, heat_png
+from dicomnode.web.imagery import RenderedImage, capture_png, heat_png
 
 _DEEPEST = 8
 
@@ -118,7 +118,7 @@ class ShownImage:
     word_above: str
     notes: tuple[Note, ...]
     rejection: str
-    look: Look | None
+    rendered: RenderedImage | None
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
@@ -137,15 +137,15 @@ async def study(request: Request) -> Response:
 
 async def radiograph(request: Request) -> Response:
     """Answer with an image as PNG."""
-    look = await _look_of(request)
-    return _picture(look.png or None)
+    rendered = await _rendered_of(request)
+    return _picture(rendered.png or None)
 
 
 async def heat(request: Request) -> Response:
     """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
-    context, look = site_of(request).context, await _look_of(request)
+    context, rendered = site_of(request).context, await _rendered_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
-    return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
+    return _picture(heat_png(rendered, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
@@ -154,7 +154,7 @@ async def capture(request: Request) -> Response:
 
     def made() -> bytes | None:
         entries = context.store.studies.results_of(uid)
-        entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
+        entry = next((entry for entry in entries if entry.ref.sop_instance == result and not entry.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
         return capture_png(context.store.blobs.read(entry.blob))
@@ -163,13 +163,13 @@ async def capture(request: Request) -> Response:
 
 
 def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = context.store.ledger, context.store.studies
+    ledger, studies = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
-    images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
+    images, results, summary = studies.images_of(uid), studies.results_of(uid), studies.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
-    at = _chosen(images, said, chosen.get("image", ""))
+    bars, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
+    at = _chosen(images, bars, chosen.get("image", ""))
     shown = (
         _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
@@ -182,7 +182,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "state": jobs[-1].state if jobs else None,
         "jobs": jobs,
         "acts": acts_on(jobs, deliveries, images),
-        "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
+        "images": [(image, bool(bars.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
         "model": summary.model,
@@ -194,16 +194,21 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(context, images, results) if shows else None,
+        "patient": _patient(context, images, results, at) if shows else None,
+        "of_several_patients": any(
+            entry.reason is RejectionReason.PATIENT_MISMATCH and entry.version == jobs[-1].version
+            for entry in rejections
+            if jobs
+        ),
         "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
-def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
+def _chosen(images: Sequence[ImageEntry], bars: Mapping[str, Any], asked: str) -> int | None:
     """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
-    analysed = [uid for uid in uids if uid in said]
+    analysed = [uid for uid in uids if uid in bars]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
 
 
@@ -220,9 +225,9 @@ def _shown(
     uid = image.instance.ref.sop_instance
     found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
     bars = bars_of(found, context.settings.results) if found is not None else ()
-    look = None if image.is_purged else _look(context, image)
-    withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    rendered = None if image.is_purged else _rendered(context, image)
+    withheld = rendered is not None and rendered.may_name_patient and not open_
+    labels = tuple(bar.label for bar in bars if bar.has_heat and rendered is not None and bar.label in rendered.maps)
     labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
@@ -230,9 +235,9 @@ def _shown(
         bars=bars,
         impression=impression_of(found, context.settings.results) if found is not None else "",
         word_above=context.settings.results.word_above,
-        notes=_notes(found, look),
+        notes=_notes(found, rendered),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
-        look=look,
+        rendered=rendered,
         is_withheld=withheld,
         evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
@@ -240,38 +245,40 @@ def _shown(
     )
 
 
-def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+def _notes(found: ImageSummary | None, rendered: RenderedImage | None) -> tuple[Note, ...]:
     """Return what to know of an image that was analysed."""
-    if found is None or look is None:
+    if found is None or rendered is None:
         return ()
-    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *rendered.notes)
 
 
-def _look(context: PageContext, image: ImageEntry) -> Look | None:
+def _rendered(context: PageContext, image: ImageEntry) -> RenderedImage | None:
     try:
-        return context.gallery.look(image.instance)
+        return context.gallery.rendered(image.instance)
     except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
-async def _look_of(request: Request) -> Look:
+async def _rendered_of(request: Request) -> RenderedImage:
     context, uid, sop = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "image")
 
-    def found() -> Look | None:
+    def found() -> RenderedImage | None:
         images = context.store.studies.images_of(uid)
-        image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
-        return None if image is None else _look(context, image)
+        image = next(
+            (entry for entry in images if entry.instance.ref.sop_instance == sop and not entry.is_purged), None
+        )
+        return None if image is None else _rendered(context, image)
 
-    look = await run_in_threadpool(found)
-    if look is None:
+    rendered = await run_in_threadpool(found)
+    if rendered is None:
         raise HTTPException(404)
-    if look.may_name_patient and not shows_patients(request):
+    if rendered.may_name_patient and not shows_patients(request):
         raise HTTPException(403)
-    return look
+    return rendered
 
 
 def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
-    reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
+    reports = [entry for entry in results if entry.kind is ResultKind.STRUCTURED_REPORT and not entry.is_purged]
     made = []
     for entry in reports[:1]:
         try:
@@ -282,9 +289,11 @@ def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]
 
 
 def _patient(
-    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry], at: int | None
 ) -> PatientDetails | None:
-    blobs = [image.instance.blob for image in images if not image.is_purged]
+    """Return the patient of the image that is shown, since a study may hold images of others by mistake."""
+    ordered = images if at is None else [images[at], *images]
+    blobs = [image.instance.blob for image in ordered if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
     return patient_of(blobs[:3], context.store.blobs.read)
 

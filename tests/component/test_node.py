@@ -116,7 +116,11 @@ def test_own_results_coming_back_get_no_answer(start_node: StartNode, archive: A
     send(other, tmp_path / "out", heatmap)
     wait_until(lambda: "own-result" in other.command("why", uid(source)).stdout, WITHIN_S, "the rejection")
     send(node, tmp_path / "out", heatmap)
-    wait_until(lambda: "came back" in node.command("why", uid(source)).stdout, WITHIN_S, "the recognition")
+    wait_until(
+        lambda: "A result of this node was received and left alone" in node.command("why", uid(source)).stdout,
+        WITHIN_S,
+        "the recognition",
+    )
     assert len(archive.sent) == 2
 
 
@@ -336,7 +340,7 @@ def test_a_study_without_a_route_waits_for_a_rule_and_an_operator(
     listed = node.command("queue", "list").stdout
     assert "dead" in listed
     assert "no rule of delivery.routes" in listed
-    assert "The results have nowhere to go" in node.command("why", uid(source)).stdout
+    assert "No destination was found for the results" in node.command("why", uid(source)).stdout
     assert node.terminate() == 0
     rule = 'routes = [{ calling_ae = "CXR*", destinations = ["pacs"] }]'
     node.config.write_text(f"{CONFIG}[delivery]\ndefault_destinations = []\n{rule}\n{destination}")

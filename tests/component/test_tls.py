@@ -305,7 +305,7 @@ def test_an_encrypted_key_is_opened_with_its_password(authority: Authority, tmp_
         assert tried(over_tls(destination, authority)) == ""
         own = {"client_certificate": locked, "client_key_password_file": password}
         assert tried(over_tls(destination, authority, **own)) == ""
-        assert "do not serve" in tried(over_tls(destination, authority, client_certificate=locked))
+        assert "cannot be used" in tried(over_tls(destination, authority, client_certificate=locked))
 
 
 @pytest.mark.parametrize("broken", ["absent", "no certificate", "another key", "wrong password", "no authorities"])

@@ -71,7 +71,10 @@ def test_orthanc_commits_itself_and_takes_another_set_of_results_by_stow_rs(
     wait_until(lambda: node.events("instances-committed"), WITHIN_S, "the commitment")
     assert pacs.count() == 2, "the results return to the sender and to nobody else"
     story = node.command("why", study).stdout
-    assert "everything is delivered. The destinations that were asked to commit themselves have done so." in story
+    assert (
+        "everything is delivered. The destinations that were asked for Storage Commitment have committed themselves."
+        in story
+    )
     send(node, tmp_path / "dx.dcm", "ANOTHER")
     wait_until(lambda: pacs.count() == 4, WITHIN_S, "the delivery to the others")
     assert node.terminate() == 0

@@ -160,7 +160,7 @@ def test_free_space_is_kept(tmp_path: Path) -> None:
     calls = SystemCalls(free_bytes=lambda _: 1000 + len(DATA))
     assert prepared(tmp_path / "enough", calls=calls, minimum_free_bytes=1000).write(DATA)
     short = prepared(tmp_path / "short", calls=calls, minimum_free_bytes=1001)
-    with pytest.raises(DiskFull, match="1001 are to be kept free"):
+    with pytest.raises(DiskFull, match="1001 B must stay free"):
         short.write(DATA)
     assert files(tmp_path / "short") == []
 
@@ -204,6 +204,14 @@ def test_an_image_whose_row_was_committed_before_it_was_marked_is_marked_at_the_
     image, result = blobs.write(DATA), blobs.write(b"a result")
     blobs.reconcile(naming(images={image}, results={result}))
     assert blobs.reconcile(naming()) == Inventory(unclaimed=1, acknowledged=1)
+
+
+def test_a_file_whose_mode_was_changed_from_outside_counts_as_acknowledged(tmp_path: Path) -> None:
+    """Kubernetes' fsGroup makes every file of a volume readable and writable for a group."""
+    blobs = prepared(tmp_path)
+    name = blobs.write(DATA)
+    (tmp_path / "blobs" / name[:2] / name).chmod(0o660)
+    assert blobs.reconcile(naming()) == Inventory(acknowledged=1)
 
 
 def test_the_file_of_a_purged_row_is_removed_although_it_was_acknowledged(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.make import chest
 
 REF = InstanceRef(study="1.2.3", series="1.2.3.4", sop_class="1.2.840.10008.5.1.4.1.1.1", sop_instance="1.2.3.4.5")
 CHEST = chest(320, 280)
-SPEC = GateSpec(typicality_threshold=1.0, unusual=0.8, orientations=ORIENTATIONS, certain=0.99)
+SPEC = GateSpec(typicality_threshold=1.0, unusual_threshold=0.8, orientations=ORIENTATIONS, certain=0.99)
 
 
 @dataclass
@@ -126,7 +126,7 @@ def test_a_bundle_without_that_limit_marks_nothing_unusual():
 
 
 def without_limit() -> GateSpec:
-    return SPEC.model_copy(update={"unusual": None})
+    return SPEC.model_copy(update={"unusual_threshold": None})
 
 
 def framed(value: float, margin: int = 160) -> FloatArray:
@@ -213,8 +213,8 @@ def test_a_blank_frame_has_no_field_of_its_own(pixels):
 
 
 def test_the_limit_of_what_is_unusual_lies_below_that_of_rejection():
-    with pytest.raises(ValueError, match=r"gate\.unusual"):
-        GateSpec(typicality_threshold=1.0, unusual=1.1, orientations=ORIENTATIONS, certain=0.99)
+    with pytest.raises(ValueError, match=r"gate\.unusual_threshold"):
+        GateSpec(typicality_threshold=1.0, unusual_threshold=1.1, orientations=ORIENTATIONS, certain=0.99)
 
 
 def test_no_lateral_and_nothing_else_passes_by_a_window(shared_data: Path):

@@ -21,6 +21,7 @@ from dicomnode.store import Store
 from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, describe
 from dicomnode.store.operator import OfStudy
+from dicomnode.store.repair import check_store
 from dicomnode.store.studies import StudyQuery
 from tests.support.bundles import make_bundle
 from tests.support.make import build
@@ -230,6 +231,10 @@ def test_the_same_model_makes_the_same_objects_and_another_model_others_beside_t
     reanalyse(web, study)
     assert first
     assert not sent(web)
+    assert [check.detail for check in check_store(tmp_path / "store") if check.wrong] == []
+    named = {one.blob for one in web.store.studies.results_of(study)}
+    named |= {one.instance.blob for one in web.store.studies.images_of(study)}
+    assert {file.name for file in (tmp_path / "store" / "blobs").rglob("*") if file.is_file()} == named
     with Web(tmp_path / "other", bundle=open_bundle(make_bundle(tmp_path / "newer", seed=9))) as other:
         web.pipeline = other.pipeline
         reanalyse(web, study)
@@ -261,7 +266,7 @@ def queue(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 
 def test_a_study_is_analysed_again_from_the_terminal(store: Store, tmp_path: Path) -> None:
     answered(store)
-    assert queue(tmp_path, "reanalyse", "1.1") == (0, "1 studies to be analysed again")
+    assert queue(tmp_path, "reanalyse", "1.1") == (0, "1 studies will be analysed again")
     who = pwd.getpwuid(os.getuid()).pw_name
     assert describe(store.ledger.explain("1.1")[-1]) == f"{who}, at a terminal, asked for another analysis"
     code, said = queue(tmp_path, "reanalyse", "1.1")
@@ -275,7 +280,7 @@ def test_every_rejected_study_whose_images_are_kept_is_analysed_again(store: Sto
     for study in ("1.1", "1.2"):
         rejected(store, study)
     answered(store, "1.3")
-    assert queue(tmp_path, "reanalyse", "--all-rejected") == (0, "2 studies to be analysed again")
+    assert queue(tmp_path, "reanalyse", "--all-rejected") == (0, "2 studies will be analysed again")
     assert [states(store, study)[-1] for study in ("1.1", "1.2", "1.3", "1.9")] == [
         JobState.WAITING,
         JobState.WAITING,
