@@ -351,7 +351,7 @@ def test_encapsulation_that_makes_no_sense_is_refused_in_plain_words(data):
     [
         (b"", "does not begin with a preamble"),
         (encode(made(rows=16, columns=16, pixels=None))[128:], "does not begin with a preamble"),
-        (bytes(128) + b"DICM" + b"\xff" * 40, "not a DICOM file"),
+        (bytes(128) + b"DICM" + b"\xff" * 40, "does not state its transfer syntax"),
     ],
     ids=["empty", "no preamble", "noise"],
 )
