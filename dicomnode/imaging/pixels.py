@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
 from dicomnode.dicom.header import Radiograph, RadiographHeader
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.imaging import area, greyscale

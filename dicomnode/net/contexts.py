@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydicom import uid
 from pynetdicom.presentation import PresentationContext, build_context
 
-from dicomnode.settings.delivery import Encoding, SrClass
+from dicomnode.settings.delivery import PreferredEncoding, SrClass
 
 MAXIMUM_CONTEXTS = 128
 """Presentation context identifiers are the odd numbers from 1 to 255. Source: PS3.8 9.3.2.2."""
@@ -123,12 +123,12 @@ FALLBACK_CLASSES: dict[str, tuple[str, ...]] = {
 COMPRESSED_RESULTS: frozenset[str] = frozenset({SECONDARY_CAPTURE.uid})
 """Results that may go compressed, without loss, where a destination prefers that."""
 
-ENCODINGS: dict[Encoding, str] = {
-    Encoding.EXPLICIT: str(uid.ExplicitVRLittleEndian),
-    Encoding.IMPLICIT: str(uid.ImplicitVRLittleEndian),
-    Encoding.RLE: str(uid.RLELossless),
-    Encoding.JPEG_LS: str(uid.JPEGLSLossless),
-    Encoding.JPEG_2000: str(uid.JPEG2000Lossless),
+ENCODINGS: dict[PreferredEncoding, str] = {
+    PreferredEncoding.EXPLICIT: str(uid.ExplicitVRLittleEndian),
+    PreferredEncoding.IMPLICIT: str(uid.ImplicitVRLittleEndian),
+    PreferredEncoding.RLE: str(uid.RLELossless),
+    PreferredEncoding.JPEG_LS: str(uid.JPEGLSLossless),
+    PreferredEncoding.JPEG_2000: str(uid.JPEG2000Lossless),
 }
 
 STORAGE_COMMITMENT = SopClass(name="Storage Commitment Push Model SOP Class", uid="1.2.840.10008.1.20.1")

@@ -83,7 +83,7 @@ class SrClass(StrEnum):
     ENHANCED = "enhanced"
 
 
-class Encoding(StrEnum):
+class PreferredEncoding(StrEnum):
     """In which transfer syntax a destination would best have results; the compressed ones are for images only."""
 
     EXPLICIT = "explicit"
@@ -102,7 +102,7 @@ class _Profile(Section):
     name: str = ""
     outputs: Outputs = tuple(sorted(DEFAULT_OUTPUTS, reverse=True))
     sr_class: SrClass = SrClass.COMPREHENSIVE_3D
-    transfer_syntax: Encoding = Encoding.EXPLICIT
+    transfer_syntax: PreferredEncoding = PreferredEncoding.EXPLICIT
     series_description_prefix: str = Field(default="", max_length=16, pattern=r"^[^\\\x00-\x1f\x7f]*$")
 
 

@@ -22,7 +22,7 @@ from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANC
 from dicomnode.net.scu.files import send_files
 from dicomnode.net.scu.outgoing import AS_IT_IS, Fallback, Form, Outgoing
 from dicomnode.net.scu.storage import echo, send
-from dicomnode.settings.delivery import DeliverySettings, Encoding, SrClass
+from dicomnode.settings.delivery import DeliverySettings, PreferredEncoding, SrClass
 from tests.support.dimse import EXPLICIT, IMPLICIT, QUICK, Peer, data_set_of, outgoing, renamed, report_of
 from tests.support.make import CANARIES, build, encode
 from tests.support.processes import free_port
@@ -150,15 +150,15 @@ def test_a_report_goes_under_the_class_that_the_destination_prefers_or_the_next_
 @pytest.mark.parametrize(
     ("preference", "accepted", "arrives_in"),
     [
-        (Encoding.JPEG_LS, [EXPLICIT, uids.JPEGLSLossless], uids.JPEGLSLossless),
-        (Encoding.JPEG_2000, [EXPLICIT, uids.JPEG2000Lossless], uids.JPEG2000Lossless),
-        (Encoding.RLE, [EXPLICIT, uids.RLELossless], uids.RLELossless),
-        (Encoding.RLE, [EXPLICIT, IMPLICIT], EXPLICIT),
-        (Encoding.IMPLICIT, [EXPLICIT, IMPLICIT], IMPLICIT),
+        (PreferredEncoding.JPEG_LS, [EXPLICIT, uids.JPEGLSLossless], uids.JPEGLSLossless),
+        (PreferredEncoding.JPEG_2000, [EXPLICIT, uids.JPEG2000Lossless], uids.JPEG2000Lossless),
+        (PreferredEncoding.RLE, [EXPLICIT, uids.RLELossless], uids.RLELossless),
+        (PreferredEncoding.RLE, [EXPLICIT, IMPLICIT], EXPLICIT),
+        (PreferredEncoding.IMPLICIT, [EXPLICIT, IMPLICIT], IMPLICIT),
     ],
 )
 def test_an_image_goes_in_the_encoding_that_the_destination_prefers_or_the_next_best(
-    preference: Encoding, accepted: list[str], arrives_in: str
+    preference: PreferredEncoding, accepted: list[str], arrives_in: str
 ) -> None:
     original = build("sc", rows=32, columns=32)
     arrived: list[tuple[str, bytes]] = []
@@ -178,7 +178,9 @@ def test_an_image_goes_in_the_encoding_that_the_destination_prefers_or_the_next_
 
 def test_a_report_is_never_compressed() -> None:
     with Peer({COMPREHENSIVE_3D_SR.uid: [EXPLICIT, uids.RLELossless]}) as peer:
-        assert deliver(peer, report_of(COMPREHENSIVE_3D_SR.uid), form=Form(encoding=Encoding.RLE)) == [Accepted()]
+        assert deliver(peer, report_of(COMPREHENSIVE_3D_SR.uid), form=Form(encoding=PreferredEncoding.RLE)) == [
+            Accepted()
+        ]
     assert peer.stored == [data_set_of(report_of(COMPREHENSIVE_3D_SR.uid))]
 
 

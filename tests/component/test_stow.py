@@ -17,7 +17,7 @@ from dicomnode.domain.instance import InstanceRef
 from dicomnode.net.contexts import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR
 from dicomnode.net.scu.outgoing import AS_IT_IS, Form, Outgoing
 from dicomnode.net.scu.stow import StowTransfer, probe
-from dicomnode.settings.delivery import DeliverySettings, Encoding, StowDestination
+from dicomnode.settings.delivery import DeliverySettings, PreferredEncoding, StowDestination
 from tests.support.certificates import Authority
 from tests.support.dicomweb import Answer, Dicomweb, Request, module, uid_of
 from tests.support.dimse import outgoing, renamed, report_of
@@ -299,7 +299,7 @@ def test_an_image_goes_in_the_preferred_encoding_where_that_is_supported(sc: byt
         return module(200) if supported or plain else module(409, failed={uid_of(request): 0xC122})
 
     with Dicomweb(answers) as service:
-        assert deliver(service, sc, form=Form(encoding=Encoding.JPEG_LS)) == [Accepted()]
+        assert deliver(service, sc, form=Form(encoding=PreferredEncoding.JPEG_LS)) == [Accepted()]
     arrived = dcmread(BytesIO(service.stored[-1]))
     expected = uids.JPEGLSLossless if supported else uids.ExplicitVRLittleEndian
     assert arrived.file_meta.TransferSyntaxUID == expected

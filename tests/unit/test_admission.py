@@ -8,7 +8,7 @@ import pytest
 
 from dicomnode.net.dimse.memory_budget import MemoryBudget
 from dicomnode.net.dimse.refusals import Refusals
-from dicomnode.net.scp.admission import Admission, AssociateRejection, Visit
+from dicomnode.net.scp.admission import Admission, AssociateRejection, PeerConnection
 from dicomnode.net.scp.rate_limit import RateLimit
 from dicomnode.settings.node import ScpSettings
 
@@ -24,18 +24,18 @@ def admission(**settings: object) -> Admission:
 
 
 def come_in(door: Admission, wire: socket.socket, address: str, calling: str) -> str | None:
-    visit, _ = door.connect(address, wire)
-    refusal = door.associate(visit, calling_ae=calling, called_ae="CXRNODE")
+    connection, _ = door.connect(address, wire)
+    refusal = door.associate(connection, calling_ae=calling, called_ae="CXRNODE")
     return refusal.reason if refusal else None
 
 
 def test_the_oldest_of_the_address_with_the_most_makes_room(wire: socket.socket) -> None:
     door = admission(maximum_associations=2)
-    visits = [door.connect(address, wire)[0] for address in ("a", "a", "b", "b", "c", "c", "d", "e")]
-    visit, eviction = door.connect("f", wire)
+    connections = [door.connect(address, wire)[0] for address in ("a", "a", "b", "b", "c", "c", "d", "e")]
+    connection, eviction = door.connect("f", wire)
     assert eviction is not None
-    assert (eviction.visit, eviction.reason) == (visits[0], "connections")
-    assert door.waiting() == [*visits[1:], visit]
+    assert (eviction.connection, eviction.reason) == (connections[0], "connections")
+    assert door.waiting() == [*connections[1:], connection]
 
 
 def test_an_address_with_too_many_loses_its_own_oldest(wire: socket.socket) -> None:
@@ -44,7 +44,7 @@ def test_an_address_with_too_many_loses_its_own_oldest(wire: socket.socket) -> N
     door.connect("a", wire)
     _, eviction = door.connect("a", wire)
     assert eviction is not None
-    assert (eviction.visit, eviction.reason) == (first, "connections-per-address")
+    assert (eviction.connection, eviction.reason) == (first, "connections-per-address")
     assert other in door.waiting()
 
 
@@ -52,7 +52,7 @@ def test_an_association_never_makes_room(wire: socket.socket) -> None:
     door = admission(maximum_associations=1)
     assert come_in(door, wire, "a", "ONE") is None
     evicted = [door.connect(address, wire)[1] for address in ("b", "c", "d", "e", "f")]
-    assert [entry.visit.address for entry in evicted if entry] == ["b"]
+    assert [entry.connection.address for entry in evicted if entry] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_ae_titles_decide(
     wire: socket.socket, settings: dict[str, object], titles: tuple[str, str], rejection: AssociateRejection | None
 ) -> None:
     door = admission(**settings)
-    visit, _ = door.connect("a", wire)
-    refusal = door.associate(visit, calling_ae=titles[0], called_ae=titles[1])
+    connection, _ = door.connect("a", wire)
+    refusal = door.associate(connection, calling_ae=titles[0], called_ae=titles[1])
     assert (refusal.rejection if refusal else None) is rejection
-    assert (visit in door.waiting()) is (rejection is not None)
+    assert (connection in door.waiting()) is (rejection is not None)
 
 
 def test_limits_count_addresses_and_ae_titles_apart(wire: socket.socket) -> None:
@@ -83,18 +83,18 @@ def test_limits_count_addresses_and_ae_titles_apart(wire: socket.socket) -> None
 
 def test_whoever_leaves_makes_room(wire: socket.socket) -> None:
     door = admission(maximum_associations=1)
-    visit, _ = door.connect("a", wire)
-    assert door.associate(visit, calling_ae="ONE", called_ae="CXRNODE") is None
+    connection, _ = door.connect("a", wire)
+    assert door.associate(connection, calling_ae="ONE", called_ae="CXRNODE") is None
     assert come_in(door, wire, "b", "TWO") == "associations"
-    door.leave(visit)
-    door.leave(visit)
+    door.leave(connection)
+    door.leave(connection)
     assert come_in(door, wire, "b", "TWO") is None
 
 
 def test_a_closed_wire_can_be_cut(wire: socket.socket) -> None:
-    visit = Visit("a", wire)
+    connection = PeerConnection("a", wire)
     wire.close()
-    visit.cut()
+    connection.cut()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dicomnode.net.contexts import (
     listening_contexts,
     proposals_for,
 )
-from dicomnode.settings.delivery import Encoding, SrClass
+from dicomnode.settings.delivery import PreferredEncoding, SrClass
 
 CR, SC = str(uids.ComputedRadiographyImageStorage), str(uids.SecondaryCaptureImageStorage)
 EXPLICIT, IMPLICIT = str(uids.ExplicitVRLittleEndian), str(uids.ImplicitVRLittleEndian)
@@ -94,7 +94,7 @@ def test_a_preferred_encoding_is_proposed_apart_from_the_others() -> None:
 
 def test_every_preference_of_the_configuration_stands_in_the_tables() -> None:
     assert set(REPORT_PREFERENCES) == set(SrClass)
-    assert set(ENCODINGS) == set(Encoding)
+    assert set(ENCODINGS) == set(PreferredEncoding)
 
 
 def test_the_listener_is_scu_of_storage_commitment_and_scp_of_everything_else() -> None:

@@ -1,4 +1,4 @@
-"""How many bytes of unfinished and unanswered messages the node holds in memory, over all associations together."""
+"""A bound on the bytes of incomplete and unanswered messages in memory, over all associations together."""
 
 import threading
 
@@ -17,7 +17,7 @@ class MemoryBudget:
         self._beyond: dict[object, int] = {}
 
     def hold(self, owner: object, size_bytes: int) -> bool:
-        """Set how much `owner` holds, and tell whether that was allowed; if not, nothing changes."""
+        """Set the number of bytes that `owner` holds; tell whether that is within the bound, else change nothing."""
         beyond = max(size_bytes - self._share, 0)
         with self._lock:
             former = self._beyond.pop(owner, 0)
@@ -27,6 +27,6 @@ class MemoryBudget:
         return allowed
 
     def release(self, owner: object) -> None:
-        """Forget an owner, who holds nothing any more."""
+        """Remove an owner that holds nothing any more."""
         with self._lock:
             self._beyond.pop(owner, None)

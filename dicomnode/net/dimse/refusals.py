@@ -1,4 +1,4 @@
-"""Everybody who was turned away: counted, and logged without letting a peer fill the disk with log lines."""
+"""Refused peers: counted, and logged at a limited rate, so that a peer cannot fill the disk with log lines."""
 
 import logging
 import threading
@@ -35,12 +35,12 @@ class Refusals:
 
     @property
     def counts(self) -> Mapping[tuple[str, str], int]:
-        """Return how often what was refused: by event and reason."""
+        """Return the number of refusals by event and reason."""
         with self._lock:
             return dict(self._counts)
 
     def note(self, event: str, reason: str, peer: str, **about: Any) -> None:
-        """Count a refusal; log it unless the same was logged a moment ago. `times` in the log counts what was not."""
+        """Count a refusal, and log it unless the same was logged within 10 s; `times` counts those not logged."""
         with self._lock:
             self._counts[event, reason] += 1
             times = self._times((event, reason, peer))
@@ -50,7 +50,7 @@ class Refusals:
             log.warning(event, extra={"peer": peer, "reason": reason, "times": times, **about})
 
     def _times(self, key: tuple[str, str, str]) -> int:
-        """Return for how many refusals a line is to speak, 0 when there is to be none."""
+        """Return the number of refusals that a log line stands for, 0 when none is to be written."""
         now = self._clock()
         told = self._told.get(key)
         if told is not None and now - told.at < _QUIET_S:

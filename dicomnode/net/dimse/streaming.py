@@ -1,8 +1,8 @@
-"""A large object's way past pynetdicom, which would copy it six times: from the socket straight to where it is stored.
+"""Large objects are written from the socket straight to the store, past pynetdicom, which would copy them six times.
 
-The library sees the command, the first part of the data set, and its last fragment; what comes between is diverted.
-Only what is beyond doubt is: a C-STORE request whose first part names the object as its command does, in PDUs that hold
-one fragment each. Everything else takes the ordinary way, and is judged there.
+The library sees the command, the first part of the data set, and its last fragment. The fragments between are written
+to the store. This is done only for a C-STORE request whose data set names the same object as its command, in PDUs of
+one fragment each. Every other object takes the ordinary path through the library, and is checked there.
 """
 
 from collections.abc import Callable
@@ -14,27 +14,27 @@ from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 
 SMALLEST_BYTES = 524_288
-"""Of smaller objects nothing is gained: a file of their own is written in less time than a thread takes to start."""
+"""Smaller objects gain nothing: writing one takes less time than starting a thread."""
 # PS3.8 9.3.5.1: length, context and control of the one fragment; PS3.8 E.2: of a data set, and not its last.
 _PDV_HEADER_BYTES = 6
 _AMID_DATA_SET = 0x00
 
 
 class StreamedObject(Protocol):
-    """An object that is stored while it comes."""
+    """An object that is stored while it is received."""
 
     def write(self, piece: bytes | memoryview) -> None:
         """Take the next piece."""
 
     def abandon(self) -> None:
-        """Give it up, unless it is whole."""
+        """Stop storing it, unless it is complete."""
 
     def discard(self) -> None:
-        """Remove what is left of it, unless it was accepted."""
+        """Remove its bytes, unless it was accepted."""
 
 
 class Tail(BytesIO):
-    """The end of a data set, as the library takes it for the whole; the rest went to `arriving`."""
+    """The last fragment of a data set, which the library takes for all of it; the others were written to `arriving`."""
 
     def __init__(self, ref: InstanceRef, arriving: StreamedObject, diverted: int) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class Tail(BytesIO):
 
 
 def streamed_bytes(data_set: object) -> int:
-    """Return how many bytes of a data set were diverted."""
+    """Return how many bytes of a data set were written past the library."""
     return data_set.streamed_bytes if isinstance(data_set, Tail) else 0
 
 
 class ObjectStream:
-    """Of one connection: used by the thread that reads it, and ended by whichever closes it."""
+    """The streamed objects of one connection: used by the thread that reads it, ended by the one that closes it."""
 
     def __init__(self, begin: Callable[[], StreamedObject]) -> None:
         self._begin = begin
@@ -62,7 +62,7 @@ class ObjectStream:
         if association.dul.state_machine.current_state != "Sta6":  # PS3.8 9.2: ready for data transfer
             return False
         if isinstance(message.data_set, Tail):
-            # The library took a fragment that was not the last: behind it the order would be lost.
+            # The library took a fragment that was not the last; streaming those behind it would change their order.
             return message.data_set.tell() == 0
         return message.data_set.tell() >= SMALLEST_BYTES and self._divert_from(association, message)
 
@@ -78,12 +78,12 @@ class ObjectStream:
         return True
 
     def end(self) -> None:
-        """Give up what is not whole, since nothing follows."""
+        """Stop storing the objects that are not complete: the connection has ended."""
         for tail in self._tails:
             tail.arriving.abandon()
 
     def _divert_from(self, association: Any, message: Any) -> bool:
-        """Divert what follows of a message, if its first part is without fault."""
+        """Begin to stream a message, if its first part can be read and agrees with the command."""
         head, command = message.data_set.getvalue(), message.command_set
         try:
             syntax = str(association._accepted_cx[message.context_id].transfer_syntax[0])  # noqa: SLF001

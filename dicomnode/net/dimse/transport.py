@@ -61,7 +61,7 @@ class Limits:
 class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     """A connection that ends when its peer goes over the limits.
 
-    `preloaded` is what was already read of it, and comes first; `held` is shared by all connections of a listener.
+    `preloaded` is what was already read of it, and comes first; `budget` is shared by all connections of a listener.
     `rejected` is the answer to the node's own request where that is a rejection, `invalid` says what is wrong with it.
     """
 
@@ -71,7 +71,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
     connect_error: OSError | None
     read_error: OSError | None
     preloaded: bytearray
-    held: MemoryBudget | None
+    budget: MemoryBudget | None
     stream: ObjectStream | None
     rejected: Rejected | None
     invalid: str
@@ -85,7 +85,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         bounded.refusals = refusals or Refusals()
         bounded.connect_error = bounded.read_error = None
         bounded.preloaded = bytearray()
-        bounded.held = bounded.stream = None
+        bounded.budget = bounded.stream = None
         bounded.rejected, bounded.invalid = None, ""
         bounded._body_of = None
         bounded._is_over = False
@@ -144,13 +144,13 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             self.socket.close()
         if self.stream is not None:
             self.stream.end()
-        held, self.held = self.held, None
-        if held is not None:
-            held.release(self)
+        budget, self.budget = self.budget, None
+        if budget is not None:
+            budget.release(self)
 
     @property
     def ready(self) -> bool:
-        """Whether a PDU can be read; not while requests are waiting, so that the peer is held back by TCP."""
+        """Whether a PDU can be read; not while requests are waiting, so that the peer is budget back by TCP."""
         waiting = max(self.assoc.dimse.msg_queue.qsize(), len(self._unanswered))
         if waiting >= _UNANSWERED_REQUESTS:
             return False
@@ -310,10 +310,10 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         return self._message_bytes() <= most and message.encoded_command_set.tell() <= _LARGEST_COMMAND_BYTES
 
     def _hold(self, more: int) -> bool:
-        held = self.held
-        if held is None:
+        budget = self.budget
+        if budget is None:
             return True
-        return held.hold(self, self._message_bytes() + sum(self._unanswered) + more)
+        return budget.hold(self, self._message_bytes() + sum(self._unanswered) + more)
 
     def _refuse(self, reason: str, length: int) -> bytearray:
         self._note(reason, length)

@@ -1,7 +1,4 @@
-"""Who may connect and associate, and how many at once.
-
-A visit is one connection, from the moment it is accepted until it is closed.
-"""
+"""Who may connect and associate, and how many at once."""
 
 import contextlib
 import socket
@@ -35,22 +32,22 @@ class AssociateRejection(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why somebody may not come in; `reason` stands in logs and counts."""
+    """Why a peer gets no association; `reason` is written to the log and counted."""
 
     rejection: AssociateRejection
     reason: str
 
 
 @dataclass(slots=True, eq=False)
-class Visit:
-    """One connection; `calling_ae` from the moment it may be an association."""
+class PeerConnection:
+    """One connection of a peer; `calling_ae` is known once it may become an association."""
 
     address: str
     wire: socket.socket
     calling_ae: str | None = None
 
     def cut(self) -> None:
-        """End the connection under whoever is reading from it, who then closes the socket."""
+        """Shut the connection down. The thread that reads from it then closes the socket."""
         with contextlib.suppress(OSError):
             # Past SSLSocket's own, which would let a writer on another thread go on without encryption.
             socket.socket.shutdown(self.wire, socket.SHUT_RDWR)
@@ -58,19 +55,19 @@ class Visit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eviction:
-    """A visit that has to end because others came; `reason` stands in logs and counts."""
+    """A connection that is ended to make room for another; `reason` is written to the log and counted."""
 
-    visit: Visit
+    connection: PeerConnection
     reason: str
 
 
 class Admission:
-    """Keeps the list of present visits, and decides about new ones. Used by many threads."""
+    """Keeps the list of open connections and decides about new ones. Used by many threads."""
 
     def __init__(self, settings: ScpSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._visits: dict[Visit, None] = {}
+        self._connections: dict[PeerConnection, None] = {}
         self._networks = _networks(settings.networks)
         self._networks_of = {title: _networks(entry) for title, entry in settings.calling_ae_networks.items()}
         per_s = settings.maximum_associations_per_s
@@ -80,48 +77,48 @@ class Admission:
         """Tell whether an address is in a network from which peers may connect."""
         return not self._networks or is_in(address, self._networks)
 
-    def connect(self, address: str, wire: socket.socket) -> tuple[Visit, Eviction | None]:
-        """Return the visit of a new connection, and which other one has to make room for it.
+    def connect(self, address: str, wire: socket.socket) -> tuple[PeerConnection, Eviction | None]:
+        """Add a new connection and return it, with the one that is to be ended to make room for it.
 
         An honest peer asks at once. So of those that have not asked yet the oldest goes, of the address with the most.
         """
-        visit = Visit(address, wire)
+        connection = PeerConnection(address, wire)
         with self._lock:
             eviction = self._make_room(address)
             if eviction is not None:
-                del self._visits[eviction.visit]
-            self._visits[visit] = None
-        return visit, eviction
+                del self._connections[eviction.connection]
+            self._connections[connection] = None
+        return connection, eviction
 
-    def waiting(self) -> list[Visit]:
-        """Return the visits that are no associations, oldest first."""
+    def waiting(self) -> list[PeerConnection]:
+        """Return the connections that are not associations yet, oldest first."""
         with self._lock:
             return self._waiting()
 
-    def associate(self, visit: Visit, *, calling_ae: str, called_ae: str) -> Refusal | None:
-        """Let a connection become an association, or say why not."""
+    def associate(self, connection: PeerConnection, *, calling_ae: str, called_ae: str) -> Refusal | None:
+        """Let a connection become an association, or return why it may not."""
         settings = self._settings
-        if not self._rate_limit.take(visit.address):
+        if not self._rate_limit.take(connection.address):
             return Refusal(rejection=AssociateRejection.CONGESTION, reason="rate")
         if settings.require_called_ae and called_ae != settings.ae_title:
             return Refusal(rejection=AssociateRejection.CALLED_AE, reason="called-ae")
         if settings.calling_ae_titles and calling_ae not in settings.calling_ae_titles:
             return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae")
-        if calling_ae in self._networks_of and not is_in(visit.address, self._networks_of[calling_ae]):
+        if calling_ae in self._networks_of and not is_in(connection.address, self._networks_of[calling_ae]):
             return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae-network")
         with self._lock:
-            refusal = self._limit(visit.address, calling_ae)
+            refusal = self._limit(connection.address, calling_ae)
             if refusal is None:
-                visit.calling_ae = calling_ae
+                connection.calling_ae = calling_ae
             return refusal
 
-    def leave(self, visit: Visit) -> None:
-        """Take a connection that has ended off the list."""
+    def leave(self, connection: PeerConnection) -> None:
+        """Remove a connection that has ended."""
         with self._lock:
-            self._visits.pop(visit, None)
+            self._connections.pop(connection, None)
 
-    def _waiting(self) -> list[Visit]:
-        return [entry for entry in self._visits if entry.calling_ae is None]
+    def _waiting(self) -> list[PeerConnection]:
+        return [entry for entry in self._connections if entry.calling_ae is None]
 
     def _make_room(self, address: str) -> Eviction | None:
         most, waiting = self._settings.maximum_associations, self._waiting()
@@ -132,10 +129,10 @@ class Admission:
             crowd, reason = per_address.most_common(1)[0][0], "connections"
         else:
             return None
-        return Eviction(visit=next(entry for entry in waiting if entry.address == crowd), reason=reason)
+        return Eviction(connection=next(entry for entry in waiting if entry.address == crowd), reason=reason)
 
     def _limit(self, address: str, calling_ae: str) -> Refusal | None:
-        present = [entry for entry in self._visits if entry.calling_ae is not None]
+        present = [entry for entry in self._connections if entry.calling_ae is not None]
         most = self._settings.maximum_associations_per_peer
         counted = (
             ("associations", len(present), self._settings.maximum_associations),

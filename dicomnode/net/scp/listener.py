@@ -1,4 +1,4 @@
-"""The listening socket: who connects is counted, has to ask in time, and costs no association before it has asked.
+"""The listening socket: connections are counted, and have to request an association in time.
 
 A thread of its own reads the whole association request of a connection, under one deadline, and only then is an
 association made, which costs pynetdicom two threads that poll. The thread stays until the connection has ended, and
@@ -36,7 +36,7 @@ from dicomnode.net.dimse.refusals import Refusals
 from dicomnode.net.dimse.streaming import ObjectStream, StreamedObject
 from dicomnode.net.dimse.tls import shake_hands, tls_cause
 from dicomnode.net.dimse.transport import BoundedSocket, receive
-from dicomnode.net.scp.admission import Admission, AssociateRejection, Visit
+from dicomnode.net.scp.admission import Admission, AssociateRejection, PeerConnection
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ class ListenerContext:
 
     admission: Admission
     refusals: Refusals
-    held: MemoryBudget
+    budget: MemoryBudget
     between_polls: Callable[[], None]
     arriving: Callable[[], StreamedObject] | None = None
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
-    """A listener that turns away whom its admission does not let in."""
+    """A listener that refuses the connections that its admission does not allow."""
 
-    # Whoever floods it must not keep others from being accepted.
+    # A flood of connections must not keep other peers from being accepted.
     request_queue_size = 128
     daemon_threads = True
 
@@ -68,9 +68,9 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
     tls: RenewedContext | None
 
     def take(self, context: "ListenerContext", tls: RenewedContext | None) -> None:
-        """Take what it shares with others, and what it encrypts with; to be called before it serves."""
+        """Set the shared context and the TLS certificate; to be called before the server starts."""
         self.context, self.tls = context, tls
-        self._visits: dict[Any, Visit] = {}
+        self._connections: dict[Any, PeerConnection] = {}
 
     def service_actions(self) -> None:
         """Do what is to be done between two polls of the listening socket."""
@@ -78,26 +78,26 @@ class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
         self.context.between_polls()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Let a new connection wait for its association request, at another's cost where too many wait."""
+        """Accept a new connection; where too many wait for a request, another one is ended."""
         if not self.context.admission.may_connect(client_address[0]):
             self.context.refusals.note("connection-refused", "network", client_address[0])
             return False
-        visit, eviction = self.context.admission.connect(client_address[0], request)
+        connection, eviction = self.context.admission.connect(client_address[0], request)
         if eviction is not None:
-            self.context.refusals.note("connection-refused", eviction.reason, eviction.visit.address)
-            eviction.visit.cut()
-        self._visits[client_address] = visit
+            self.context.refusals.note("connection-refused", eviction.reason, eviction.connection.address)
+            eviction.connection.cut()
+        self._connections[client_address] = connection
         return True
 
-    def visit_of(self, client_address: Any) -> Visit:
-        """Return the visit of a connection that was let in; once."""
-        return self._visits.pop(client_address)
+    def connection_of(self, client_address: Any) -> PeerConnection:
+        """Return a connection that was accepted, once."""
+        return self._connections.pop(client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 the signature is socketserver's
         """Log that a connection could not be served, where socketserver would print a traceback."""
-        visit = self._visits.pop(client_address, None)
-        if visit is not None:
-            self.context.admission.leave(visit)
+        connection = self._connections.pop(client_address, None)
+        if connection is not None:
+            self.context.admission.leave(connection)
         log.error("connection-failed", extra={"peer": client_address[0]})
 
     def shutdown(self) -> None:
@@ -115,26 +115,26 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
 
     def handle(self) -> None:
         """Read the request, hand it to an association, wait until that has ended, and close the socket."""
-        visit = self.server.visit_of(self.client_address)
+        connection = self.server.connection_of(self.client_address)
         try:
-            asked = self._read_request(visit)
+            asked = self._read_request(connection)
             if not isinstance(asked, _Objection):
-                self._associate(visit, asked)
+                self._associate(connection, asked)
             elif asked is not _PROBED:
                 self._turn_away(asked)
         finally:
-            self.server.context.admission.leave(visit)
+            self.server.context.admission.leave(connection)
             self.server.shutdown_request(self.request)
 
-    def _associate(self, visit: Visit, asked: AssociateRequest) -> None:
+    def _associate(self, connection: PeerConnection, asked: AssociateRequest) -> None:
         association = self._create_association()
         bounded = BoundedSocket.adopting(association.dul.socket, self.ae.limits, self.server.context.refusals)
         bounded.prepare()
-        bounded.preloaded, bounded.held = bytearray(asked.pdu), self.server.context.held
+        bounded.preloaded, bounded.budget = bytearray(asked.pdu), self.server.context.budget
         if self.server.context.arriving is not None:
             bounded.stream = ObjectStream(self.server.context.arriving)
         association.dul.socket = bounded
-        association.visit, association.asked = visit, asked
+        association.connection, association.asked = connection, asked
         association.dimse = Messages(association, bounded.refuse_message)
         bounded.count_unanswered(association)
         association.bind(evt.EVT_DIMSE_RECV, bounded.note_message)
@@ -145,20 +145,20 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         finally:
             bounded.close()
 
-    def _encrypt(self, visit: Visit, deadline: float) -> None:
+    def _encrypt(self, connection: PeerConnection, deadline: float) -> None:
         if self.server.tls is not None:
             context = self.server.tls.context()
-            # In this order: whoever cuts the visit has to find the socket that is in use.
-            visit.wire = self.request = context.wrap_socket(
+            # In this order: whoever cuts the connection has to find the socket that is in use.
+            connection.wire = self.request = context.wrap_socket(
                 self.request, server_side=True, do_handshake_on_connect=False
             )
             shake_hands(self.request, deadline)
 
-    def _read_request(self, visit: Visit) -> "AssociateRequest | _Objection":
+    def _read_request(self, connection: PeerConnection) -> "AssociateRequest | _Objection":
         """Return the whole first PDU when it is an association request."""
         deadline = time.monotonic() + self.ae.limits.associate_s
         try:
-            self._encrypt(visit, deadline)
+            self._encrypt(connection, deadline)
             header = receive(self.request, HEADER_BYTES, deadline)
             return _objection_to(header) or _read_body(self.request, header, deadline)
         except TimeoutError:
@@ -190,7 +190,7 @@ class _Objection:
     titles: Mapping[str, str] = field(default_factory=dict)
 
 
-# What watches whether the port is open connects and leaves: nobody was refused anything.
+# Monitoring connects and closes to see whether the port is open: that is no refusal.
 _PROBED = _Objection("nothing-sent")
 
 

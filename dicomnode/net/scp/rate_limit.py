@@ -1,4 +1,4 @@
-"""How often somebody may do something: a bucket of tokens for each peer, refilled as time passes."""
+"""A limit on how often each peer may do something: a bucket of tokens that fills up as time passes."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ class _Bucket:
 
 
 class RateLimit:
-    """Allows each peer `per_s` on average, and `burst` at once. Used by many threads."""
+    """Allows each peer `per_s` operations a second on average, and `burst` at once. Used by many threads."""
 
     def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._burst, self._clock = per_s, max(burst, 1.0), clock
@@ -24,7 +24,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, peer: str) -> bool:
-        """Tell whether a peer may, now; if so, that counts."""
+        """Tell whether a peer may do one more operation now; if so, count it."""
         with self._lock:
             bucket = self._bucket(peer)
             allowed = bucket.tokens >= 1
@@ -32,7 +32,7 @@ class RateLimit:
             return allowed
 
     def wait_s(self, peer: str) -> float:
-        """Return how long a peer has to wait, which then may; that counts in any case."""
+        """Count one more operation of a peer, and return how many seconds it has to wait before it."""
         with self._lock:
             bucket = self._bucket(peer)
             bucket.tokens -= 1
@@ -44,7 +44,7 @@ class RateLimit:
         self._buckets.move_to_end(peer)
         bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.at) * self._per_s)
         bucket.at = now
-        # Whoever was silent for longest has a full bucket, or soon would have.
+        # The bucket of the peer that was silent for longest is full, or nearly so.
         while len(self._buckets) > _REMEMBERED:
             self._buckets.popitem(last=False)
         return bucket

@@ -57,10 +57,10 @@ class Receiver(Protocol):
         """
 
     def association_opened(self, association_id: str, now: datetime) -> None:
-        """Note that instances may follow over an association."""
+        """Record that an association is open and may bring instances."""
 
     def association_released(self, association_id: str, now: datetime) -> None:
-        """Note that no more instances follow, however the association ended."""
+        """Record that an association has ended, by release, abort or a lost connection."""
 
 
 class StorageScp:
@@ -103,7 +103,7 @@ class StorageScp:
 
     @property
     def associations(self) -> int:
-        """How many associations stand at present."""
+        """The number of open associations."""
         with self._lock:
             return len(self._open)
 
@@ -142,7 +142,7 @@ class StorageScp:
         context = ListenerContext(
             admission=self._admission,
             refusals=self._refusals,
-            held=MemoryBudget(settings.maximum_pending_bytes, settings.maximum_associations),
+            budget=MemoryBudget(settings.maximum_pending_bytes, settings.maximum_associations),
             between_polls=self._sweep,
             arriving=self._arriving,
         )
@@ -180,8 +180,8 @@ class StorageScp:
         while time.monotonic() < deadline and self.associations:
             time.sleep(_POLL_S / 2)
             self._sweep()
-        for visit in self._admission.waiting():
-            visit.cut()
+        for connection in self._admission.waiting():
+            connection.cut()
         _end([association for server in servers for association in server.active_associations])
         self._sweep()
 
@@ -199,7 +199,7 @@ class StorageScp:
     def _on_requested(self, event: Any) -> None:
         requestor = event.assoc.requestor
         titles = {"calling_ae": event.assoc.asked.calling_ae, "called_ae": event.assoc.asked.called_ae}
-        refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.visit, **titles)
+        refusal = _DRAINING if self._stopping.is_set() else self._admission.associate(event.assoc.connection, **titles)
         if refusal is None:
             return
         self._refusals.note("association-rejected", refusal.reason, requestor.address_info.address, **titles)
@@ -250,7 +250,7 @@ class StorageScp:
                 self._changed()
 
     def _sweep(self) -> None:
-        """Close the books of associations that ended without an event, and record again what could not be recorded."""
+        """Record the end of associations that ended without an event, or whose end could not be recorded before."""
         with self._lock:
             dead = [association for association in self._open if not association.is_alive()]
         for association in dead:
@@ -292,7 +292,7 @@ class StorageScp:
 
 @contextmanager
 def _content(data_set: BytesIO, transfer_syntax: str) -> Iterator[tuple[InstanceRef, bytes | StreamedObject]]:
-    """Give what a data set is and its Part 10 file, of which all but the end may be written down already.
+    """Give the reference of a data set and its Part 10 file, most of which may be stored already.
 
     Raises: UnreadableObject.
     """
@@ -316,7 +316,7 @@ def _refuse_operation(_: Any) -> tuple[int, None]:
 
 
 def _end(associations: list[Any]) -> None:
-    """Abort what is established, and cut the connections over which nothing was asked."""
+    """Abort the established associations, and shut down the other connections."""
     established = [entry for entry in associations if entry.is_established]
     for entry in established:
         entry.abort(block=False)
@@ -371,7 +371,7 @@ def _limits(settings: ScpSettings) -> Limits:
 
 
 def _register(sop_class: str, position: int) -> None:
-    """Teach pynetdicom that a configured SOP class is storage; of classes it does not know it aborts associations."""
+    """Register a configured SOP class as storage with pynetdicom, which aborts for classes it does not know."""
     service = uid_to_service_class(sop_class)
     if service is VerificationServiceClass:
         raise ConfigurationError(f"scp.also_accept: {sop_class} is not a storage SOP class")

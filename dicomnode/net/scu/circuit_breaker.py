@@ -1,6 +1,6 @@
-"""Whether a destination is worth trying at all: after failures in a row it is left alone, then tried with one thing.
+"""A destination that fails repeatedly is not tried for a while, then tried with one delivery.
 
-Every delivery has its own delays; without this, a thousand of them would knock at a dead destination in their turn.
+Every delivery has its own delays; without this, each of a thousand would try a dead destination in turn.
 """
 
 import logging
@@ -14,11 +14,11 @@ from dicomnode.domain.delivery import RetryPolicy
 log = logging.getLogger(__name__)
 
 _OPENS_AFTER = 2
-"""One failure may be that of an object; two in a row, of batches that differ, are the destination's."""
+"""One failure may be caused by an object; two batches in a row that fail are caused by the destination."""
 _PROBE_EVERY_S = 30.0
 """How soon it is found out that a destination which could not be reached is back."""
 _LONGEST_PAUSE_S = 3600.0
-"""No peer's wish to be left alone is heeded for longer."""
+"""The longest pause that a peer is granted that asks for one (Retry-After)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """What is known now."""
+        """The present state."""
         with self._lock:
             return self._state
 
@@ -124,13 +124,13 @@ class CircuitBreaker:
         return self.state.is_probe_due(self._clock())
 
     def probed(self, *, is_back: bool) -> None:
-        """Take note of a probe."""
+        """Note the outcome of a probe."""
         with self._lock:
             self._state = self._state.probed(self._clock(), is_back=is_back)
         log.debug("destination-probed", extra=self._about | {"is_back": is_back})
 
     def answered(self) -> bool:
-        """Take note that the destination does its work; tell whether it was left alone before."""
+        """Note that the destination has answered; tell whether it was left alone before."""
         was_open = self.state.is_open
         with self._lock:
             self._state = CircuitState()
@@ -139,7 +139,7 @@ class CircuitBreaker:
         return was_open
 
     def failed(self, cause: str, asked_s: float = 0.0, *, is_unreachable: bool = False) -> None:
-        """Take note that the destination could not be reached, or took nothing."""
+        """Note that the destination could not be reached, or accepted nothing."""
         before = self.state
         after = before.failed(self._clock(), self._policy, self._randomness(), asked_s, is_unreachable=is_unreachable)
         with self._lock:

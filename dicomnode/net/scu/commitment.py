@@ -1,4 +1,4 @@
-"""Storage Commitment Push Model as SCU: asking a destination, and hearing its report over whichever association.
+"""Storage Commitment Push Model as SCU: the request to a destination, and its report over either association.
 
 A report comes over the association of the request, or over one that the destination opens to the node's listener, or
 never. Source: PS3.4 Annex J.
@@ -41,7 +41,7 @@ _EVENT_TYPES = (1, 2)
 
 
 class CommitmentLedger(Protocol):
-    """Where it is written what destinations are asked to answer for. Every method raises StoreUnavailable."""
+    """The record of what destinations are asked to commit. Every method raises StoreUnavailable."""
 
     def expire(self, destination: str, now: datetime) -> tuple[CommitmentItem, ...]:
         """Return what has become overdue since the last call."""
@@ -78,7 +78,7 @@ class CommitmentLedger(Protocol):
 
 
 class ReportDesk:
-    """Takes reports from every association, and has them written down before it answers. Used by many threads.
+    """Receives the reports of every association, and records them before it answers. Used by many threads.
 
     `destinations`: those that may be asked, by name. A transaction's report is believed from its destination alone.
     """
@@ -165,7 +165,7 @@ class _ReportingPeer:
 
 
 class Committer:
-    """Asks one destination whether it keeps what it was sent, on a thread of its own.
+    """Requests Storage Commitment of one destination, on a thread of its own.
 
     `identifiers` returns a new Transaction UID for every request.
     """
@@ -204,7 +204,7 @@ class Committer:
         )
 
     def ask_due(self) -> int:
-        """Raise the alert for what is overdue, then ask about one batch; return about how many results.
+        """Log what is overdue, then request commitment for one batch; return how many results it holds.
 
         Raises: StoreUnavailable.
         """
@@ -242,7 +242,7 @@ class Committer:
             log.info("commitment-requested", extra=about)
 
     def _ask(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
-        """Send the request, and stay a while for the report. Raises: PeerUnavailable, PeerRefused."""
+        """Send the request, and wait a while for the report. Raises: PeerUnavailable, PeerRefused."""
         reported = threading.Event()
         with open_association(
             self._destination.destination(),

@@ -1,4 +1,4 @@
-"""What a configured destination comes to: a sender, a committer where it is asked to commit itself, and one check."""
+"""The loops of a configured destination: a sender, a committer where commitment is requested, and a check."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deliveries:
-    """The loops of all destinations, none of which waits for another, and the desk where their reports come in.
+    """The loops of all destinations, which run independently, and the receiver of their reports.
 
     `breakers`: which destinations are left alone at present, by name.
     """

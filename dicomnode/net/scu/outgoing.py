@@ -1,7 +1,4 @@
-"""Another encoding of the same object, for peers that do not take the one at hand. Never with loss.
-
-What is to be sent, in which form a destination would best have it, and how its outcome is told.
-"""
+"""Objects to be sent, the form that a destination prefers, and lossless transcoding for peers that need it."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +24,7 @@ from dicomnode.net.contexts import (
     REPORT_PREFERENCES,
     UNCOMPRESSED,
 )
-from dicomnode.settings.delivery import Encoding, SrClass
+from dicomnode.settings.delivery import PreferredEncoding, SrClass
 
 BYTES_RAISE = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 """What pydicom and its decoders raise on bytes that they cannot make sense of."""
@@ -137,26 +134,26 @@ class BatchSender(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """In which form a destination would best have results.
+    """The form in which a destination prefers results.
 
     Without an `encoding` everything goes in its own; without a `fallback` everything goes under its own class.
     """
 
     sr_class: SrClass = SrClass.COMPREHENSIVE_3D
-    encoding: Encoding | None = None
+    encoding: PreferredEncoding | None = None
     fallback: Fallback | None = None
 
     def classes(self, sop_class: str) -> tuple[str, ...]:
-        """Return the SOP classes under which an object may go, the best first."""
+        """Return the SOP classes as which an object may be sent, the preferred one first."""
         if self.fallback is None or sop_class != COMPREHENSIVE_3D_SR.uid:
             return (sop_class,)
         return REPORT_PREFERENCES[self.sr_class]
 
     def syntax(self, sop_class: str) -> str | None:
-        """Return the transfer syntax in which an object of this class would best go, if another than its own."""
+        """Return the transfer syntax that the destination prefers for objects of this class, None for their own."""
         if self.encoding is None:
             return None
-        for_all = self.encoding in (Encoding.EXPLICIT, Encoding.IMPLICIT)
+        for_all = self.encoding in (PreferredEncoding.EXPLICIT, PreferredEncoding.IMPLICIT)
         return ENCODINGS[self.encoding] if for_all or sop_class in COMPRESSED_RESULTS else None
 
     def under(self, part10: bytes, sop_class: str) -> tuple[bytes, InstanceRef | None] | None:

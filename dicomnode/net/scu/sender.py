@@ -26,7 +26,7 @@ class _Result:
 
 
 class DeliveryQueue(Protocol):
-    """Where deliveries wait, and where what became of them is written."""
+    """The queue of deliveries, in which their outcomes are recorded."""
 
     def claim(self, destination: str, limit: int, now: datetime) -> tuple[Delivery, ...]:
         """Take up to `limit` deliveries that are due. Raises: StoreUnavailable."""
@@ -56,7 +56,7 @@ class DeliveryQueue(Protocol):
         sent_as: InstanceRef | None = None,
         commit_within_s: float | None = None,
     ) -> DeliveryState:
-        """Write what became of a delivery and return its state; one to be tried again waits by `policy`.
+        """Record the outcome of a delivery and return its state; one that is to be tried again waits by `policy`.
 
         Raises: StoreUnavailable.
         """
@@ -156,7 +156,7 @@ class Sender:
             self._outbox.postpone(self._name, retry_at)
 
     def _judge(self, outcomes: Sequence[StoreOutcome]) -> None:
-        """Tell from the outcomes of a batch whether the destination does its work: a refusal for good is work too."""
+        """Tell the circuit breaker whether the destination works; one that refuses an object for good does."""
         failures = [outcome for outcome in outcomes if not (isinstance(outcome, Accepted) or outcome.permanent)]
         if len(failures) < len(outcomes):
             if self.breaker.answered():
