@@ -1,1 +1,1 @@
-"""What the node's speed is held against: peers doing the same work in the same run, and the machine itself."""
+"""Benchmarks of the node against peers that do the same work in the same run, and against the machine itself."""

@@ -26,7 +26,9 @@ BENCHMARKS = (
     "growth",
     "training",
 )
-"""The modules, in the order of RESULTS.md; each has `measure(bench) -> rows` and says in its first line what it is."""
+"""The modules, in the order of RESULTS.md; each has `measure(bench) -> rows`, and its docstring describes the
+benchmark.
+"""
 
 LONG = frozenset({"flatness"})
 """Measured only when named."""

@@ -1,4 +1,4 @@
-"""What every benchmark is given: a folder on a real disk, and measurements of contenders that take turns."""
+"""The tools of every benchmark: a folder on a real disk, and measurements of contenders that take turns."""
 
 import subprocess
 import time
@@ -14,7 +14,7 @@ ROUNDS = 5
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """The hands of one benchmark; `note` adds a sentence below its table."""
+    """The folder, rounds and notes of one benchmark; `note` adds a sentence below its table."""
 
     folder: Path
     rounds: int = ROUNDS
@@ -40,14 +40,14 @@ class Bench:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long something takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def milliseconds(work: Callable[[], object], times: int = 1) -> Callable[[], float]:
-    """Return a contender that does something so many times and gives the mean time of one, in ms."""
+    """Return a contender that calls `work` `times` times and returns the mean milliseconds of a call."""
 
     def measure() -> float:
         return 1000 * seconds(lambda: [work() for _ in range(times)]) / times
@@ -59,7 +59,7 @@ def milliseconds(work: Callable[[], object], times: int = 1) -> Callable[[], flo
 def apart(
     command: Sequence[str], *, asked: str = "", environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Callable[[], float], str]]:
-    """Yield a contender in a process of its own, which answers every line with its measure, and its first line."""
+    """Start a process that answers each line of input with a measure; yield the contender and its first line."""
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None

@@ -1,6 +1,6 @@
 """A throw-away bundle of the flagship's shape: five EfficientNet-B2 at 256 px, random weights, a gate that passes all.
 
-What it says means nothing; how long it takes is what the flagship takes.
+Its predictions mean nothing; it takes as long as the flagship.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ MEMBER = "member.onnx"
 
 
 def flagship_bundle(folder: Path) -> Path:
-    """Return the bundle in this folder, made if it is not there yet; that takes a minute or two, and TensorFlow."""
+    """Return the bundle in this folder, made if there is none, which takes a minute or two and needs TensorFlow."""
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
         reference = read_manifest(default_bundle() / MANIFEST)

@@ -30,7 +30,7 @@ from tests.support.processes import NodeProcess, free_port, wait_until
 
 VERIFICATION = "1.2.840.10008.1.1"
 STUDIES, A_PART = int(os.environ.get("BENCH_STUDIES", "120")), 20
-"""How many studies the node is given while its memory is watched, at a time; `flatness` gives it more."""
+"""Studies, in all and per part, that the node gets while its memory is measured; `flatness` sends more."""
 WITHIN_S = 600.0
 CONFIG = "[assembly]\nquiet_s = 0.0\n[log]\nformat = 'json'\n"
 _LARGEST = 6

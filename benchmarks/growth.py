@@ -58,7 +58,9 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _studies(store: Store, numbers: Iterator[int]) -> Callable[[], float]:
-    """Return a contender that gives the median of a few studies: one that meets a checkpoint is not the usual one."""
+    """Return a contender that measures the median of a few studies, so that a single database checkpoint does not
+    count.
+    """
     return lambda: statistics.median(1000 * _one_study(store, next(numbers)) for _ in range(TIMED))
 
 

@@ -1,4 +1,4 @@
-"""The images that are sent: as large as those of a hospital, each with UIDs of its own."""
+"""The images that are sent: of the size of a hospital's images, each with UIDs of its own."""
 
 import shutil
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ImageFiles:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """One image, of which there can be as many as are asked for, apart in nothing but UIDs."""
+    """An image that can be copied any number of times; copies differ only in their UIDs."""
 
     name: str
     part10: bytes

@@ -62,7 +62,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _batches(bench: Bench, what: str, predictor: Predictor, image: FloatArray) -> Iterator[Row]:
-    """What a batch of waiting images would gain; the node reads one at a time, since it is next to nothing."""
+    """Measures what batching would gain; the node reads one image at a time, since the gain is small."""
 
     def per_image() -> float:
         return milliseconds(lambda: predictor.read_batch([image] * _BATCH))() / _BATCH
@@ -85,7 +85,7 @@ def _bare_runs(member: Path, image: FloatArray) -> Callable[[], object]:
 
 
 def _keras_way(image: FloatArray, findings: int) -> Callable[[], object]:
-    """Return the usual way, in Keras on TensorFlow; the maps are of one member, as they usually are."""
+    """Return the usual implementation, in Keras on TensorFlow; its maps are of one member only."""
     import keras
     import tensorflow as tf
 

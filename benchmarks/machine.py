@@ -1,4 +1,4 @@
-"""On what it was measured: processor, memory, load, versions; and where the peers are."""
+"""Describes the machine: processor, memory, load, versions; and finds the peers' programs."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from dicomnode import __version__
 
 _LIBRARIES = ("onnxruntime", "numpy", "opencv-python", "pydicom", "pynetdicom", "highdicom")
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-"""First, since the virtual environment has programs of the same names as DCMTK's."""
+"""Searched first, since the virtual environment has programs with the same names as DCMTK's."""
 
 
 def program(name: str) -> str | None:
@@ -22,7 +22,7 @@ def program(name: str) -> str | None:
 
 
 def facts() -> str:
-    """Return one line on when, on what and with what."""
+    """Return one line with the time, the machine and the versions."""
     cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
     peers = ", ".join(filter(None, (_peer("Orthanc"), _peer("storescp"))))

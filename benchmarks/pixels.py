@@ -13,10 +13,11 @@ from benchmarks.images import SIDE, Images
 from benchmarks.table import Goal, Row
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.dicom.reader import read, ref_of
+from dicomnode.dicom.header import read_radiograph
+from dicomnode.dicom.reader import read
 from dicomnode.imaging.codecs import child as codec_child
-from dicomnode.imaging.codecs.decoding import decode, read_layout
-from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
+from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
+from dicomnode.imaging.decoding import decode, read_layout
 from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings, default_bundle
 from tests.support import make
@@ -40,6 +41,7 @@ MOST = Goal(at_most=1.2)
 def measure(bench: Bench) -> Iterator[Row]:
     values = read(Images.uncompressed().part10).pixel_array
     spec, settings = open_bundle(default_bundle()).manifest.input, PixelSettings()
+    codecs = CodecProcess()
     for name, syntax in SYNTAXES.items():
         # Twelve bits, but where the syntax holds eight.
         of_eight = syntax == uids.JPEGBaseline8Bit
@@ -47,8 +49,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         part10 = make.encode(make.build("cr", pixels=pixels, bits=8 if of_eight else 12), str(syntax))
 
         def ours(part10: bytes = part10) -> None:
-            found = read(part10)
-            preprocess(render(found, ref_of(found), settings).pixels, spec)
+            preprocess(render(read_radiograph(part10), settings, codecs).pixels, spec)
 
         contenders = {"ours": milliseconds(ours)}
         if (bare := _bare(part10, settings.maximum_pixels)) is not None:
@@ -62,7 +63,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             goal=None if bare is None else MOST,
             absent="nothing to decode" if bare is None else "",
         )
-    CODECS.stop()
+    codecs.stop()
 
 
 class _Caught(CodecProcess):
@@ -72,13 +73,14 @@ class _Caught(CodecProcess):
 
     def decode(self, encoded: "Encoded", frame: bytes) -> StoredArray:
         self.asked = encoded, frame
-        return CODECS.decode(encoded, frame)
+        return super().decode(encoded, frame)
 
 
 def _bare(part10: bytes, maximum_pixels: int) -> Callable[[], object] | None:
     """Return what decodes the frame here as the process of the codecs does, or None where nothing is compressed."""
-    ds, caught = read(part10), _Caught()
-    decode(ds, read_layout(ds, maximum_pixels), caught)
+    radiograph, caught = read_radiograph(part10), _Caught()
+    decode(radiograph, read_layout(radiograph.header, maximum_pixels), caught)
+    caught.stop()
     if caught.asked is None:
         return None
     encoded, frame = caught.asked

@@ -38,7 +38,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 def _reading(
     provider: str, bundle: Path, installed: Path | None
 ) -> AbstractContextManager[tuple[Callable[[], float], str]]:
-    """Return what gives the ms of one image in a process of its own, and what that says of itself."""
+    """Return a contender that measures the ms of one image in its own process, and the process's first line."""
     first = [] if installed is None else [str(installed)]
     path = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "benchmarks.providers", provider, str(bundle)]
@@ -46,7 +46,7 @@ def _reading(
 
 
 def main() -> None:
-    """Read an image for every line of the input, and say how many ms it took."""
+    """Read an image for every line of the input, and print the milliseconds it took."""
     import onnxruntime
 
     from dicomnode.bundle.reader import open_bundle

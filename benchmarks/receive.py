@@ -90,7 +90,7 @@ def send(folder: Path, port: int, called_ae: str, files: ImageFiles) -> float:
 
 
 def send_between(folder: Path, port: int, called_ae: str, files: ImageFiles) -> tuple[float, float]:
-    """Send the files, and return when the first byte went and when the last response came, by the wall clock."""
+    """Send the files, and return the wall-clock times of the first byte sent and of the last response."""
     job = folder / "job.json"
     about = {"port": port, "called_ae": called_ae, "sop_class": files.sop_class}
     paths = [[str(path) for path in part] for part in files.parts]
@@ -102,7 +102,7 @@ def send_between(folder: Path, port: int, called_ae: str, files: ImageFiles) -> 
 
 @contextmanager
 def our_node(folder: Path, *options: str, printed: list[str] | None = None) -> Iterator[Receive]:
-    """Run our listener on a store in this folder; what it said at its end is added to `said`."""
+    """Run our listener on a store in this folder; what it prints at its end is added to `printed`."""
     folder.mkdir()
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.receiver", str(port), str(folder / "store"), *options]
@@ -171,7 +171,9 @@ def _dd_script(files: list[Path], out: Path) -> str:
 
 
 def _profile(bench: Bench, *kinds: Images) -> str:
-    """Say where the listener's threads were found while four associations sent, in shares of those not waiting."""
+    """Return where the listener's threads spent their time during four associations, in shares of the samples not
+    waiting.
+    """
     told = []
     for number, images in enumerate(kinds):
         printed: list[str] = []

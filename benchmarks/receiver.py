@@ -59,7 +59,7 @@ def _sample(samples: Counter[str]) -> None:
 
 
 def _place(frame: FrameType) -> str:
-    """Return what a thread is doing, or nothing where it waits."""
+    """Return the place in the code that a thread is at, "" when it waits."""
     code = frame.f_code
     file = Path(code.co_filename)
     if file.name in ("selectors.py", "threading.py", "queue.py", "socketserver.py") or "receiver" in file.name:

@@ -23,7 +23,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from modeling import commands
-from modeling.config import ApplicationModel, Lite0Model, RampSchedule, Sources, TrainingConfig, read_config
+from modeling.config import ApplicationModel, LiteModel, RampSchedule, Sources, TrainingConfig, read_config
 
 log = logging.getLogger("recipes")
 
@@ -37,7 +37,7 @@ TRIAL_IMAGES = 256
 BATCHES_FOR_24_GB = {"tang-binary": 16}
 """128 images of 256 px through EfficientNet-B2 take more than 24 GB to train on; the rate stays (Adam)."""
 FROM_NOTHING = "-from-nothing"
-"""Our recipe once more without its warm start, as the others have none here."""
+"""Our recipe without its warm start, since the other recipes have none here."""
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def parsed() -> argparse.Namespace:
 
 
 def train_within_budget(name: str, arguments: argparse.Namespace) -> None:
-    """Train fold 0 of one recipe for as many images as the budget allows; a run that was cut goes on."""
+    """Train fold 0 of one recipe for as many images as the budget allows; an interrupted run is continued."""
     config = comparable(name)
     sources = Sources(images=arguments.images, warm_start=arguments.warm_start if warms(name, config) else None)
     out: Path = arguments.out / name
@@ -75,8 +75,8 @@ def train_within_budget(name: str, arguments: argparse.Namespace) -> None:
 
 
 def warms(name: str, config: TrainingConfig) -> bool:
-    """Tell whether a recipe begins with weights that are at hand; the others begin with random ones."""
-    return isinstance(config.model, Lite0Model) and not name.endswith(FROM_NOTHING)
+    """Tell whether a recipe's first weights are available here; the others begin with random weights."""
+    return isinstance(config.model, LiteModel) and not name.endswith(FROM_NOTHING)
 
 
 def comparable(name: str) -> TrainingConfig:

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 class Sender:
-    """One association; everything that it is to send lies ready when this returns."""
+    """An association with all its requests encoded beforehand."""
 
     def __init__(self, job: dict[str, Any], files: list[Path]) -> None:
         self._wire = socket.create_connection(("127.0.0.1", job["port"]), timeout=_RESPONSE_S)

@@ -12,14 +12,14 @@ from benchmarks.images import Images
 from benchmarks.send import sink
 from dicomnode.analysis.loading import load_pipeline
 from dicomnode.analysis.pipeline import Pipeline
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.dicom.part10 import read_file_head, read_ref
-from dicomnode.dicom.reader import read
 from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.delivery import Accepted, Destination
 from dicomnode.domain.instance import AssociationInfo, InstanceRef
 from dicomnode.domain.job import Job
 from dicomnode.domain.routing import Recipient, Route
-from dicomnode.imaging.codecs.process import CODECS
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.imaging.pixels import render
 from dicomnode.net.scu.outgoing import Outgoing
 from dicomnode.net.scu.storage import send
@@ -43,22 +43,23 @@ def stages(folder: Path, bundle: Path, images: Images) -> dict[str, float]:
         yield
         found.setdefault(name, []).append(1000 * (perf_counter() - began))
 
-    _, pipeline = load_pipeline(Settings(inference=InferenceSettings(bundle=bundle)))
-    CODECS.start()
+    codecs = CodecProcess()
+    _, pipeline = load_pipeline(Settings(inference=InferenceSettings(bundle=bundle)), codecs)
+    codecs.start()
     try:
         with open_store(folder) as store, sink(131_072) as port:
             path = _Path(store=store, pipeline=pipeline, port=port, step=step)
             for number in range(TIMES + 1):
                 path.take(images.one(), 100.0 * number)
     finally:
-        CODECS.stop()
+        codecs.stop()
     # The first of each warms up.
     return {name: statistics.median(taken[1:]) for name, taken in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """What a study takes its way through, as the node's threads do between them."""
+    """The steps of a study, as the node's threads do them together."""
 
     store: Store
     pipeline: Pipeline
@@ -91,7 +92,7 @@ class _Path:
         with self.step("read back"):
             part10 = self.store.blobs.read_instance(instance)
         with self.step("decoded, grey scale"):
-            frame = render(read(part10), instance.ref, self.pipeline.pixels)
+            frame = render(read_radiograph(part10), self.pipeline.pixels, self.pipeline.codecs)
         with self.step("inference"):
             self.pipeline.predictor.read(frame)
         examination = self.pipeline.examine(instance, part10)

@@ -1,4 +1,4 @@
-"""Studies for the whole node, and what their images cost at the least: the bare decoder and one forward pass."""
+"""Studies for the whole node, and the least cost of their images: the bare decoder and one forward pass."""
 
 from io import BytesIO
 from pathlib import Path
@@ -8,12 +8,12 @@ from pydicom import Dataset, dcmread
 
 from benchmarks.bench import seconds
 from dicomnode.bundle.reader import open_bundle
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.domain.frame import Frame
-from dicomnode.imaging.codecs.process import CODECS
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.predictor import Predictor
 from dicomnode.settings.node import InferenceSettings, PixelSettings
-from tests.support.make import ref_of
 
 
 def image_of(part10: bytes) -> Dataset:
@@ -41,8 +41,8 @@ class Bare:
 
     def frame(self, part10: bytes) -> Frame:
         """Return the image as the node sees it."""
-        dataset = image_of(part10)
+        codecs = CodecProcess()
         try:
-            return render(dataset, ref_of(dataset), PixelSettings())
+            return render(read_radiograph(part10), PixelSettings(), codecs)
         finally:
-            CODECS.stop()
+            codecs.stop()

@@ -26,7 +26,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What the ratio is to be, or what ours is to be where there is no peer."""
+    """The goal for the ratio, or for our own figure where there is no peer."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -44,7 +44,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table; `absent` says why there is nothing to compare with, or nothing measured."""
+    """One line of the table; `absent` is the reason why there is no peer or no measurement."""
 
     what: str
     ours: Measured | None = None
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def ratio(self) -> Measured | None:
-        """Ours over the peer's, of every round: what slows a round down slows both."""
+        """Ours over the peer's, of every round, since a slow round slows both."""
         if self.ours is None or self.theirs is None:
             return None
         return Measured(tuple(a / b for a, b in zip(self.ours.values, self.theirs.values, strict=True)), "×")
@@ -78,7 +78,7 @@ HEADS = ("what", "ours", "peer", "ratio", "goal", "met")
 
 @dataclass(slots=True)
 class Section:
-    """What one benchmark found: its rows, and sentences below them."""
+    """The results of one benchmark: its rows, and sentences below them."""
 
     name: str
     about: str
@@ -94,7 +94,7 @@ class Section:
 
 
 def number(value: float) -> str:
-    """Return a figure with as many digits as it deserves."""
+    """Return a figure rounded to two or three significant digits."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"

@@ -43,7 +43,7 @@ _DRAWN = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A recipe, and the part of an epoch that it is measured by: few small batches, as memory and patience allow."""
+    """A recipe and the part of an epoch that is measured: few small batches, to limit memory and time."""
 
     recipe: str
     what: str
@@ -80,7 +80,7 @@ def _pipeline(bench: Bench, trial: Trial) -> Iterator[Row]:
 
 
 def _contenders(run: "Run") -> dict[str, Callable[[], float]]:
-    """Return what pass once over the images, in images per second: the pipeline, the step, and both together."""
+    """Return contenders that pass once over the images, in images per second: the pipeline, the step, and both."""
     from modeling.devices import alone
     from modeling.network import build_network
     from modeling.train import epoch_inputs
@@ -118,7 +118,7 @@ def _idle(config: "TrainingConfig") -> "keras.Model":
 
 
 def drawn_run(recipe: str, batch_size: int, images: int) -> "Run":
-    """Return a run of a recipe, which stays as it is but for the batch and the precision, on drawn images."""
+    """Return a run of a recipe on drawn images; only the batch size and the precision are changed."""
     from benchmarks.recipes import changed
     from dicomnode.bundle.phantom import draw_chest
     from modeling.config import Sources, read_config

@@ -20,7 +20,7 @@ from dicomnode.bundle.reader import Bundle
 from dicomnode.certificates import ServedCertificate
 from dicomnode.domain.errors import AddressUnavailable
 from dicomnode.domain.identifiers import derive_uid
-from dicomnode.imaging.codecs.process import CODECS
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.loop import Loop
 from dicomnode.monitoring.health import Running, exposed_to_others
 from dicomnode.monitoring.monitored_node import MonitoredNode
@@ -53,6 +53,7 @@ class Node:
         *,
         settings: Settings,
         bundle: Bundle,
+        codecs: CodecProcess,
         store: Store,
         scp: StorageScp,
         look_ahead: LookAhead,
@@ -64,7 +65,7 @@ class Node:
         clock: Callable[[], datetime],
     ) -> None:
         """Take parts that are wired but not started; `Node.build` makes them."""
-        self._settings, self._bundle, self._store = settings, bundle, store
+        self._settings, self._bundle, self._codecs, self._store = settings, bundle, codecs, store
         self._scp, self._look_ahead, self._worker = scp, look_ahead, worker
         self._deliveries, self._clock = deliveries, clock
         self._retention, self._audit, self._web = retention, audit, web
@@ -81,7 +82,8 @@ class Node:
 
         Raises: ConfigurationError.
         """
-        bundle, pipeline = load_pipeline(settings)
+        codecs = CodecProcess()
+        bundle, pipeline = load_pipeline(settings, codecs)
         store = Store.open(
             settings.store,
             settings.assembly,
@@ -100,6 +102,7 @@ class Node:
         return cls(
             settings=settings,
             bundle=bundle,
+            codecs=codecs,
             store=store,
             scp=scp,
             look_ahead=look_ahead,
@@ -115,7 +118,7 @@ class Node:
         """Recover what a former run left open, then start the parts from the end of a study's path to its beginning."""
         self._open_page()
         self._store.inbox.recover(self._clock(), maximum_attempts=self._settings.work.maximum_attempts)
-        CODECS.start()
+        self._codecs.start()
         if self._audit is not None:
             self._audit.start()
         self._deliveries.start()
@@ -163,7 +166,7 @@ class Node:
         self._scp.stop()
         self._worker.stop(drain_s=None)  # until the current study is answered
         self._look_ahead.close()
-        CODECS.stop()
+        self._codecs.stop()
         self._deliveries.stop()
         self._retention.stop()
         if self._audit is not None:

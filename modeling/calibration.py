@@ -12,6 +12,9 @@ Floats = npt.NDArray[np.floating]
 LEAST_SLOPE = 0.01
 """At or below this slope the logit has no information; the probability is then nearly the label's frequency."""
 
+NEVER_ILL_RULE = (
+    "smallest threshold with specificity of at least 0.9 among images of patients without a finding in any image"
+)
 NEWTON_STEPS = 50
 DERIVED_ON = "NIH ChestX-ray14 training images, out of fold"
 
@@ -48,18 +51,25 @@ def probabilities(calibration: Calibration, logits: Floats) -> npt.NDArray[np.fl
     return _sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
 
 
-def operating_points(truth: BoolArray, probability: Floats, *, frequency: float) -> dict[str, OperatingPointEntry]:
-    """Choose thresholds by four rules; an image is positive when its probability reaches the threshold.
+def operating_points(
+    truth: BoolArray, probability: Floats, *, frequency: float, never_ill: BoolArray
+) -> dict[str, OperatingPointEntry]:
+    """Choose thresholds by five rules; an image is positive when its probability reaches the threshold.
 
     `frequency`: how often the label is true where the predictive value is to hold; the images here may be enriched.
+    `never_ill`: (N,) whether the image is of a patient without a finding in any image; where there is none, the rule
+    about them takes all negatives.
     """
     thresholds, sensitivity, specificity = _sweep(truth, probability)
     right, wrong = sensitivity * frequency, (1 - specificity) * (1 - frequency)
     worthwhile = (specificity >= 0.95) & (right >= 0.1 * (right + wrong))
+    healthy = np.sort(probability[never_ill & ~truth] if (never_ill & ~truth).any() else probability[~truth])
+    spared = np.searchsorted(healthy, thresholds, side="left") / len(healthy)
     chosen = {
         "youden": (int(np.argmax(sensitivity + specificity)), "largest sensitivity + specificity - 1"),
         "sensitivity_95": (_last(sensitivity >= 0.95), "largest threshold with sensitivity of at least 0.95"),
         "specificity_95": (_first(specificity >= 0.95), "smallest threshold with specificity of at least 0.95"),
+        "never_ill_90": (_first(spared >= 0.9), NEVER_ILL_RULE),
         "ppv_10": (_first(worthwhile), "smallest threshold with specificity of at least 0.95 and PPV of at least 0.1"),
     }
     return {

@@ -4,13 +4,15 @@ from dataclasses import asdict, dataclass
 
 from dicomnode.bundle.manifest import LabelEntry
 from modeling.card_evaluations import (
+    MAPS_UNMEASURED,
     StoredEvaluation,
     evaluation_sections,
     history_table,
+    measure_maps,
     overfitting_table,
     shown,
 )
-from modeling.config import Lite0Model, TrainingConfig
+from modeling.config import LiteModel, TrainingConfig
 from modeling.evaluation.results import HistoryResult, OverfittingResult
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
@@ -241,7 +243,7 @@ def _gate(facts: CardFacts) -> str:
 
 def _gate_features(facts: CardFacts) -> str:
     model = facts.config.model
-    if isinstance(model, Lite0Model) and model.frozen_blocks:
+    if isinstance(model, LiteModel) and model.frozen_blocks:
         return "the frozen layers' features, averaged over cells,"
     return "edge strength by direction and brightness, averaged over cells (coarser than features of frozen layers),"
 
@@ -273,8 +275,7 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _maps_unmeasured(facts: CardFacts) -> str:
-    measured = any(stored.metrics.get("localisation") for stored in facts.evaluations)
-    return "" if measured else "; maps were not measured against boxes"
+    return "" if measure_maps(facts.evaluations) else MAPS_UNMEASURED
 
 
 def _sources(facts: CardFacts) -> str:

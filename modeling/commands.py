@@ -56,8 +56,12 @@ def train(
     check_folds(run.labels, run.folds, run.outputs)
     spread = spread_over_devices()
     run.claim_folder(spread)
-    if not any(run.records(fold) for fold in range(config.train.folds)) and spread.is_first:
-        _check_export(run, backend)
+    if not any(run.records(fold) for fold in range(config.train.folds)):
+        if spread.process_count > 1:
+            # The other hosts would wait for the first one, and give up.
+            log.info("to try beforehand what export needs: cxrnode export %s --check", out)
+        else:
+            _check_export(run, backend)
     network = build_network(run, spread)
     with report_run(run, network, folds=folds) as watch:
         train_folds(run, network, watch, folds=folds)
@@ -110,15 +114,25 @@ def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
 
     Raises: ConfigurationError when an evaluation is of another model; BundleInvalid.
     """
-    from dicomnode.bundle.reader import CARD, MANIFEST, MODEL, file_sha256, open_bundle
-    from modeling.card_evaluations import evaluation_sections, read_evaluation, require_same_model, with_sections
+    from dicomnode.bundle.reader import CARD, MANIFEST, file_sha256, open_bundle
+    from modeling.card_evaluations import (
+        MAPS_UNMEASURED,
+        evaluation_sections,
+        measure_maps,
+        read_evaluation,
+        require_same_model,
+        with_sections,
+    )
     from modeling.export import manifest_text
     from modeling.files import write_durably
+    from modeling.training_images import fingerprint_of
 
     manifest = open_bundle(bundle).manifest
     stored = [read_evaluation(folder) for folder in evaluations]
-    require_same_model(stored, manifest.files[MODEL])
+    require_same_model(stored, fingerprint_of(bundle))
     card = with_sections((bundle / CARD).read_text(encoding="utf-8"), evaluation_sections(stored))
+    if measure_maps(stored):
+        card = card.replace(MAPS_UNMEASURED, "")
     write_durably(bundle / CARD, card.encode())
     changed = manifest.model_copy(update={"files": manifest.files | {CARD: file_sha256(bundle / CARD)}})
     write_durably(bundle / MANIFEST, manifest_text(changed).encode())

@@ -44,14 +44,24 @@ class _Model(_Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Lite0Model(_Model):
-    """EfficientNet-Lite0 with the given number of blocks, of seven, left as the warm start has them.
+class LiteModel(_Model):
+    """EfficientNet-Lite0 or Lite2 with the given number of blocks, of seven, left as the warm start has them.
 
     Frozen blocks see no gradient and are shared by all folds, so an epoch runs them once for all of them.
+    `stochastic_depth` is the probability that an image passes a residual block by. `read_out`: "pooled" averages the
+    last map (stride 32); "pyramid" adds features of stride 16, and each output learns its own weights over positions.
     """
 
-    backbone: Literal["efficientnet-lite0"]
+    backbone: Literal["efficientnet-lite0", "efficientnet-lite2"]
     frozen_blocks: int = Field(ge=0, le=6)
+    stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
+    read_out: Literal["pooled", "pyramid"] = "pooled"
+
+    @model_validator(mode="after")
+    def _pyramid_reaches_stride_16(self) -> "LiteModel":
+        if self.read_out == "pyramid" and self.frozen_blocks > 5:
+            raise ValueError("read_out = 'pyramid' needs frozen_blocks of at most 5: it reads block 5")
+        return self
 
 
 class ApplicationModel(_Model):
@@ -82,7 +92,7 @@ class SmallModel(_Model):
     backbone: Literal["baseline-cnn", "resnet56v2"]
 
 
-ModelSection = Annotated[Lite0Model | ApplicationModel | SmallModel, Field(discriminator="backbone")]
+ModelSection = Annotated[LiteModel | ApplicationModel | SmallModel, Field(discriminator="backbone")]
 
 
 class _Loss(_Section):
@@ -128,10 +138,12 @@ class _Optimiser(_Section):
     """`clip_norm`: bound of the gradient's global norm. `average_steps`: steps that the average of weights spans.
 
     With `average_steps` the evaluated and exported weights are an exponential moving average of the trained ones.
+    `block_rate`: the learning rate of a block of an EfficientNet-Lite as a share of that of the block behind it.
     """
 
     clip_norm: float | None = Field(default=None, gt=0)
     average_steps: int | None = Field(default=None, ge=2)
+    block_rate: float = Field(default=1.0, gt=0, le=1)
 
 
 class Adam(_Optimiser):
@@ -205,7 +217,7 @@ ScheduleSection = Annotated[
 _CHOICES = frozenset(
     choice
     for section in (
-        Lite0Model, ApplicationModel, SmallModel, BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalLoss,
+        LiteModel, ApplicationModel, SmallModel, BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalLoss,
         Adam, AdamW, Sgd, ConstantSchedule, CosineSchedule, RampSchedule, PlateauSchedule,
     )
     for name in ("backbone", "kind")
@@ -221,6 +233,9 @@ class TrainSection(_Section):
     without a finding that an epoch draws, anew each time. `stop_patience` ends a fold whose held-out loss has not
     fallen for so many epochs and goes back to its best epoch, which makes its held-out scores a little too good.
     `epoch_images` ends an epoch after so many images; the next goes through others, in an order of its own.
+    `patient_images` is the most images of one patient that an epoch draws, others each time. `towards_start`
+    moves the weights that are judged and served this share of the way back to the pretrained ones, but for the read-out
+    (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
     """
 
     folds: int = Field(ge=2, le=20)
@@ -229,10 +244,18 @@ class TrainSection(_Section):
     batch_size: int = Field(ge=2)
     precision: Literal["float32", "bfloat16"] = "float32"
     keep_no_finding: float = Field(default=1.0, gt=0, le=1)
+    patient_images: int | None = Field(default=None, ge=1)
     mixup: float = Field(default=0.0, ge=0)
     stop_patience: int | None = Field(default=None, ge=1)
     evaluate_every: int = Field(default=1, ge=1)
+    towards_start: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _draws_one_way(self) -> "TrainSection":
+        if self.patient_images is not None and self.keep_no_finding < 1:
+            raise ValueError("patient_images and keep_no_finding exclude each other: an epoch's length would vary")
+        return self
 
 
 class AugmentSection(_Section):
@@ -242,7 +265,9 @@ class AugmentSection(_Section):
     is a fraction of the side; `gamma` bounds the logarithm of the exponent; `noise` is the standard deviation of
     noise on a scale of 0 to 1. `flip` is the probability of a mirror image, for ablation only: the heart has a side.
     `blur` is the probability of halving the resolution, so that sharpness does not tell the sources apart. `border`
-    says what fills the space that moves into view.
+    says what fills the space that moves into view. `least_resolution` bounds the share of the side that an image is
+    reduced to and enlarged from, drawn anew each time. `erase` is the largest side of a rectangle that is blanked, as
+    a share of the image's.
     """
 
     draw: Literal["uniform", "normal"] = "uniform"
@@ -256,6 +281,8 @@ class AugmentSection(_Section):
     noise: float = Field(default=0.0, ge=0, lt=1)
     flip: float = Field(default=0.0, ge=0, le=1)
     blur: float = Field(default=0.0, ge=0, le=1)
+    least_resolution: float = Field(default=1.0, gt=0, le=1)
+    erase: float = Field(default=0.0, ge=0, lt=1)
     border: Literal["black", "reflect", "edge"] = "black"
 
 
@@ -275,7 +302,8 @@ class GateSection(_Section):
     """The pixel gate: fitted on `images` training images, along the `components` largest axes of their variation.
 
     `residual_weight` is the weight of the distance from those axes against the mean distance along them. `quantile`
-    of upright training images, out of fold, pass as typical. An orientation of at least `certain`
+    of upright training images, out of fold, pass as typical; the `unusual` most distant share of them is what the node
+    calls unusual where it passes. An orientation of at least `certain`
     probability is repaired.
     """
 
@@ -283,6 +311,7 @@ class GateSection(_Section):
     components: int = Field(default=60, ge=2)
     residual_weight: float = Field(default=0.4, ge=0)
     quantile: float = Field(default=0.9875, gt=0.5, lt=1)
+    unusual: float = Field(default=0.05, gt=0, lt=0.5)
     certain: float = Field(default=0.99, gt=0.5, le=1)
 
 

@@ -14,7 +14,7 @@ from dicomnode.domain.frame import FloatArray
 from modeling.config import TrainSection
 
 Rows = npt.NDArray[np.int64]
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,19 @@ class Share:
         return batch[self.index * size : (self.index + 1) * size]
 
 
-def drawn_rows(train: TrainSection, finding: npt.NDArray[np.bool_], rows: Rows, *, fold: int, epoch: int) -> Rows:
+def drawn_rows(
+    train: TrainSection,
+    finding: npt.NDArray[np.bool_],
+    patients: npt.NDArray[np.str_],
+    rows: Rows,
+    *,
+    fold: int,
+    epoch: int,
+) -> Rows:
     """Return the rows of one epoch in a new order, with the wanted share of those without a finding.
 
-    `finding`: (N,) whether the image has one. The share is drawn anew each epoch, so that in time all are seen.
+    `finding`: (N,) whether the image has one; `patients`: (N,). The share, and the images of a patient of whom not all
+    are wanted, are drawn anew each epoch, so that in time all are seen.
     """
     random = np.random.default_rng((train.seed, epoch, fold))
     order = random.permutation(rows)
@@ -41,7 +50,18 @@ def drawn_rows(train: TrainSection, finding: npt.NDArray[np.bool_], rows: Rows, 
         without = order[~finding[order]]
         left_out = without[round(len(without) * train.keep_no_finding) :]
         order = order[~np.isin(order, left_out)]
+    if train.patient_images is not None:
+        order = order[_place_among_own(patients[order]) < train.patient_images]
     return order
+
+
+def _place_among_own(patients: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    """Return (N,) how many earlier rows are of the same patient."""
+    by_patient = np.argsort(patients, kind="stable")
+    _, first, counts = np.unique(patients[by_patient], return_index=True, return_counts=True)
+    places = np.empty(len(patients), dtype=np.int64)
+    places[by_patient] = np.arange(len(patients)) - np.repeat(first, counts)
+    return places
 
 
 class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]

@@ -196,7 +196,12 @@ def fit_gate(sample: GateSample, settings: GateSection) -> GateFit:
     everyone = np.ones(len(sample.folds), dtype=bool), np.ones(len(sample.turned_folds), dtype=bool)
     return GateFit(
         gate=_fit(sample, everyone, settings),
-        spec=GateSpec(typicality_threshold=threshold, orientations=ORIENTATIONS, certain=settings.certain),
+        spec=GateSpec(
+            typicality_threshold=threshold,
+            unusual_threshold=min(threshold, float(np.quantile(typicality[0], 1 - settings.unusual))),
+            orientations=ORIENTATIONS,
+            certain=settings.certain,
+        ),
         rejected=1 - float(passed[0].mean()),
         repaired={ORIENTATIONS[at]: float((orientation[at][:, at] >= settings.certain).mean()) for at in others},
         unnoticed={ORIENTATIONS[at]: float(passed[at].mean()) for at in others},

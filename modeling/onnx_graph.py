@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dicomnode.domain.errors import ConfigurationError, CxrNodeError
 from dicomnode.domain.frame import FloatArray
-from modeling.backbones import lite0
+from modeling.backbones import lite
 from modeling.backbones.maps import ensemble_logits_and_maps
-from modeling.config import Lite0Model, ModelSection
+from modeling.config import LiteModel, ModelSection
 from modeling.gate import Gate
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,13 @@ def served_trunk(trunk: keras.Model | None) -> keras.Model | None:
 def served_member(head: keras.Model, model: ModelSection, side: int) -> keras.Model:
     """Return a float32 copy of the head as it stands, its weights rounded to half precision.
 
-    Batch norm of EfficientNet-Lite0 is folded into its convolutions before they are rounded.
+    Batch norm of an EfficientNet-Lite is folded into its convolutions before they are rounded.
     """
-    if not isinstance(model, Lite0Model):
+    if not isinstance(model, LiteModel):
         return _single_precision(head, head.get_weights())
-    plain = lite0.build_head(model, side, head.output.shape[-1], normalised=False)
-    return _single_precision(plain, lite0.folded_weights(head))
+    plain = lite.build_head(model, side, head.output.shape[-1], normalised=False)
+    lite.fold_normalisation(head, plain)
+    return _single_precision(plain, plain.get_weights())
 
 
 def write_graph(ensemble: Ensemble, path: Path) -> None:

@@ -10,7 +10,7 @@ from modeling.config import (
     ConstantSchedule,
     CosineSchedule,
     FocalLoss,
-    Lite0Model,
+    LiteModel,
     LossSection,
     ModelSection,
     OptimiserSection,
@@ -43,7 +43,7 @@ def _model(model: ModelSection, *, warm_start: bool) -> str:
             "" if model.trainable_fraction == 1 else f", the last {model.trainable_fraction:.0%} of layers learning"
         )
         start = ("ImageNet's weights" if model.weights == "imagenet" else start) + learning
-    if isinstance(model, Lite0Model) and warm_start:
+    if isinstance(model, LiteModel) and warm_start:
         frozen = (
             f", the stem and the first {model.frozen_blocks} of 7 blocks left as they were and shared by all members"
         )

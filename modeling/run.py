@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from dicomnode.bundle.reader import file_sha256
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
-from modeling.config import Lite0Model, Sources, TrainingConfig
+from modeling.config import ApplicationModel, LiteModel, Sources, TrainingConfig
 from modeling.devices import Spread, alone
 from modeling.nih import LABELS, Radiographs
 from modeling.optimise import State
@@ -24,16 +24,22 @@ from modeling.tracking.history import EpochRecord
 
 RUN = "run.json"
 OUT_OF_FOLD = "out-of-fold.npz"
+FINAL = "final"
 _ALONE = alone()
 _NOT_TRAINING = frozenset({"bundle", "confounding", "gate", "tracking"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A fold after its last finished epoch: the records of all its epochs, and the state training goes on from."""
+    """A fold after its last finished epoch: the records of all its epochs, and the state training goes on from.
+
+    With `is_final` the state is the weights alone that the fold is judged and served by: enough to export, a fifth of
+    the size, and no training goes on from it.
+    """
 
     records: tuple[EpochRecord, ...]
     state: State
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,13 @@ class Run:
         return LABELS[:1] if self.config.model.outputs == "abnormality" else LABELS
 
     @property
+    def begins_at_random(self) -> bool:
+        """Whether the network begins with random weights."""
+        model = self.config.model
+        pretrained = isinstance(model, ApplicationModel) and model.weights == "imagenet"
+        return not pretrained and self.sources.warm_start is None
+
+    @property
     def labels(self) -> FloatArray:
         """(N, outputs) labels of those outputs, NaN where not known."""
         return self.radiographs.labels[:, : len(self.outputs)]
@@ -67,11 +80,11 @@ class Run:
         Raises: ConfigurationError, also when the processes do not see the same folder.
         """
         model, warm_start = self.config.model, self.sources.warm_start
-        if warm_start is not None and not isinstance(model, Lite0Model):
+        if warm_start is not None and not isinstance(model, LiteModel):
             raise ConfigurationError(
-                f"a warm start is for efficientnet-lite0; {model.backbone} starts from its weights"
+                f"a warm start is for efficientnet-lite0 and -lite2; {model.backbone} starts from its weights"
             )
-        if isinstance(model, Lite0Model) and model.frozen_blocks and warm_start is None:
+        if isinstance(model, LiteModel) and model.frozen_blocks and warm_start is None:
             raise ConfigurationError("model.frozen_blocks needs a warm start: random blocks must not stay frozen")
         description = {
             "identity": self._identity(),
@@ -139,10 +152,11 @@ def fold_records(folder: Path, folds: int) -> tuple[EpochRecord, ...]:
     return tuple(record for fold in range(folds) for record in _records(_checkpoint(folder, fold)))
 
 
-def write_checkpoint(path: Path, records: Sequence[EpochRecord], state: State) -> None:
+def write_checkpoint(path: Path, records: Sequence[EpochRecord], state: State, *, is_final: bool = False) -> None:
     """Write the whole file, then move it into place: a kill leaves either the old checkpoint or the new one."""
     history = np.array(json.dumps([asdict(record) for record in records]))
-    write_arrays(path, {"history": history, **{f"v{index}": value for index, value in enumerate(state)}})
+    final = {FINAL: np.ones(())} if is_final else {}
+    write_arrays(path, {"history": history, **final, **{f"v{index}": value for index, value in enumerate(state)}})
 
 
 def read_checkpoint(path: Path, *, states: bool = True) -> Checkpoint:
@@ -153,7 +167,9 @@ def read_checkpoint(path: Path, *, states: bool = True) -> Checkpoint:
     arrays = read_arrays(path, only=None if states else ("history",))
     try:
         records = tuple(EpochRecord(**record) for record in json.loads(str(arrays.pop("history"))))
-        return Checkpoint(records=records, state=[arrays[f"v{index}"] for index in range(len(arrays))])
+        is_final = arrays.pop(FINAL, None) is not None
+        state = [arrays[f"v{index}"] for index in range(len(arrays))]
+        return Checkpoint(records=records, state=state, is_final=is_final)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} is damaged; remove it to train the fold again") from error
 

@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 import keras
 import numpy as np
@@ -15,13 +16,13 @@ from dicomnode.domain.frame import FloatArray
 from modeling.augment import augmented_input
 from modeling.config import PlateauSchedule
 from modeling.devices import PREDICTED_AT_ONCE
-from modeling.feeding import EpochBatches, Rows, Share, ahead, drawn_rows
+from modeling.feeding import EpochBatches, Rows, Share, ahead
 from modeling.losses import cross_entropy, targets
 from modeling.metrics import label_aucs, mean_auc
 from modeling.network import (
     Network,
+    epoch_rows,
     fold_frequency,
-    has_finding,
     held_out_logits,
     judge_present_weights,
     start_fold,
@@ -65,7 +66,8 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
     """Train all folds, or the given ones, up to the last epoch, resuming from their checkpoints.
 
     Epochs go outside and folds inside: a frozen trunk then runs once per epoch over one set of augmented images, and a
-    run cut short leaves all folds at the same epoch.
+    run cut short leaves all folds at the same epoch. On an accelerator the trunk's features of the next epoch are made
+    while the folds train.
 
     Raises: ConfigurationError when there is too little to train on, or the loss is no longer finite.
     """
@@ -74,18 +76,44 @@ def train_folds(run: Run, network: Network, watch: Watch, *, folds: Sequence[int
     if not steps_per_epoch(run):
         raise ConfigurationError(f"a fold has fewer training images than a batch of {train.batch_size}")
     _meet(run, network)
-    for number in range(train.epochs):
-        pending = [fold for fold in chosen if not _finished(run, fold, number)]
-        if not pending:
-            continue
-        orders = {fold: _order(run, fold, number) for fold in pending}
-        read_inputs = epoch_inputs(run, network, number, rows=np.unique(np.concatenate(list(orders.values()))))
-        for fold in pending:
-            epoch = _Epoch(fold=fold, number=number, order=orders[fold], read_inputs=read_inputs)
-            _train_epoch(run, network, epoch, watch)
-            watch.epochs(all_records(run))
-            if _finished(run, fold, number + 1):
-                watch.stopped(fold)
+    with ThreadPoolExecutor(1) as pool:
+        coming: _Coming | None = None
+        for number in range(train.epochs):
+            pending = [fold for fold in chosen if not _finished(run, fold, number)]
+            if not pending:
+                continue
+            present = coming if coming and coming.number == number else _Coming.of(run, network, number, pending)
+            if number + 1 < train.epochs and network.can_look_ahead:
+                coming = _Coming.of(run, network, number + 1, pending, pool)
+            for fold in pending:
+                epoch = _Epoch(fold=fold, number=number, order=present.orders[fold], read_inputs=present.inputs())
+                _train_epoch(run, network, epoch, watch)
+                watch.epochs(all_records(run))
+                if _finished(run, fold, number + 1):
+                    watch.stopped(fold)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Coming:
+    """The inputs of an epoch of all folds that have not ended, which may still be in the making."""
+
+    number: int
+    orders: dict[int, Rows]
+    inputs: Callable[[], ReadInputs]
+
+    @classmethod
+    def of(
+        cls, run: Run, network: Network, number: int, folds: Sequence[int], pool: ThreadPoolExecutor | None = None
+    ) -> Self:
+        """Make the inputs now, or begin to make them in the pool, while the folds train on others."""
+        orders = {fold: epoch_rows(run, fold, number) for fold in folds}
+        rows = np.unique(np.concatenate(list(orders.values())))
+        if pool is not None:
+            return cls(
+                number=number, orders=orders, inputs=pool.submit(epoch_inputs, run, network, number, rows=rows).result
+            )
+        made = epoch_inputs(run, network, number, rows=rows)
+        return cls(number=number, orders=orders, inputs=lambda: made)
 
 
 def is_finished(run: Run) -> bool:
@@ -157,9 +185,11 @@ def _meet(run: Run, network: Network) -> None:
 def _restore(run: Run, network: Network, epoch: _Epoch) -> tuple[EpochRecord, ...]:
     """Put the fold's state before this epoch into the network, and return its finished epochs."""
     if not epoch.number:
-        start_fold(run, network, epoch.fold, epoch.order)
+        start_fold(run, network, epoch.fold)
         return ()
     checkpoint = read_checkpoint(run.checkpoint(epoch.fold))
+    if checkpoint.is_final:
+        raise ConfigurationError(f"{run.checkpoint(epoch.fold)} holds final weights: no training goes on from them")
     write_state(network.head, network.optimiser, checkpoint.state)
     if isinstance(run.config.schedule, PlateauSchedule):
         network.optimiser.learning_rate = plateau_rate(run.config.schedule, _held_out_losses(checkpoint.records))
@@ -182,13 +212,6 @@ def _judge(run: Run, network: Network, epoch: _Epoch) -> dict[str, float | None]
         "abnormality_auc": _known(aucs[0]),
         "findings_auc": _known(mean_auc(aucs[1:])),
     }
-
-
-def _order(run: Run, fold: int, number: int) -> Rows:
-    """Return the rows of one epoch of one fold, as many as its steps take."""
-    rows = np.flatnonzero(run.folds != fold)
-    drawn = drawn_rows(run.config.train, has_finding(run), rows, fold=fold, epoch=number)
-    return drawn[: steps_per_epoch(run) * run.config.train.batch_size]
 
 
 def epoch_inputs(run: Run, network: Network, number: int, *, rows: Rows) -> ReadInputs:

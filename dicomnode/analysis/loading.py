@@ -2,13 +2,14 @@
 
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.reader import Bundle, open_bundle
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.operating import choose_operating_point
 from dicomnode.inference.predictor import Predictor
 from dicomnode.settings.node import Settings, default_bundle
 
 
-def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
-    """Open and verify the bundle, replay its golden vectors, and build the pipeline around it.
+def load_pipeline(settings: Settings, codecs: CodecProcess) -> tuple[Bundle, Pipeline]:
+    """Open and verify the bundle, replay its golden vectors, and build the pipeline around it and the codecs.
 
     Raises: ConfigurationError, BundleInvalid.
     """
@@ -17,6 +18,7 @@ def load_pipeline(settings: Settings) -> tuple[Bundle, Pipeline]:
     predictor = Predictor(bundle, threads=settings.inference.threads, providers=settings.inference.providers)
     predictor.replay_golden()
     pipeline = Pipeline(
+        codecs=codecs,
         predictor=predictor,
         manifest=bundle.manifest,
         identity=bundle.identity,

@@ -19,7 +19,7 @@ from dicomnode.analysis.examination import AnalysedImage, Examination, FailedIma
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.answer import StudyAnswer, Wanted
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Expected, Job
+from dicomnode.domain.job import ExpectedJob, Job
 from dicomnode.store.blobs.local import StagedBlob
 
 Read = Callable[[StoredInstance], bytes]
@@ -95,7 +95,7 @@ class LookAhead:
 
     def prepare(
         self,
-        expected: Sequence[Expected],
+        expected: Sequence[ExpectedJob],
         read: Read,
         now: datetime,
         wanted_of: Callable[[Job], Sequence[Wanted]],

@@ -18,15 +18,15 @@ from dicomnode.analysis.examination import (
     settle,
 )
 from dicomnode.bundle.manifest import Manifest
-from dicomnode.dicom.header import header_of
-from dicomnode.dicom.reader import read_and_repair
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.domain.answer import RejectionReason, ResultInstance, ResultKind, Stage, StudyAnswer, Wanted
-from dicomnode.domain.errors import Transient, UndecodablePixels, UnreadableObject
+from dicomnode.domain.errors import Transient, UndecodablePixels, UnreadableObject, UnsupportedPixels
 from dicomnode.domain.finding import Assessment, ModelIdentity
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import digest_of
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.imaging.eligibility import Ineligible, evidence_of, judge
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, judge_pixels, repair
@@ -57,8 +57,12 @@ class AssessedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Everything an answer depends on besides the study itself; `timer` tells how long stages take, and no answer."""
+    """Everything an answer depends on besides the study itself.
 
+    `codecs`: the process that decodes compressed frames. `timer` tells how long stages take, and no answer.
+    """
+
+    codecs: CodecProcess
     predictor: Predictor
     manifest: Manifest
     identity: ModelIdentity
@@ -142,8 +146,8 @@ class Pipeline:
         """Judge an instance by its header and return its frame."""
         known: StoredInstance | ReadImage = instance
         try:
-            dataset, repairs = read_and_repair(part10)
-            header = header_of(dataset, repairs)
+            radiograph = read_radiograph(part10)
+            header = radiograph.header
             if header.ref != instance.ref:
                 # Two readers of the same bytes would file it differently: results could go to another study.
                 detail = "the identifiers in the object are not those under which it was received"
@@ -157,9 +161,11 @@ class Pipeline:
             verdict = judge(header, self.eligibility, maximum_pixels=self.pixels.maximum_pixels)
             if isinstance(verdict, Ineligible):
                 return reject(known, verdict.reason, verdict.detail)
-            return known, render(dataset, instance.ref, self.pixels)
+            return known, render(radiograph, self.pixels, self.codecs)
         except UnreadableObject as error:
             return reject(known, RejectionReason.UNREADABLE, str(error))
+        except UnsupportedPixels as error:
+            return reject(known, RejectionReason.UNSUPPORTED_PIXELS, str(error))
         except UndecodablePixels as error:
             return reject(known, RejectionReason.CORRUPT_PIXELS, str(error))
 

@@ -13,7 +13,7 @@ from dicomnode.analysis.look_ahead import PreparedAnswer
 from dicomnode.domain.answer import RejectionReason, StudyAnswer, Wanted
 from dicomnode.domain.errors import CxrNodeError, Permanent, Transient
 from dicomnode.domain.instance import StoredInstance
-from dicomnode.domain.job import Expected, Job
+from dicomnode.domain.job import ExpectedJob, Job
 from dicomnode.domain.routing import Route, Routing
 from dicomnode.settings.node import WorkSettings
 from dicomnode.store.blobs.local import StagedBlob
@@ -35,7 +35,7 @@ class JobQueue(Protocol):
     def next_due(self) -> datetime | None:
         """Return when the next study is due, if one is expected."""
 
-    def expected(self, since: datetime) -> Sequence[Expected]:
+    def expected(self, since: datetime) -> Sequence[ExpectedJob]:
         """Return incomplete versions whose images came after `since`, the one that is due first first."""
 
     def finish(
@@ -57,7 +57,7 @@ class Analysis(Protocol):
         """Remove what is still staged of an answer."""
 
     def prepare(
-        self, expected: Sequence[Expected], read: Read, now: datetime, wanted_of: Callable[[Job], Sequence[Wanted]]
+        self, expected: Sequence[ExpectedJob], read: Read, now: datetime, wanted_of: Callable[[Job], Sequence[Wanted]]
     ) -> bool:
         """Take one step for one of these versions, and tell whether one was left to take."""
 

@@ -213,10 +213,13 @@ class GateSpec(_Strict):
 
     An image is out of distribution when its `typicality` output exceeds `typicality_threshold`. `orientations` names
     the classes of the `orientation` output in order (`upright`, `rot90` …, `inverted-upright` …); a class other than
-    `upright` is repaired when its softmax probability is at least `certain`, and rejects the image otherwise.
+    `upright` is repaired when its softmax probability is at least `certain`, and rejects the image otherwise. Beyond
+    `unusual_threshold` an image is read, and the results say that it is unlike most of the training images; bundles
+    made before there was one have none.
     """
 
     typicality_threshold: float
+    unusual_threshold: float | None = None
     orientations: tuple[str, ...]
     certain: float = Field(gt=0.5, le=1)
 
@@ -224,6 +227,8 @@ class GateSpec(_Strict):
     def _knows_upright(self) -> Self:
         if "upright" not in self.orientations:
             raise ValueError("gate.orientations must contain 'upright'")
+        if self.unusual_threshold is not None and self.unusual_threshold > self.typicality_threshold:
+            raise ValueError("gate.unusual_threshold is at most gate.typicality_threshold")
         return self
 
 

@@ -31,6 +31,7 @@ from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
 from dicomnode.domain.summary import FindingSummary
 from dicomnode.formatting import format_size
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.monitoring.export import safe_cell
 from dicomnode.node import utc_now
 from dicomnode.results.summary import summary_to_json
@@ -96,7 +97,7 @@ def analyze(
     log_uncaught()
     files = list(_files(paths, output))
     _require_writable(output)
-    model, pipeline = load_pipeline(settings)
+    model, pipeline = load_pipeline(settings, CodecProcess())
     sorted_files = _sort(files, settings.scp.maximum_object_bytes, utc_now())
     labels = [label.name for label in model.manifest.labels]
     outcomes: list[FileOutcome] = []
@@ -111,7 +112,7 @@ def analyze(
                 table.add(outcome)
             outcomes += analysed.outcomes
     _print([*outcomes, *sorted_files.left_out], len(sorted_files.studies), output)
-    sys.exit(0 if any(one.outcome == "analysed" for one in outcomes) else 1)
+    sys.exit(0 if any(outcome.outcome == "analysed" for outcome in outcomes) else 1)
 
 
 def _progress() -> Progress:
@@ -324,9 +325,9 @@ def _print(outcomes: Sequence[FileOutcome], studies: int, output: Path) -> None:
     for outcome in outcomes:
         for line in _lines(outcome):
             out.print(line)
-    analysed = len({one.folder for one in outcomes if one.outcome == "analysed"})
-    unreadable = sum(one.outcome == "unreadable" for one in outcomes)
-    duplicates = sum(one.outcome == "duplicate" for one in outcomes)
+    analysed = len({outcome.folder for outcome in outcomes if outcome.outcome == "analysed"})
+    unreadable = sum(outcome.outcome == "unreadable" for outcome in outcomes)
+    duplicates = sum(outcome.outcome == "duplicate" for outcome in outcomes)
     if analysed:
         out.print("* above its threshold, ? the members of the ensemble disagree")
     out.print(

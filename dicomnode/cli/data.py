@@ -182,14 +182,14 @@ def summary(
     out.print(table)
     out.print(f"{counted.images} images of {counted.patients or 'unknown'} patients")
     for shared in counted.overlaps:
-        pair, held = (
+        pair, counts_shared = (
             escape(f"{shared.first} and {shared.second}"),
             f"{shared.images} images, {shared.patients} patients",
         )
         if shared.within:
-            out.print(f"one of {pair} lies within the other: {held}")
+            out.print(f"one of {pair} lies within the other: {counts_shared}")
         elif shared.leaks:
-            out.print(f"[bold red]shared[/] by {pair}: {held}")
+            out.print(f"[bold red]shared[/] by {pair}: {counts_shared}")
     if counted.overlaps and not any(shared.leaks for shared in counted.overlaps):
         out.print(f"none of {len(counted.overlaps)} pairs of parts and lists leaks into the other")
     out.print("written: " + ", ".join(escape(str(path)) for path in written.files))

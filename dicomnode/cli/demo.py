@@ -115,9 +115,9 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     for number, outcome in enumerate(outcomes, start=1):
         findings = [finding for finding in outcome.findings if finding.label != _BINARY]
         ranked = sorted(findings, key=lambda finding: -finding.probability)[:_STRONGEST]
-        said = ", ".join(f"{finding.label} {_marked(finding)}" for finding in ranked) or _why_none(outcome)
+        findings_text = ", ".join(f"{finding.label} {_marked(finding)}" for finding in ranked) or _why_none(outcome)
         abnormal = ", ".join(_marked(finding) for finding in outcome.findings if finding.label == _BINARY)
-        cells = (str(number), outcome.state.value, abnormal, said, f"{len(outcome.archived)} objects")
+        cells = (str(number), outcome.state.value, abnormal, findings_text, f"{len(outcome.archived)} objects")
         table.add_row(*map(escape, cells))
     return table
 

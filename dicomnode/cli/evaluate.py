@@ -15,6 +15,7 @@ from dicomnode.cli.pictures import frame_of
 from dicomnode.cli.terminal import BundleOption, err, escape, out
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.gate import judge_pixels
 from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
@@ -188,9 +189,11 @@ def compare(
         write_comparison(output, comparison)
     out.print(_differences_table(comparison))
     out.print(f"{comparison.images} images of {comparison.patients} patients are in every run")
-    for one in comparison.not_shared:
-        labels = f" and {len(one.labels)} labels" if one.labels else ""
-        out.print(f"left out: {len(one.images)} images{labels} that {escape(one.run)} has and another run lacks")
+    for missing in comparison.not_shared:
+        labels = f" and {len(missing.labels)} labels" if missing.labels else ""
+        out.print(
+            f"left out: {len(missing.images)} images{labels} that {escape(missing.run)} has and another run lacks"
+        )
     out.print(f"report: {escape(str(output / REPORT))}")
 
 
@@ -213,7 +216,8 @@ def _ready(bundle: Bundle, threads: int) -> "ReadyBundle":
             for reading in predictor.read_batch(radiographs)
         ]
 
-    decode: Callable[[bytes], FloatArray] = lambda raw: frame_of(raw, settings).pixels  # noqa: E731 - one expression
+    codecs = CodecProcess()
+    decode: Callable[[bytes], FloatArray] = lambda raw: frame_of(raw, settings, codecs).pixels  # noqa: E731
     labels = tuple(label.name for label in bundle.manifest.labels)
     return ReadyBundle(labels=labels, decode=decode, read=read_all, recognise=recogniser_of(bundle))
 
@@ -223,7 +227,7 @@ def _labels_table(found: "Evaluation") -> Table:
     for column in ("label", "positives", "AUC", "view alone", "ECE"):
         table.add_column(column, justify="left" if column == "label" else "right", no_wrap=True)
     for label, result in found.measured.labels.items():
-        others = (f"{one.value:.3f}" if one else "-" for one in (result.view_only_auc, result.ece))
+        others = (f"{estimate.value:.3f}" if estimate else "-" for estimate in (result.view_only_auc, result.ece))
         table.add_row(label, str(result.positives), str(result.auc or "-"), *others)
     return table
 
@@ -255,7 +259,9 @@ def _differences_table(comparison: "Comparison") -> Table:
     table = Table(caption="second minus first; 95 % intervals of whole patients", caption_justify="left")
     for column in ("first", "second", "label", "difference in AUC", "DeLong p"):
         table.add_column(column, justify="right" if column in {"difference in AUC", "DeLong p"} else "left")
-    for one in comparison.differences:
-        p_value = "" if one.delong is None else f"{one.delong.p_value:.2g}"
-        table.add_row(escape(one.first), escape(one.second), one.label, shown(one.bootstrap), p_value)
+    for difference in comparison.differences:
+        p_value = "" if difference.delong is None else f"{difference.delong.p_value:.2g}"
+        table.add_row(
+            escape(difference.first), escape(difference.second), difference.label, shown(difference.bootstrap), p_value
+        )
     return table

@@ -18,6 +18,7 @@ from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out,
 from dicomnode.domain.errors import ConfigurationError, Permanent, UnreadableObject
 from dicomnode.domain.finding import Assessment, Presence
 from dicomnode.domain.frame import Frame
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of
 from dicomnode.inference.predictor import Predictor
@@ -38,13 +39,14 @@ class _Explainer:
     equipment: Equipment
     operating_point: str
     pixels: PixelSettings
+    codecs: CodecProcess
 
     def assess(self, raw: bytes, now: datetime) -> tuple[Frame, Assessment, str]:
         """Return the frame as it was read, what the model says, and the pixel gate's verdict on it.
 
         Raises: Permanent.
         """
-        frame = frame_of(raw, self.pixels)
+        frame = frame_of(raw, self.pixels, self.codecs)
         reading = self.predictor.read(frame)
         verdict = judge_pixels(reading, self.bundle.manifest.gate)
         if isinstance(verdict, Turned):
@@ -90,6 +92,7 @@ def explain(
         equipment=Equipment(settings=settings.results, model=opened.identity, software_version=__version__),
         operating_point=choose_operating_point(opened.manifest, settings.inference.operating_point),
         pixels=settings.pixels,
+        codecs=CodecProcess(),
     )
     explainer.predictor.replay_golden()
     names, failed = _names(images), 0
@@ -116,18 +119,18 @@ def _explain(explainer: _Explainer, path: Path, folder: Path, asked: Sequence[st
         raise UnreadableObject(f"cannot be read: {error.strerror}") from error
     frame, assessment, doubt = explainer.assess(raw, utc_now())
     lines = [f"[yellow]the node would not analyse this image: it seems {doubt}[/]"] if doubt else []
-    by_label = {one.label: one for one in (assessment.abnormality, *assessment.findings)}
+    by_label = {finding.label: finding for finding in (assessment.abnormality, *assessment.findings)}
     strongest = by_evidence(assessment.findings or (assessment.abnormality,))[:1]
-    drawn = asked or [one.label for one in findings_with_heat(assessment) or strongest]
+    drawn = asked or [finding.label for finding in findings_with_heat(assessment) or strongest]
     maps = {entry.label: entry.values for entry in assessment.saliency}
     for label in drawn:
-        one = by_label[label]
-        overlay = draw(frame, assessment, explainer.equipment, is_stated=False, only=one)
+        finding = by_label[label]
+        overlay = draw(frame, assessment, explainer.equipment, is_stated=False, only=finding)
         file = folder / f"{_UNSAFE.sub('_', label)}.png"
         _save(overlay.pixels, file)
-        state = "" if one.presence is Presence.PRESENT else f", {one.presence.value}"
+        state = "" if finding.presence is Presence.PRESENT else f", {finding.presence.value}"
         nothing = "" if float(maps[label].max()) > 0 else "; nothing in the image speaks for it"
-        lines.append(f"{label} {one.probability:.2f}{state}{nothing}: {escape(str(file))}")
+        lines.append(f"{label} {finding.probability:.2f}{state}{nothing}: {escape(str(file))}")
     return lines
 
 

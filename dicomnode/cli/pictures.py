@@ -6,11 +6,12 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dicomnode.dicom.reader import read, ref_of
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.domain.identifiers import derive_uid
 from dicomnode.domain.instance import InstanceRef
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings
 
@@ -20,14 +21,13 @@ _FORMATS = ("PNG", "JPEG")
 _UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
-def frame_of(raw: bytes, settings: PixelSettings) -> Frame:
+def frame_of(raw: bytes, settings: PixelSettings, codecs: CodecProcess) -> Frame:
     """Decode a file. In PNG and JPEG the largest value is white.
 
     Raises: UnreadableObject, UndecodablePixels.
     """
     if raw[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC:
-        dataset = read(raw)
-        return render(dataset, ref_of(dataset), settings)
+        return render(read_radiograph(raw), settings, codecs)
     pixels = _picture(raw, settings.maximum_pixels)
     pixels.setflags(write=False)
     digest = hashlib.sha256(raw).hexdigest()

@@ -143,11 +143,11 @@ def reanalyse(
     with open_beside_node(config, store) as opened:
         chosen = _rejected(opened) if all_rejected else named
         asked = [opened.ledger.analyse_again(study, by, utc_now()) for study in chosen]
-    for one in asked:
-        if one.version is None:
-            out.print(f"{one.study} is not analysed again: {one.why_not}")
-    count = sum(one.version is not None for one in asked)
-    out.print(f"{count} studies to be analysed again")
+    for answer in asked:
+        if answer.version is None:
+            out.print(f"{answer.study} is not analysed again: {answer.why_not}")
+    count = sum(answer.version is not None for answer in asked)
+    out.print(f"{count} studies will be analysed again")
     if not count:
         sys.exit(1)
 

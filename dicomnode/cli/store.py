@@ -47,14 +47,14 @@ def check(
     lock = StoreLock.acquire(path / LOCK)
     try:
         checks = check_store(path)
-        if mend and any(one.wrong for one in checks):
+        if mend and any(entry.wrong for entry in checks):
             out.print(_table(checks))
             _repair(settings, damaged=checks[0].name == "database")
             checks = check_store(path)
     finally:
         lock.release()
     out.print(_table(checks))
-    wrong = sum(one.wrong for one in checks)
+    wrong = sum(entry.wrong for entry in checks)
     out.print("all is well" if not wrong else f"[bold red]{wrong} wrong[/]")
     sys.exit(1 if wrong else 0)
 

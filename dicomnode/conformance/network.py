@@ -21,7 +21,7 @@ from dicomnode.net.contexts import (
     proposals_for,
     verification_proposal,
 )
-from dicomnode.net.status import StoreStatus, describe, outcome_for, status_for
+from dicomnode.net.status import CommandStatus, StoreStatus, describe, outcome_for, status_for
 from dicomnode.settings.node import ScpSettings
 
 _LAST_STATUS = 0xFFFF
@@ -132,6 +132,18 @@ def acceptor_statuses() -> list[tuple[str, str, str]]:
             raise AssertionError(f"{type(cause).__name__} is no longer answered with {describe(status)}")
         rows.append((code(describe(status)), meaning, behaviour))
     return rows
+
+
+def command_statuses() -> list[tuple[str, str]]:
+    """Return every failure that a request with a command that cannot be served is answered with: code, cause."""
+    causes = {
+        CommandStatus.INVALID_ARGUMENT_VALUE: "a value is out of its range, such as a Priority of 3",
+        CommandStatus.INVALID_SOP_INSTANCE: "the SOP Instance UID is absent or has more than 64 characters",
+        CommandStatus.SOP_CLASS_NOT_SUPPORTED: "the SOP Class UID is absent or has more than 64 characters",
+        CommandStatus.UNRECOGNISED_OPERATION: "there is no such service in the presentation context",
+        CommandStatus.MISTYPED_ARGUMENT: "an argument is absent, such as the Message ID",
+    }
+    return [(code(describe(status)), causes[status]) for status in CommandStatus]
 
 
 def requestor_statuses() -> list[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ from dicomnode.domain.frame import Frame
 from dicomnode.domain.identifiers import derive_uid, digest_of
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import Job
+from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.inference.gate import UPRIGHT
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
@@ -142,6 +143,7 @@ def _answer(case: _Case) -> Sample:
 def _pipeline(case: _Case) -> Pipeline:
     manifest = case.manifest
     return Pipeline(
+        codecs=CodecProcess(),
         predictor=cast("Predictor", FixedPredictor(manifest, flipped=case.flipped)),
         manifest=manifest,
         identity=case.model,

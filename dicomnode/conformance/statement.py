@@ -161,6 +161,12 @@ def _services() -> str:
             "decoded before they are durable. Statuses of C-STORE:",
             table(("Status", "Meaning", "Behaviour"), network.acceptor_statuses()),
         )
+        + section(
+            4,
+            "5.2.1 Requests that cannot be served",
+            "A request whose command has a bad value is refused, and the association goes on:",
+            table(("Status", "Cause"), network.command_statuses()),
+        )
         + _storage_scu()
         + section(3, "5.4 STOW-RS user agent", _stow_sentence())
         + section(3, "5.5 Storage Commitment", _commitment_sentence())
@@ -178,17 +184,18 @@ def _storage_scu() -> str:
         table(("`transfer_syntax`", "Transfer syntax", "Objects"), network.encoding_rows()),
         "How the answer of the peer is taken:",
         table(("Status", "Meaning", "Behaviour"), network.requestor_statuses()),
-        "Without an answer (no connection, association rejected as transient, aborted, timed out) a delivery is "
-        "tried again; rejected for good, or with no presentation context accepted, it is a dead letter, which an "
-        "operator sees and can retry.",
+        "A report that is refused with `0122` goes as the next SOP class that the peer accepts. "
+        "Without an answer (no connection, association rejected as transient or by source 3, aborted, timed out) a "
+        "delivery is tried again; rejected for good, or with no presentation context accepted, it is a dead letter, "
+        "which an operator sees and can retry.",
     )
 
 
 def _stow_sentence() -> str:
     return (
         'A destination of `kind = "stow"` is a DICOMweb service: results are stored there by STOW-RS '
-        '(`POST {url}/studies`, `multipart/related; type="application/dicom"`), without authentication, or with the '
-        "basic or bearer scheme. The node offers no DICOM web service itself."
+        '(`POST {url}/studies/{study}`, `multipart/related; type="application/dicom"`), without authentication, or '
+        "with the basic or bearer scheme. The node offers no DICOM web service itself."
     )
 
 
@@ -196,7 +203,9 @@ def _commitment_sentence() -> str:
     return (
         "Where a DIMSE destination sets `commitment`, the node requests, as SCU of the Storage Commitment Push Model, "
         "that results are kept: N-ACTION after they are stored, the N-EVENT-REPORT on the same association or on one "
-        "that the peer opens. A result that is not committed in time raises an alert."
+        "that the peer opens. A report over an association of the peer's is believed from the AE title of the "
+        "destination that was asked (`commitment_ae_titles`, `commitment_networks`), and otherwise refused with "
+        "`0124`. A result that is not committed in time raises an alert."
     )
 
 
@@ -216,7 +225,9 @@ def _network_details() -> str:
             3,
             "7.1 Application entity",
             table(("Property", "As acceptor", "As requestor"), [*_identity_rows(), *_policy_rows()]),
-            "Connections from outside `scp.networks` are closed at once. Associations are rejected:",
+            "Connections from outside `scp.networks` are closed at once. Items and sub-items that are not known, User "
+            "Identity, Asynchronous Operations Window and Extended Negotiation are skipped. An invalid request is "
+            "aborted. Associations are rejected:",
             table(("Cause", "Result", "Source", "Reason"), _rejection_rows()),
         )
         + section(

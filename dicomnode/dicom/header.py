@@ -93,7 +93,8 @@ class ExposureTags:
 class PixelTags:
     """The Image Pixel module as it was sent; None where it does not say. Source: PS3.3 C.7.6.3.
 
-    `data_bytes`: the size of Pixel Data as it was sent, encapsulated if it was.
+    `data_bytes`: the size of Pixel Data as it was sent, encapsulated if it was. `data_in_words`: whether it was sent as
+    words of 16 bits (OW), whose bytes big endian exchanges.
     """
 
     rows: int | None
@@ -109,6 +110,7 @@ class PixelTags:
     padding_value: int | None
     padding_range_limit: int | None
     data_bytes: int
+    data_in_words: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +359,7 @@ def _pixels(ds: Dataset) -> PixelTags:
         padding_value=integer(ds, "PixelPaddingValue"),
         padding_range_limit=integer(ds, "PixelPaddingRangeLimit"),
         data_bytes=len(pixel_data_of(ds)),
+        data_in_words="PixelData" in ds and ds.get_item("PixelData").VR == "OW",
     )
 
 

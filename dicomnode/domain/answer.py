@@ -23,6 +23,7 @@ class RejectionReason(StrEnum):
     AGE = "age"
     UNREADABLE = "unreadable"
     CORRUPT_PIXELS = "corrupt-pixels"
+    UNSUPPORTED_PIXELS = "unsupported-pixels"
     NOT_CHEST_FRONTAL = "not-chest-frontal"
     ORIENTATION = "orientation"
     PATIENT_MISMATCH = "patient-mismatch"

@@ -44,10 +44,10 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """A version that is not complete yet, as it would be claimed now.
+class ExpectedJob:
+    """A version of an answer whose study is not complete yet; `job` is what a claim would give now.
 
-    `is_quiet`: no sender of the study is connected any more, so all of its images may have arrived.
+    `is_quiet`: no peer that sent something of the study is connected any more, so the study may be complete.
     """
 
     job: Job

@@ -117,6 +117,7 @@ REJECTION_REASONS: dict[RejectionReason, Entry] = {
     RejectionReason.AGE: _own("AGE", "Patient age not supported"),
     RejectionReason.UNREADABLE: _own("UNREADABLE", "Object unreadable"),
     RejectionReason.CORRUPT_PIXELS: _own("CORRUPT_PIXELS", "Pixel data corrupt"),
+    RejectionReason.UNSUPPORTED_PIXELS: _own("PIXEL_ENCODING", "Encoding of pixel data not supported"),
     RejectionReason.NOT_CHEST_FRONTAL: _own("NOT_FRONTAL", "Pixels not those of a frontal chest"),
     RejectionReason.ORIENTATION: _own("ORIENTATION", "Orientation uncertain"),
     RejectionReason.PATIENT_MISMATCH: _own("PATIENT_MISMATCH", "Images of different patients in one study"),

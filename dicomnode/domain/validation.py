@@ -48,5 +48,5 @@ def sentence(kind: str, facts: Mapping[str, Any]) -> str:
     return f"must be {expected}" if expected else "is not a value that can stand here"
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
+def _counted(count: int, singular: str, plural: str = "") -> str:
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"

@@ -5,11 +5,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset
 
-from dicomnode.dicom.attributes import integer, numbers, texts
-from dicomnode.imaging.codecs.decoding import PixelLayout
+from dicomnode.dicom.header import Aperture, PixelTags
 from dicomnode.imaging.codecs.process import StoredArray
+from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.values import Grid, Values, percentile
 
 BoolArray = npt.NDArray[np.bool_]
@@ -21,28 +20,36 @@ _NEARLY_CONSTANT = 0.02
 _WHOLE_EDGE = 0.95
 
 
-def padding(ds: Dataset, stored: StoredArray, layout: PixelLayout) -> BoolArray | None:
+def padding(tags: PixelTags, stored: StoredArray, layout: PixelLayout) -> BoolArray | None:
     """Return where the stored values are padding, or None when no padding is declared or all would be.
 
     The pair of value and range limit may come in either order. Source: PS3.3 C.7.5.1.1.2.
     """
-    value, limit = _stored_value(ds, "PixelPaddingValue", layout), _stored_value(ds, "PixelPaddingRangeLimit", layout)
-    if value is None:
+    if tags.padding_value is None:
         return None
-    low, high = sorted((value, limit if limit is not None else value))
+    value = _stored_value(tags.padding_value, layout)
+    limit = value if tags.padding_range_limit is None else _stored_value(tags.padding_range_limit, layout)
+    low, high = sorted((value, limit))
     mask = np.asarray((stored >= low) & (stored <= high))
     return mask if mask.any() and not mask.all() else None
 
 
-def shutter(ds: Dataset, layout: PixelLayout) -> BoolArray | None:
-    """Return where the display shutter hides the image, or None. Source: PS3.3 C.7.6.11."""
-    return _outside(ds, layout, "Shutter", "ShutterShape", "CenterOfCircularShutter", "RadiusOfCircularShutter")
+def outside(aperture: Aperture, layout: PixelLayout) -> BoolArray | None:
+    """Return what is outside all shapes of a display shutter or a collimator, or None when that is not believable.
 
-
-def collimator(ds: Dataset, layout: PixelLayout) -> BoolArray | None:
-    """Return where the tags place the X-ray collimator, or None. Source: PS3.3 C.8.7.3."""
-    centre, radius = "CenterOfCircularCollimator", "RadiusOfCircularCollimator"
-    return _outside(ds, layout, "Collimator", "CollimatorShape", centre, radius)
+    Source: PS3.3 C.7.6.11 and C.8.7.3.
+    """
+    if not aperture.shapes:
+        return None
+    inside = np.ones((layout.rows, layout.columns), dtype=np.uint8)
+    if "RECTANGULAR" in aperture.shapes:
+        inside &= _rectangle(aperture, layout)
+    if "CIRCULAR" in aperture.shapes:
+        inside &= _circle(aperture, layout)
+    if "POLYGONAL" in aperture.shapes:
+        inside &= _polygon(aperture.vertices, layout)
+    covered = float(inside.mean())
+    return None if covered < _LEAST_CONTENT or covered == 1.0 else inside == 0
 
 
 def content(
@@ -64,38 +71,18 @@ def content(
     return np.ones_like(inside)
 
 
-def _stored_value(ds: Dataset, keyword: str, layout: PixelLayout) -> int | None:
-    """Read a value that has the pixels' representation; devices write it in the other one too."""
-    value = integer(ds, keyword)
+def _stored_value(value: int, layout: PixelLayout) -> int:
+    """Return a value in the pixels' representation; devices write it in the other one too."""
     low, high = layout.stored_range
-    if value is None or low <= value <= high:
+    if low <= value <= high:
         return value
     turned = value - (1 << 16) if value > high and layout.signed else value & ((1 << layout.bits_allocated) - 1)
     return turned if low <= turned <= high else value
 
 
-def _outside(
-    ds: Dataset, layout: PixelLayout, name: str, shape_keyword: str, centre_keyword: str, radius_keyword: str
-) -> BoolArray | None:
-    """Return the region outside all shapes that a shutter or collimator module describes, if it is believable."""
-    shapes = {shape.upper() for shape in texts(ds, shape_keyword)}
-    if not shapes:
-        return None
-    inside = np.ones((layout.rows, layout.columns), dtype=np.uint8)
-    if "RECTANGULAR" in shapes:
-        inside &= _rectangle(ds, layout, name)
-    if "CIRCULAR" in shapes:
-        inside &= _circle(numbers(ds, centre_keyword), numbers(ds, radius_keyword), layout)
-    if "POLYGONAL" in shapes:
-        inside &= _polygon(numbers(ds, f"VerticesOfThePolygonal{name}"), layout)
-    covered = float(inside.mean())
-    return None if covered < _LEAST_CONTENT or covered == 1.0 else inside == 0
-
-
-def _rectangle(ds: Dataset, layout: PixelLayout, name: str) -> npt.NDArray[np.uint8]:
+def _rectangle(aperture: Aperture, layout: PixelLayout) -> npt.NDArray[np.uint8]:
     """Return 1 inside the edges, everywhere when they are not pixel coordinates (some devices write millimetres)."""
-    left, right = integer(ds, f"{name}LeftVerticalEdge"), integer(ds, f"{name}RightVerticalEdge")
-    upper, lower = integer(ds, f"{name}UpperHorizontalEdge"), integer(ds, f"{name}LowerHorizontalEdge")
+    left, right, upper, lower = aperture.edges
     full = np.ones((layout.rows, layout.columns), dtype=np.uint8)
     if left is None or right is None or upper is None or lower is None:
         return full
@@ -107,14 +94,15 @@ def _rectangle(ds: Dataset, layout: PixelLayout, name: str) -> npt.NDArray[np.ui
     return inside
 
 
-def _circle(centre: tuple[float, ...], radius: tuple[float, ...], layout: PixelLayout) -> npt.NDArray[np.uint8]:
+def _circle(aperture: Aperture, layout: PixelLayout) -> npt.NDArray[np.uint8]:
     inside = np.zeros((layout.rows, layout.columns), dtype=np.uint8)
-    if len(centre) != 2 or len(radius) != 1 or not 0 < radius[0] <= layout.rows + layout.columns:
+    centre, radius = aperture.centre, aperture.radius
+    if len(centre) != 2 or radius is None or not 0 < radius <= layout.rows + layout.columns:
         return np.ones_like(inside)
     row, column = (int(value) - 1 for value in centre)
     if not (0 <= row < layout.rows and 0 <= column < layout.columns):
         return np.ones_like(inside)
-    return np.asarray(cv2.circle(inside, (column, row), int(radius[0]), color=1, thickness=-1), dtype=np.uint8)
+    return np.asarray(cv2.circle(inside, (column, row), int(radius), color=1, thickness=-1), dtype=np.uint8)
 
 
 def _polygon(vertices: tuple[float, ...], layout: PixelLayout) -> npt.NDArray[np.uint8]:

@@ -1,13 +1,11 @@
 """From stored values to brightness: Modality LUT, VOI LUT or window, or a percentile window where those are useless."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from pydicom import Dataset
 
-from dicomnode.dicom.attributes import integer, items, number, numbers, text, values
+from dicomnode.dicom.greyscale import GreyscaleTags, LookupTableItem
 from dicomnode.domain.frame import FloatArray
 from dicomnode.imaging.values import Transformation, percentile
 from dicomnode.settings.node import PixelSettings
@@ -17,7 +15,6 @@ from dicomnode.settings.node import PixelSettings
 _NEAR_END = 3 / 255
 _MOST_CLIPPED = 0.05
 _LEAST_SPREAD = 0.25
-_STEEPEST = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +47,24 @@ class LookupTable:
         return np.asarray(self.entries[index], dtype=np.float32)
 
 
-def modality(ds: Dataset) -> Transformation:
-    """Return the Modality LUT: a table, a rescale, or the identity; a rescale that cannot be meant is none.
-
-    Source: PS3.3 C.11.1.
-    """
-    table = read_table(ds, "ModalityLUTSequence")
-    if table is not None:
-        return table.look_up
-    slope, intercept = number(ds, "RescaleSlope"), number(ds, "RescaleIntercept")
-    if slope is None or intercept is None or not 1 / _STEEPEST <= abs(slope) <= _STEEPEST:
+def modality(tags: GreyscaleTags) -> Transformation:
+    """Return the Modality LUT: a table, a rescale, or the identity. Source: PS3.3 C.11.1."""
+    if tags.modality_table is not None:
+        return _table(tags.modality_table).look_up
+    if tags.rescale is None:
         return _identity
+    slope, intercept = tags.rescale
     factor, offset = np.float32(slope), np.float32(np.clip(intercept, -1e9, 1e9))
     return lambda inputs: np.asarray(inputs * factor + offset, dtype=np.float32)
 
 
-def choose(ds: Dataset, whole: tuple[float, float] | None, centre: FloatArray) -> GreyScale | None:
+def choose(tags: GreyscaleTags, whole: tuple[float, float] | None, centre: FloatArray) -> GreyScale | None:
     """Return the first of the object's own transformations that is fit to look at, or None.
 
     They are asked in the order VOI LUT, window, and for renderings of up to 8 bits the `whole` scale as stored.
     `centre`: modality values of the radiograph in the middle of the image.
     """
-    return next((one for one in _own(ds, whole) if is_fit(one.apply(centre))), None)
+    return next((one for one in _own(tags, whole) if is_fit(one.apply(centre))), None)
 
 
 def is_fit(brightness: FloatArray) -> bool:
@@ -103,37 +96,20 @@ def logarithm(inputs: FloatArray) -> FloatArray:
     return np.asarray(np.log(np.maximum(inputs, 1.0)), dtype=np.float32)
 
 
-def read_table(ds: Dataset, keyword: str) -> LookupTable | None:
-    """Return the first table of a Modality or VOI LUT Sequence, or None when there is none that can be used.
-
-    Source: PS3.3 C.11.1.1 and C.11.2.1.1.
-    """
-    for item in items(ds, keyword)[:1]:
-        descriptor = numbers(item, "LUTDescriptor")
-        if len(descriptor) != 3:
-            return None
-        count = (int(descriptor[0]) & 0xFFFF) or 65536
-        entries = _entries(item, count)
-        bits = int(descriptor[2])
-        if entries.size < 2 or not 1 <= bits <= 16:
-            return None
-        # A table for signed input may have been written with an unsigned descriptor.
-        signed = integer(ds, "PixelRepresentation") == 1 or (number(ds, "RescaleIntercept") or 0.0) < 0
-        first = int(descriptor[1]) - (65536 if descriptor[1] >= 32768 and signed else 0)
-        return LookupTable(first=first, entries=entries, tops=_tops(entries, bits))
-    return None
-
-
-def _own(ds: Dataset, whole: tuple[float, float] | None) -> Iterator[GreyScale]:
-    table = read_table(ds, "VOILUTSequence")
-    if table is not None:
+def _own(tags: GreyscaleTags, whole: tuple[float, float] | None) -> Iterator[GreyScale]:
+    for item in tags.voi_tables[:1]:
+        table = _table(item)
         for top in table.tops:
             yield GreyScale(name="voi-lut-sequence", apply=_scaled(table, top))
-    window = _window(ds)
-    if window is not None:
-        yield window
+    for window in tags.windows[:1]:
+        yield _window(window.centre, window.width, tags.window_function)
     if whole is not None and whole[0] < whole[1]:
         yield GreyScale(name="as-stored", apply=_line(*whole))
+
+
+def _table(item: LookupTableItem) -> LookupTable:
+    entries = item.entries.astype(np.float32)
+    return LookupTable(first=item.first, entries=entries, tops=_tops(entries, item.bits))
 
 
 def _tops(entries: FloatArray, bits: int) -> tuple[float, ...]:
@@ -147,21 +123,12 @@ def _scaled(table: LookupTable, top: float) -> Transformation:
     return lambda inputs: table.look_up(inputs) / span
 
 
-def _window(ds: Dataset) -> GreyScale | None:
-    """Return the first window, or None when it is absent or impossible. Source: PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-    centres, widths = numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth")
-    if not centres or not widths:
-        return None
-    centre, width = centres[0], widths[0]
-    function = text(ds, "VOILUTFunction").upper() or "LINEAR"
-    if max(abs(centre), width) > 1e9 or width <= 0:
-        return None
+def _window(centre: float, width: float, function: str) -> GreyScale:
+    """Return a window. Source: PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if function == "SIGMOID":
         return GreyScale(name="window-sigmoid", apply=_sigmoid(centre, width))
     if function == "LINEAR_EXACT":
         return GreyScale(name="window-linear-exact", apply=_line(centre - width / 2, centre + width / 2))
-    if width < 1:
-        return None
     return GreyScale(name="window-linear", apply=_line(centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2))
 
 
@@ -190,15 +157,3 @@ def _sigmoid(centre: float, width: float) -> Transformation:
 
 def _identity(inputs: FloatArray) -> FloatArray:
     return inputs
-
-
-def _entries(item: Dataset, count: int) -> FloatArray:
-    """Return up to `count` entries of LUT Data, which may be words, or bytes in a byte string."""
-    held = values(item, "LUTData")
-    if len(held) == 1 and isinstance(held[0], bytes | bytearray):
-        raw = bytes(held[0])
-        if len(raw) < 2 * count and len(raw) - len(raw) % 2 <= count + 1:
-            return np.frombuffer(raw, dtype=np.uint8)[:count].astype(np.float32)
-        return np.frombuffer(raw[: len(raw) // 2 * 2], dtype="<u2")[:count].astype(np.float32)
-    entries = [float(entry) for entry in held if isinstance(entry, int | float) and math.isfinite(entry)]
-    return np.asarray(entries[:count], dtype=np.float32)

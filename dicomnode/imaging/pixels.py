@@ -4,17 +4,15 @@ import logging
 import math
 
 import numpy as np
-from pydicom import Dataset
-from pydicom.uid import DigitalXRayImageStorageForProcessing
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, integer, numbers, quiet, text
+from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.header import Radiograph, RadiographHeader
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
-from dicomnode.domain.instance import InstanceRef
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
-from dicomnode.imaging.codecs.decoding import PixelLayout, decode, read_layout
-from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
+from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
+from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
 from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.values import Grid, Transformation, Values
 from dicomnode.settings.node import PixelSettings
@@ -23,43 +21,52 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = 400_000
 _MARGIN = 8
-_SPACING_MM = (0.01, 10.0)
 
 
-def render(ds: Dataset, ref: InstanceRef, settings: PixelSettings, codecs: CodecProcess = CODECS) -> Frame:
+def render(radiograph: Radiograph, settings: PixelSettings, codecs: CodecProcess) -> Frame:
     """Decode the radiograph and bring it to the grey scale it should be looked at in.
 
     Order: limits, decoding, padding, Modality LUT, VOI LUT or window (or what replaces a useless one), inversion.
-    Padding and what a shutter hides come out black. Raises: UndecodablePixels, DecoderUnavailable.
+    Padding and what a shutter hides come out black.
+    Raises: UndecodablePixels, DecoderUnavailable.
     """
-    layout = read_layout(ds, settings.maximum_pixels)
-    decoded = decode(ds, layout, codecs)
+    header = radiograph.header
+    layout = read_layout(header, settings.maximum_pixels)
+    decoded = decode(radiograph, layout, codecs)
     with quiet(), np.errstate(all="ignore"):
         try:
-            pixels, scale = _brightness(ds, decoded.stored, decoded.layout, settings)
+            pixels, scale = _brightness(header, decoded.stored, decoded.layout, settings)
         except HOSTILE_DATA_RAISES as error:
             log.warning("grey-scale-not-computed", extra={"error": type(error).__name__})
             raise UndecodablePixels("the grey scale cannot be computed") from None
     pixels.setflags(write=False)
-    return Frame(source=ref, pixels=pixels, spacing_mm=_spacing(ds), rendering=scale.name, window=scale.window)
+    spacing = header.pixel_spacing or header.detector_spacing
+    return Frame(
+        source=header.ref,
+        pixels=pixels,
+        spacing_mm=None if spacing is None else (spacing.row_mm, spacing.column_mm),
+        rendering=scale.name,
+        window=scale.window,
+    )
 
 
 def _brightness(
-    ds: Dataset, stored: StoredArray, layout: PixelLayout, settings: PixelSettings
+    header: RadiographHeader, stored: StoredArray, layout: PixelLayout, settings: PixelSettings
 ) -> tuple[FloatArray, GreyScale]:
-    excluded = _union(area.padding(ds, stored, layout), area.shutter(ds, layout))
-    modality = greyscale.modality(ds)
-    linear = _is_for_processing(ds) and text(ds, "PixelIntensityRelationship").upper() == "LIN"
+    tags = header.greyscale
+    excluded = _union(area.padding(header.pixels, stored, layout), area.outside(header.shutter, layout))
+    modality = greyscale.modality(tags)
+    linear = header.exposure.for_processing and tags.intensity_relationship == "LIN"
     values = Values(stored, (lambda inputs: greyscale.logarithm(modality(inputs))) if linear else modality)
     # What is only estimated is estimated on every n-th row and column: of five megapixels in 5 ms instead of 20.
     thin = _thinning(stored)
-    sample, centre = _samples(values.at(thin), area.content(values, excluded, area.collimator(ds, layout), thin))
-    whole = _whole_scale(modality, layout)
+    collimated = area.outside(header.collimator, layout)
+    sample, centre = _samples(values.at(thin), area.content(values, excluded, collimated, thin))
     # A window is in units of exposure: after the logarithm it means nothing.
-    chosen = None if linear else greyscale.choose(ds, whole, centre)
+    chosen = None if linear else greyscale.choose(tags, _whole_scale(modality, layout), centre)
     chosen = chosen or greyscale.percentile_window(sample, settings)
     shown = chosen.apply
-    inverted = _dense_is_low(ds, layout)
+    inverted = _dense_is_low(header, layout)
     pixels = values.through((lambda inputs: np.float32(1) - shown(inputs)) if inverted else shown)
     if excluded is not None:
         pixels[excluded] = 0.0
@@ -91,31 +98,18 @@ def _whole_scale(modality: Transformation, layout: PixelLayout) -> tuple[float, 
     return float(ends[0]), float(ends[1])
 
 
-def _dense_is_low(ds: Dataset, layout: PixelLayout) -> bool:
+def _dense_is_low(header: RadiographHeader, layout: PixelLayout) -> bool:
     """Tell whether dense tissue has low values, so that the grey scale must be inverted.
 
     Objects for presentation say it by MONOCHROME1 or Presentation LUT Shape INVERSE, which mean the same and come
     together (PS3.3 C.8.11.3.1.2). In objects for processing the sign of the pixel intensity relationship says how
     values follow the exposure (C.8.11.3.1.2): -1 is higher values where fewer X-rays arrive.
     """
-    sign = integer(ds, "PixelIntensityRelationshipSign") if _is_for_processing(ds) else None
+    tags = header.greyscale
+    sign = tags.intensity_relationship_sign if header.exposure.for_processing else None
     if sign in (-1, 1):
         return sign == 1
-    return layout.photometric == "MONOCHROME1" or text(ds, "PresentationLUTShape").upper() == "INVERSE"
-
-
-def _is_for_processing(ds: Dataset) -> bool:
-    sop_class, intent = text(ds, "SOPClassUID"), text(ds, "PresentationIntentType").upper()
-    return sop_class == DigitalXRayImageStorageForProcessing or intent == "FOR PROCESSING"
-
-
-def _spacing(ds: Dataset) -> tuple[float, float] | None:
-    """Return the calibrated spacing, or that at the detector; none when it cannot be a radiograph's."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        found = numbers(ds, keyword)
-        if len(found) == 2 and all(_SPACING_MM[0] <= value <= _SPACING_MM[1] for value in found):
-            return found[0], found[1]
-    return None
+    return layout.photometric == "MONOCHROME1" or tags.presentation_lut_shape == "INVERSE"
 
 
 def _union(first: BoolArray | None, second: BoolArray | None) -> BoolArray | None:

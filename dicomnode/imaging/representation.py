@@ -28,7 +28,7 @@ _LEAST_HALF = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
+class SampleEncoding:
     """What is known of samples besides the tags.
 
     `precision`: bits of a sample as it was encoded. `signed`: whether the codestream says they are signed, None where
@@ -42,7 +42,7 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class BitField:
     """Take `bits` bits from bit `low` on, with or without a sign."""
 
     low: int
@@ -64,7 +64,7 @@ class Reading:
         return bool(values.max() < 2 * half)
 
 
-def settle(samples: StoredArray, tagged: Reading, encoding: Encoding) -> tuple[StoredArray, Reading]:
+def settle(samples: StoredArray, tagged: BitField, encoding: SampleEncoding) -> tuple[StoredArray, BitField]:
     """Return the values of one-component samples, and how they were read.
 
     The codestream decides about its sign and, where it is lossy, its precision. Bits above those that the tags call
@@ -108,17 +108,17 @@ def steps(values: StoredArray, half: float) -> float:
     return float(found / compared) if compared else 0.0
 
 
-def _stated(tagged: Reading, encoding: Encoding) -> Reading:
+def _stated(tagged: BitField, encoding: SampleEncoding) -> BitField:
     """Return the reading that tags and codestream state together."""
     signed = tagged.signed if encoding.signed is None else encoding.signed
     if not encoding.lossless or tagged.low + tagged.bits > encoding.precision:
-        return Reading(low=0, bits=encoding.precision, signed=signed)
+        return BitField(low=0, bits=encoding.precision, signed=signed)
     return replace(tagged, signed=signed)
 
 
 def _with_or_without_unused_bits(
-    samples: StoredArray, stated: Reading, encoding: Encoding
-) -> tuple[Reading, StoredArray]:
+    samples: StoredArray, stated: BitField, encoding: SampleEncoding
+) -> tuple[BitField, StoredArray]:
     without = stated.of(samples)
     if stated.low or stated.bits == encoding.precision:
         return stated, without
@@ -147,4 +147,4 @@ def _half(values: StoredArray) -> float:
 
 
 def _allowed(values: StoredArray) -> float:
-    return MOST_STEPS * max(1.0, _MEASURED_SIDE / min(values.shape))
+    return MOST_STEPS * max(1.0, _MEASURED_SIDE / int(min(values.shape)))

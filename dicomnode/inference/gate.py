@@ -61,6 +61,11 @@ def judge_pixels(reading: Reading, spec: GateSpec) -> GateVerdict:
     return Typical()
 
 
+def is_unusual(reading: Reading, spec: GateSpec) -> bool:
+    """Tell whether an image that passes the gate is farther from the training images than most of them."""
+    return spec.unusual_threshold is not None and reading.typicality > spec.unusual_threshold
+
+
 def repair(frame: Frame, verdict: Turned) -> Frame:
     """Return the frame righted, remembering what was done to it."""
     pixels = np.rot90(frame.pixels, verdict.quarter_turns)

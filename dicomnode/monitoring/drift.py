@@ -99,14 +99,14 @@ def shift(observed: Sequence[int], reference: Sequence[int], *, comparisons: int
     index follows approximately a chi-squared distribution, scaled by the numbers of images. An index below `chance` is
     no difference. Source: Yurdakul, Naranjo, J. Risk Model Valid. 14 (2020) 89.
     """
-    seen, known = sum(observed), sum(reference)
-    if min(seen, known) < FEWEST:
+    observed_count, reference_count = sum(observed), sum(reference)
+    if min(observed_count, reference_count) < FEWEST:
         return Shift(psi=None, chance=None, bins=0, change=Change.FEW)
-    pairs = _joined(observed, reference, _LEAST_SHARE * known)
+    pairs = _joined(observed, reference, _LEAST_SHARE * reference_count)
     if len(pairs) < 2:
         return Shift(psi=None, chance=None, bins=len(pairs), change=Change.UNKNOWN)
-    psi = sum(_term(a, b, seen, known, len(pairs)) for a, b in pairs)
-    chance = _chi_squared(len(pairs) - 1, 1 - 0.05 / comparisons) * (1 / seen + 1 / known)
+    psi = sum(_term(a, b, observed_count, reference_count, len(pairs)) for a, b in pairs)
+    chance = _chi_squared(len(pairs) - 1, 1 - 0.05 / comparisons) * (1 / observed_count + 1 / reference_count)
     return Shift(psi=psi, chance=chance, bins=len(pairs), change=_shift_change(psi, chance))
 
 
@@ -125,22 +125,22 @@ def _shift_change(psi: float, chance: float) -> Change:
 
 def _joined(observed: Sequence[int], reference: Sequence[int], least: float) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
-    seen = known = 0
+    observed_count = reference_count = 0
     for a, b in zip(observed, reference, strict=True):
-        seen, known = seen + a, known + b
-        if known >= least:
-            pairs.append((seen, known))
-            seen = known = 0
-    if (seen or known) and pairs:
+        observed_count, reference_count = observed_count + a, reference_count + b
+        if reference_count >= least:
+            pairs.append((observed_count, reference_count))
+            observed_count = reference_count = 0
+    if (observed_count or reference_count) and pairs:
         last_seen, last_known = pairs.pop()
-        pairs.append((last_seen + seen, last_known + known))
+        pairs.append((last_seen + observed_count, last_known + reference_count))
     return pairs
 
 
-def _term(seen: int, known: int, all_seen: int, all_known: int, bins: int) -> float:
+def _term(observed_count: int, reference_count: int, all_seen: int, all_known: int, bins: int) -> float:
     """Return one bin's part of the index; half a count is added, since an empty bin would make the index infinite."""
-    a = (seen + 0.5) / (all_seen + 0.5 * bins)
-    b = (known + 0.5) / (all_known + 0.5 * bins)
+    a = (observed_count + 0.5) / (all_seen + 0.5 * bins)
+    b = (reference_count + 0.5) / (all_known + 0.5 * bins)
     return (a - b) * math.log(a / b)
 
 

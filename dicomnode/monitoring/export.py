@@ -74,9 +74,9 @@ def _rows(
     model = result.summary.model
     of_model = [safe_cell(model.name), safe_cell(model.version)] if model is not None else ["", ""]
     for image in result.summary.images:
-        said = {finding.label: finding for finding in image.labels()}
-        point = next((finding.operating_point for finding in said.values()), "")
-        cells = [cell for label in labels for cell in _said(said.get(label))]
+        findings = {finding.label: finding for finding in image.labels()}
+        point = next((finding.operating_point for finding in findings.values()), "")
+        cells = [cell for label in labels for cell in _said(findings.get(label))]
         yield [*study, image.sop_instance, ANALYSED, *of_model, safe_cell(point), *who, *cells]
     nothing = [""] * (2 * len(labels))
     for rejected in result.summary.rejected:

@@ -115,10 +115,10 @@ class NodeCollector(Collector):
 
     def _certificates(self) -> Iterator[Metric]:
         served = self._monitored.running.certificates()
-        expires = {(of,): one.expires_at.timestamp() for of, one in served.items()}
+        expires = {(of,): entry.expires_at.timestamp() for of, entry in served.items()}
         text = "Until when the certificate that is shown is valid, as Unix time."
         yield _gauge("cxrnode_certificate_expires_timestamp_seconds", text, ("of",), expires)
-        current = {(of,): float(one.is_current) for of, one in served.items()}
+        current = {(of,): float(entry.is_current) for of, entry in served.items()}
         text = "Whether the certificate that is shown is the one in its files."
         yield _gauge("cxrnode_certificate_current", text, ("of",), current)
 
@@ -179,24 +179,28 @@ def _destinations(operations: Operations, settings: Settings, now: datetime) -> 
     known = operations.destinations_with(configured)
     figures = [entry for entry in known if entry.name in configured or entry.waiting.count or entry.dead]
     by_name: Sequence[tuple[str, str, Callable[[DestinationFigures], float]]] = (
-        ("cxrnode_deliveries_waiting", "Results that wait for a destination.", lambda one: one.waiting.count),
+        ("cxrnode_deliveries_waiting", "Results that wait for a destination.", lambda entry: entry.waiting.count),
         (
             "cxrnode_oldest_delivery_seconds",
             "Age of the oldest result that waits.",
-            lambda one: one.waiting.age_s(now) or 0.0,
+            lambda entry: entry.waiting.age_s(now) or 0.0,
         ),
-        ("cxrnode_deliveries_dead", "Results that were given up: dead letters.", lambda one: one.dead),
-        ("cxrnode_destination_failures_in_row", "Failures since the last success.", lambda one: one.failures_in_row),
-        ("cxrnode_commitments_overdue", "Results not answered for in time.", lambda one: one.overdue_commitments),
+        ("cxrnode_deliveries_dead", "Results that were given up: dead letters.", lambda entry: entry.dead),
+        (
+            "cxrnode_destination_failures_in_row",
+            "Failures since the last success.",
+            lambda entry: entry.failures_in_row,
+        ),
+        ("cxrnode_commitments_overdue", "Results not answered for in time.", lambda entry: entry.overdue_commitments),
     )
     for name, text, value in by_name:
-        yield _gauge(name, text, ("destination",), {(one.name,): float(value(one)) for one in figures})
-    up = {(one.name,): float(one.is_up) for one in figures if one.is_up is not None}
+        yield _gauge(name, text, ("destination",), {(entry.name,): float(value(entry)) for entry in figures})
+    up = {(entry.name,): float(entry.is_up) for entry in figures if entry.is_up is not None}
     yield _gauge("cxrnode_destination_up", "Whether the last attempt succeeded.", ("destination",), up)
     attempts = {
-        (one.name, outcome): float(count)
-        for one in figures
-        for outcome, count in (("delivered", one.delivered), ("failed", one.failed))
+        (entry.name, outcome): float(count)
+        for entry in figures
+        for outcome, count in (("delivered", entry.delivered), ("failed", entry.failed))
     }
     text = "Attempts to deliver a result, by what came of them."
     yield _counter("cxrnode_delivery_attempts", text, ("destination", "outcome"), attempts)
@@ -238,14 +242,14 @@ def _scores(scores: Sequence[WeeklyScores]) -> Iterator[Metric]:
 
 def _drift(report: QualityReport) -> Iterator[Metric]:
     order = list(Change)
-    psi = {(one.label,): one.shift.psi for one in report.findings if one.shift.psi is not None}
+    psi = {(entry.label,): entry.shift.psi for entry in report.findings if entry.shift.psi is not None}
     text = "Population stability index of the last four weeks' scores against this site's first ones."
     yield _gauge("cxrnode_drift_psi", text, ("finding",), psi)
-    chance = {(one.label,): one.shift.chance for one in report.findings if one.shift.chance is not None}
+    chance = {(entry.label,): entry.shift.chance for entry in report.findings if entry.shift.chance is not None}
     text = "What the index exceeds by chance alone in one of twenty looks at all findings."
     yield _gauge("cxrnode_drift_psi_chance", text, ("finding",), chance)
     levels = {
-        (one.label,): float(max(0, order.index(one.change) - order.index(Change.NONE))) for one in report.findings
+        (entry.label,): float(max(0, order.index(entry.change) - order.index(Change.NONE))) for entry in report.findings
     }
     text = "0: no difference beyond chance, or too few images; 1: slight; 2: moderate; 3: large."
     yield _gauge("cxrnode_drift_level", text, ("finding",), levels)

@@ -31,8 +31,8 @@ def write_page_address(folder: Path, found: PageAddress) -> None:
 def read_page_address(folder: Path) -> PageAddress | None:
     """Return the page's address; None if the file is absent or damaged."""
     try:
-        said = json.loads((folder / PAGE).read_text(encoding="utf-8"))
-        port, why_not = said["port"], said["why_not"]
+        found = json.loads((folder / PAGE).read_text(encoding="utf-8"))
+        port, why_not = found["port"], found["why_not"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return PageAddress(port=port if isinstance(port, int) else None, why_not=str(why_not))

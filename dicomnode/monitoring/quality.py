@@ -140,12 +140,12 @@ def _baseline_weeks(scores: Sequence[WeeklyScores], since: str) -> tuple[str, ..
         if entry.week < since:
             images[entry.week] = max(images.get(entry.week, 0), entry.images)
     found: list[str] = []
-    held = 0
+    images_counted = 0
     for week in sorted(images):
-        if held >= BASELINE_IMAGES:
+        if images_counted >= BASELINE_IMAGES:
             break
         found.append(week)
-        held += images[week]
+        images_counted += images[week]
     return tuple(found)
 
 
@@ -173,15 +173,15 @@ def _finding(
     comparisons = len(manifest.labels)
     recent_rate, first_rate = _above(recent), _above(first)
     reference = reference_rate(label, point, manifest.provenance.images)
-    seen = sum(entry.images for entry in recent)
+    images_scored = sum(entry.images for entry in recent)
     return FindingQuality(
         label=label.name,
         threshold=label.operating_points[point].threshold,
         recent=recent_rate,
         baseline=first_rate,
         reference=reference,
-        disagreed=Rate(hits=sum(entry.undetermined for entry in recent), images=seen),
-        mean=sum(entry.total for entry in recent) / seen if seen else None,
+        disagreed=Rate(hits=sum(entry.undetermined for entry in recent), images=images_scored),
+        mean=sum(entry.total for entry in recent) / images_scored if images_scored else None,
         weekly=tuple((week, _above([by_week[week]] if week in by_week else [])) for week in weeks),
         against_baseline=compare_rates(recent_rate, first_rate, comparisons=comparisons),
         against_reference=compare_rates(recent_rate, reference, comparisons=comparisons),
@@ -213,7 +213,7 @@ def _callers(images: Sequence[WeeklyImages], since: str) -> tuple[CallerQuality,
         if entry.outcome != OWN_RESULT:
             by_caller.setdefault(entry.calling_ae, []).append(entry)
     found = [_caller(name, entries, since, len(by_caller)) for name, entries in by_caller.items()]
-    return tuple(sorted((one for one in found if one.recent.images), key=lambda one: -one.recent.images))
+    return tuple(sorted((entry for entry in found if entry.recent.images), key=lambda entry: -entry.recent.images))
 
 
 def _caller(name: str, entries: Sequence[WeeklyImages], since: str, callers: int) -> CallerQuality:

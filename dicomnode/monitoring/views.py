@@ -63,7 +63,7 @@ def _shown(report: QualityReport, monitored: MonitoredNode) -> dict[str, Any]:
         "has_scores": any(label.scores is not None for label in monitored.bundle.manifest.labels),
         "trained_on": monitored.bundle.manifest.provenance,
         "recent_weeks": RECENT_WEEKS,
-        "changed": [one.label.replace("_", " ") for one in report.findings if one.change not in _CALM],
+        "changed": [entry.label.replace("_", " ") for entry in report.findings if entry.change not in _CALM],
         "trends": {entry.label: _trend(entry) for entry in report.findings},
         "percent": format_percent,
         "rate": format_rate,

@@ -107,6 +107,9 @@ class EventStatus(IntEnum):
     INVALID_ARGUMENT_VALUE = 0x0115
     """The report cannot be read, or speaks of a transaction that the node has not asked for."""
 
+    NOT_AUTHORISED = 0x0124
+    """The report comes from somebody else than the destination that was asked."""
+
     UNRECOGNISED_OPERATION = 0x0211
     """The node is no SCP of Storage Commitment: it was asked to commit itself."""
 

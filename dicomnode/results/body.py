@@ -14,12 +14,13 @@ Bytes = npt.NDArray[np.uint8]
 _SIDE = 256
 _MARGIN = 3
 """Scanned films and exports have a line along their edges that is neither air nor body."""
-_TRIES = ((0.2, 7), (0.12, 7), (0.06, 7), (0.2, 17), (0.12, 17), (0.06, 17), (0.12, 31), (0.04, 31))
+_TRIES = ((0.25, 7), (0.2, 7), (0.12, 7), (0.06, 7), (0.2, 17), (0.12, 17), (0.06, 17), (0.12, 31), (0.04, 31))
 """How dark air is at most, as a share of the grey scale, and how wide the gaps are that it fills, in pixels."""
 _FLAT, _BLANK_FLAT = 0.05, 0.02
 _BLANK = 0.97
 _WHOLE_EDGE = 0.8
 _STRIP = 15
+_SMOOTH = 1.5
 _ALLOWED_HOLE = 0.01
 _LEAST_BODY = 0.1
 
@@ -32,7 +33,7 @@ def body_mask(pixels: FloatArray) -> BoolArray:
     Outside the body are air (dark, without structure, connected to the border of the image) and the blank border of a
     collimator (at either end of the grey scale). A lung can be as dark as air and run into it: an outside that
     reaches into the middle of the body is not believed, and a stricter one is tried. If none is believable, everything
-    counts as body. Of 950 real frontal radiographs, 6 needed a stricter try, and all had a believable body in the end.
+    counts as body. Of 950 real frontal radiographs, 10 needed a stricter try, and all had a believable body in the end.
     """
     small = _reduced(pixels)
     smooth = cv2.GaussianBlur(small, (0, 0), 1.5)
@@ -51,7 +52,8 @@ def body_mask(pixels: FloatArray) -> BoolArray:
 
 def onto(mask: BoolArray, shape: tuple[int, ...]) -> FloatArray:
     """Return a mask on a grid of another shape: 1 well inside, falling to 0 at its border and 0 outside."""
-    larger = cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    smooth = mask.astype(np.float32) if mask.all() else cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _SMOOTH)
+    larger = cv2.resize(smooth, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
     return np.asarray(np.clip(2 * larger - 1, 0.0, 1.0), dtype=np.float32)
 
 

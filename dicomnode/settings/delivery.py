@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -45,7 +46,12 @@ def _distinct(kinds: tuple[ResultKind, ...]) -> tuple[ResultKind, ...]:
     return kinds
 
 
+def _network(value: str) -> str:
+    return str(ip_network(value))
+
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Outputs = Annotated[tuple[ResultKind, ...], Field(min_length=1), AfterValidator(_distinct)]
 
@@ -105,6 +111,8 @@ class DimseDestination(_Profile):
 
     `commitment`: ask it by Storage Commitment whether it keeps them; a result that it does not answer for within
     `commitment_timeout_s` is an alert. `commitment_linger_s`: how long the association stays open for the answer.
+    An answer over an association of its own is believed from the calling AE titles of `commitment_ae_titles`, its own
+    unless named, and, where `commitment_networks` names any, from addresses in these networks.
     `tls`: encrypt, and verify the peer by `ca_file` (the system's authorities without it) and, unless
     `check_hostname` is false, by `host`. The files are read anew for every association.
     """
@@ -116,6 +124,8 @@ class DimseDestination(_Profile):
     commitment: bool = False
     commitment_timeout_s: float = Field(default=3600.0, gt=0)
     commitment_linger_s: float = Field(default=1.0, ge=0, le=60)
+    commitment_ae_titles: tuple[AeTitle, ...] = ()
+    commitment_networks: tuple[Network, ...] = ()
     tls: bool = False
     ca_file: Path | None = None
     client_certificate: Path | None = None

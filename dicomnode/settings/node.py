@@ -5,7 +5,6 @@ TOML file, and that over the defaults here.
 """
 
 import re
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,7 +21,7 @@ from dicomnode.domain.coding import as_text, from_text
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
-from dicomnode.settings.delivery import AeTitle, DeliverySettings, DimseDestination, Port, Section
+from dicomnode.settings.delivery import AeTitle, DeliverySettings, DimseDestination, Network, Port, Section
 from dicomnode.settings.explanation import ENVIRONMENT_PREFIX, NESTED, explain, explain_json, unknown_variables
 from dicomnode.settings.http import HttpSettings
 
@@ -37,12 +36,7 @@ def _uid(value: str) -> str:
     return value
 
 
-def _network(value: str) -> str:
-    return str(ip_network(value))
-
-
 Uid = Annotated[str, AfterValidator(_uid)]
-Network = Annotated[str, AfterValidator(_network)]
 
 
 class TlsSettings(Section):

@@ -51,6 +51,11 @@ OF_TRANSACTION = """
 SELECT delivery_id FROM commitment_request WHERE transaction_uid = ? ORDER BY delivery_id
 """
 
+_DESTINATION_OF_TRANSACTION = """
+SELECT commitment.destination FROM commitment_request JOIN commitment USING (delivery_id)
+WHERE commitment_request.transaction_uid = ? LIMIT 1
+"""
+
 ENTRY = """
 SELECT commitment.*, result.study, result.kind, delivery.state AS delivery_state, delivery.waiting_since
 FROM commitment JOIN delivery USING (delivery_id) JOIN result USING (result_id)
@@ -184,6 +189,15 @@ class Commitments:
                 parameters["next_at"] = None if given_up else to_text(next_at)
                 if connection.execute(_POSTPONE, parameters).rowcount:
                     _record(connection, row, EventKind.COMMITMENT_DEFERRED, now, cause=cause, given_up=given_up)
+
+    def destination_of(self, transaction_uid: str) -> str | None:
+        """Return which destination was asked in a transaction, None when there was no such transaction.
+
+        Raises: StoreUnavailable.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(_DESTINATION_OF_TRANSACTION, (transaction_uid,)).fetchone()
+        return str(row["destination"]) if row is not None else None
 
     def report(
         self, report: CommitmentReport, now: datetime, policy: RetryPolicy, randomness: float

@@ -106,6 +106,18 @@ UPDATE delivery SET state = 'waiting', next_attempt_at = :now, waiting_since = :
 WHERE result_id = :result_id AND state = 'dead' AND changed_at >= :lost_at
 """
 
+# A delivery that an operator wants retried is due at once.
+_POSTPONE = """
+UPDATE delivery SET next_attempt_at = :until
+WHERE destination = :destination AND next_attempt_at < :until AND retry_requested_at IS NULL
+"""
+
+# What the destination refused with a status keeps its own delay.
+_BRING_FORWARD = """
+UPDATE delivery SET next_attempt_at = :now
+WHERE destination = :destination AND next_attempt_at > :now AND last_status IS NULL
+"""
+
 NEXT_DUE = "SELECT MIN(next_attempt_at) FROM delivery WHERE destination = ? AND next_attempt_at IS NOT NULL"
 
 
@@ -181,6 +193,16 @@ class Outbox:
         """
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE, (destination,)).fetchone()[0])
+
+    def bring_forward(self, destination: str, now: datetime) -> None:
+        """Make deliveries due now that wait for a destination which has answered again. Raises: StoreUnavailable."""
+        with self._database.transaction() as connection:
+            connection.execute(_BRING_FORWARD, {"destination": destination, "now": to_text(now)})
+
+    def postpone(self, destination: str, until: datetime) -> None:
+        """Make no delivery due before its destination is tried again. Raises: StoreUnavailable."""
+        with self._database.transaction() as connection:
+            connection.execute(_POSTPONE, {"destination": destination, "until": to_text(until)})
 
     def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked since then for a retry of a delivery that waits for a destination.

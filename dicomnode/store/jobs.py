@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 
 from dicomnode.domain.answer import ResultInstance, StudyAnswer
 from dicomnode.domain.instance import AssociationInfo, StudySender
-from dicomnode.domain.job import Expected, Job, JobState
+from dicomnode.domain.job import ExpectedJob, Job, JobState
 from dicomnode.domain.routing import Route
 from dicomnode.results.summary import summary_to_json
 from dicomnode.settings.node import AssemblySettings
@@ -192,7 +192,7 @@ def read_job(connection: Connection, row: Row) -> Job:
     )
 
 
-def _read_expected(connection: Connection, since: datetime) -> tuple[Expected, ...]:
+def _read_expected(connection: Connection, since: datetime) -> tuple[ExpectedJob, ...]:
     """Return incomplete versions in the order in which they will be claimed; see `Inbox.expected`.
 
     There may be more; sixteen are enough to be ahead of the next claims. A study of more than 64 images is no study of
@@ -200,7 +200,7 @@ def _read_expected(connection: Connection, since: datetime) -> tuple[Expected, .
     """
     parameters = {"since": to_text(since), "most": _MOST_EXPECTED, "most_images": _MOST_IMAGES}
     found = connection.execute(EXPECTED, parameters).fetchall()
-    return tuple(Expected(job=read_job(connection, row), is_quiet=not row["is_open"]) for row in found)
+    return tuple(ExpectedJob(job=read_job(connection, row), is_quiet=not row["is_open"]) for row in found)
 
 
 # The queue of jobs
@@ -329,7 +329,7 @@ class Inbox:
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE).fetchone()[0])
 
-    def expected(self, since: datetime) -> tuple[Expected, ...]:
+    def expected(self, since: datetime) -> tuple[ExpectedJob, ...]:
         """Return incomplete versions all of whose images came after `since`, the one that is due first first.
 
         Raises: StoreUnavailable.

@@ -96,5 +96,5 @@ def _down(entry: DestinationFigures, now: datetime) -> str:
     return text
 
 
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _counted(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"

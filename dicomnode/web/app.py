@@ -131,8 +131,8 @@ def _moved_to(path: str) -> View:
 
 async def _not_there(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    said = {403: "You may not see this.", 404: "There is nothing at this address.", 405: "This cannot be done here."}
-    return await _trouble(request, said.get(status, "This cannot be answered."), status)
+    text = {403: "You may not see this.", 404: "There is nothing at this address.", 405: "This cannot be done here."}
+    return await _trouble(request, text.get(status, "This cannot be answered."), status)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
@@ -144,7 +144,7 @@ async def _in_trouble(request: Request, error: Exception) -> Response:
     return await _trouble(request, f"The node cannot answer now: {error}", 503)
 
 
-async def _trouble(request: Request, said: str, status: int) -> Response:
+async def _trouble(request: Request, text: str, status: int) -> Response:
     if request.state.visitor.role < Role.VIEW:
-        return PlainTextResponse(said + "\n", status_code=status)
-    return await site_of(request).pages.page(request, "trouble.html", status=status, said=said)
+        return PlainTextResponse(text + "\n", status_code=status)
+    return await site_of(request).pages.page(request, "trouble.html", status=status, text=text)

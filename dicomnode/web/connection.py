@@ -40,7 +40,7 @@ class BoundedListener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection, and close another one if there are too many."""
         wire, address = super().accept()
-        inside = [(one, whose) for one, whose in self._inside if one.fileno() != -1]
+        inside = [(connection, whose) for connection, whose in self._inside if connection.fileno() != -1]
         inside.append((wire, str(address[0])))
         if len(inside) > MOST_OPEN:
             inside.remove(leaving := _oldest_connection(inside))
@@ -52,7 +52,7 @@ class BoundedListener(socket.socket):
 def _oldest_connection(inside: list[tuple[socket.socket, str]]) -> tuple[socket.socket, str]:
     """Return the oldest of the address with the most."""
     count = Counter(whose for _, whose in inside)
-    return max(inside, key=lambda one: count[one[1]])
+    return max(inside, key=lambda connection: count[connection[1]])
 
 
 def _end(wire: socket.socket) -> None:
@@ -87,7 +87,11 @@ class BoundedConnection(H11Protocol):
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._watch()
-        idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.is_idle]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, BoundedConnection) and connection.is_idle
+        ]
         if len(idle) > MOST_IDLE:
             _least_deserving(idle).give_up()
 
@@ -152,5 +156,5 @@ class BoundedConnection(H11Protocol):
 
 def _least_deserving(idle: list[BoundedConnection]) -> BoundedConnection:
     """Return the connection that has been idle for longest, of the address with the most."""
-    count = Counter(one.address for one in idle)
-    return min(idle, key=lambda one: (-count[one.address], one.idle_since))
+    count = Counter(connection.address for connection in idle)
+    return min(idle, key=lambda connection: (-count[connection.address], connection.idle_since))

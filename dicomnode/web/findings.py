@@ -35,6 +35,7 @@ REASONS: Mapping[RejectionReason, str] = {
     RejectionReason.AGE: "Age",
     RejectionReason.UNREADABLE: "Unreadable",
     RejectionReason.CORRUPT_PIXELS: "Corrupt pixels",
+    RejectionReason.UNSUPPORTED_PIXELS: "Pixel encoding not supported",
     RejectionReason.NOT_CHEST_FRONTAL: "Does not look like a frontal chest",
     RejectionReason.ORIENTATION: "Turned or inverted",
     RejectionReason.PATIENT_MISMATCH: "Different patients in one study",

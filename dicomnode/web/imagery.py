@@ -18,8 +18,7 @@ from pydicom import dcmread
 
 from dicomnode.analysis.examination import AnalysedImage
 from dicomnode.analysis.pipeline import Pipeline
-from dicomnode.dicom.header import header_of
-from dicomnode.dicom.reader import read
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.instance import StoredInstance
@@ -80,16 +79,16 @@ class Gallery:
         part10 = self._read_bytes(instance)
         examined = self._pipeline.examine(instance, part10)
         try:
-            dataset = read(part10)
+            radiograph = read_radiograph(part10)
             # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
             # that says NO.
-            header = header_of(dataset)
+            header = radiograph.header
             annotated = header.burned_in_annotation
             named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
             if isinstance(examined, AnalysedImage):
                 pixels = examined.frame.pixels
             else:
-                pixels = render(dataset, instance.ref, self._pipeline.pixels).pixels
+                pixels = render(radiograph, self._pipeline.pixels, self._pipeline.codecs).pixels
         except (UnreadableObject, UndecodablePixels):
             return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
         body = body_mask(pixels) if isinstance(examined, AnalysedImage) else _NOWHERE

@@ -117,20 +117,20 @@ def roc_plot(label: LabelEntry, in_use: str, side: float = SIDE) -> RocPlot:
 
 def reliability_plot(curves: Curves, threshold: float, side: float = SIDE) -> ReliabilityPlot:
     """Return the reliability plot of a label; `threshold` is that of its operating point in use."""
-    most = max(_LEAST_TOP, *(max(one.predicted, one.high) for one in curves.reliability))
+    most = max(_LEAST_TOP, *(max(entry.predicted, entry.high) for entry in curves.reliability))
     step = _step(most)
     top = min(1.0, step * ceil(round(most / step, 6)))
     bins = tuple(
         PlacedBin(
-            entry=one,
-            x=_short(side * one.predicted / top),
-            y=_up(one.observed / top, side),
-            along=(_up(one.high / top, side), _up(one.low / top, side)),
+            entry=entry,
+            x=_short(side * entry.predicted / top),
+            y=_up(entry.observed / top, side),
+            along=(_up(entry.high / top, side), _up(entry.low / top, side)),
         )
-        for one in curves.reliability
+        for entry in curves.reliability
     )
     return ReliabilityPlot(
-        line=_line((one.x, one.y) for one in bins),
+        line=_line((entry.x, entry.y) for entry in bins),
         bins=bins,
         threshold=_short(side * threshold / top) if threshold <= top else None,
         ticks=_ticks(top, side, step),
@@ -139,7 +139,7 @@ def reliability_plot(curves: Curves, threshold: float, side: float = SIDE) -> Re
 
 def is_shifted(label: LabelEntry, curves: Curves) -> bool:
     """Tell whether the bins were weighted to another frequency of the label than that of the measured images."""
-    shown = sum(one.observed * one.images for one in curves.reliability)
+    shown = sum(entry.observed * entry.images for entry in curves.reliability)
     return abs(shown - label.positives) > 1 + 0.02 * label.positives
 
 
@@ -181,8 +181,8 @@ def _point(label: LabelEntry, names: Sequence[str], in_use: str, floor: float, s
     )
 
 
-def _distance(one: OperatingPointEntry, other: OperatingPointEntry) -> float:
-    return max(abs(one.sensitivity - other.sensitivity), abs(one.specificity - other.specificity))
+def _distance(entry: OperatingPointEntry, other: OperatingPointEntry) -> float:
+    return max(abs(entry.sensitivity - other.sensitivity), abs(entry.specificity - other.specificity))
 
 
 def _up(share: float, side: float) -> float:

@@ -58,7 +58,9 @@ async def act_on_problems(request: Request) -> Response:
         session_of(request).message = await run_in_threadpool(_reanalyse, request, chosen_studies)
         return RedirectResponse("/problems", status_code=303)
     chosen = [_selection(entry) for entry in await values_of(request, "entry")]
-    selections: list[Selection] = [AllDead()] if act == ["retry-all"] else [one for one in chosen if one is not None]
+    selections: list[Selection] = (
+        [AllDead()] if act == ["retry-all"] else [entry for entry in chosen if entry is not None]
+    )
     changed = await run_in_threadpool(_act, site.context, selections, is_drop=act == ["drop"])
     done = "given up" if act == ["drop"] else "will be tried again"
     counted = f"{changed} {'entry' if changed == 1 else 'entries'} {done}."
@@ -70,10 +72,10 @@ async def act_on_problems(request: Request) -> Response:
 
 def _reanalyse(request: Request, studies: Sequence[str]) -> str:
     asked = [reanalyse(request, study) for study in studies]
-    count = sum(one.version is not None for one in asked)
-    why_not = Counter(one.why_not for one in asked if one.version is None)
+    count = sum(entry.version is not None for entry in asked)
+    why_not = Counter(entry.why_not for entry in asked if entry.version is None)
     refused = "".join(f" {times} not: {why}." for why, times in why_not.items())
-    return f"{count} studies to be analysed again.{refused}" if asked else "Nothing was chosen."
+    return f"{count} studies will be analysed again.{refused}" if asked else "Nothing was chosen."
 
 
 def _act(context: PageContext, selections: list[Selection], *, is_drop: bool) -> int:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicomnode.dicom.attributes import items, number, text
-from dicomnode.domain.answer import ResultKind
+from dicomnode.domain.answer import RejectionReason, ResultKind
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import is_valid_uid
@@ -154,7 +154,7 @@ async def capture(request: Request) -> Response:
 
     def made() -> bytes | None:
         entries = context.store.studies.results_of(uid)
-        entry = next((one for one in entries if one.ref.sop_instance == result and not one.is_purged), None)
+        entry = next((entry for entry in entries if entry.ref.sop_instance == result and not entry.is_purged), None)
         if entry is None or entry.kind not in (ResultKind.SECONDARY_CAPTURE, ResultKind.FINDING_CAPTURE):
             return None
         return capture_png(context.store.blobs.read(entry.blob))
@@ -163,13 +163,13 @@ async def capture(request: Request) -> Response:
 
 
 def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, str]) -> dict[str, Any]:
-    ledger, held = context.store.ledger, context.store.studies
+    ledger, studies = context.store.ledger, context.store.studies
     events = ledger.explain(uid)
     jobs, deliveries = ledger.jobs_of(uid), ledger.deliveries_of(uid)
-    images, results, summary = held.images_of(uid), held.results_of(uid), held.summary_of(uid)
+    images, results, summary = studies.images_of(uid), studies.results_of(uid), studies.summary_of(uid)
     is_current = summary.model is not None and summary.model.bundle_hash == context.bundle.identity.bundle_hash
-    said, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
-    at = _chosen(images, said, chosen.get("image", ""))
+    bars, rejections = bars_by_uid(summary, context.settings.results), ledger.rejections_of(uid)
+    at = _chosen(images, bars, chosen.get("image", ""))
     shown = (
         _shown(context, images[at], summary, rejections, chosen.get("finding", ""), maps=is_current, open_=shows)
         if at is not None
@@ -182,7 +182,7 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "state": jobs[-1].state if jobs else None,
         "jobs": jobs,
         "acts": acts_on(jobs, deliveries, images),
-        "images": [(image, bool(said.get(image.instance.ref.sop_instance))) for image in images],
+        "images": [(image, bool(bars.get(image.instance.ref.sop_instance))) for image in images],
         "shown": shown,
         "at": at,
         "model": summary.model,
@@ -194,16 +194,21 @@ def _facts(context: PageContext, uid: str, *, shows: bool, chosen: Mapping[str, 
         "reports": _reports(context, [entry for entry in results if entry.version == newest]),
         "events": [(event, sentence(event), _mark(event.kind)) for event in events[-_MOST_EVENTS:]],
         "left_out": max(0, len(events) - _MOST_EVENTS),
-        "patient": _patient(context, images, results) if shows else None,
+        "patient": _patient(context, images, results, at) if shows else None,
+        "of_several_patients": any(
+            entry.reason is RejectionReason.PATIENT_MISMATCH and entry.version == jobs[-1].version
+            for entry in rejections
+            if jobs
+        ),
         "name_of": name_of,
         "senders": sorted({image.instance.calling_ae for image in images}),
     }
 
 
-def _chosen(images: Sequence[ImageEntry], said: Mapping[str, Any], asked: str) -> int | None:
+def _chosen(images: Sequence[ImageEntry], bars: Mapping[str, Any], asked: str) -> int | None:
     """Return the position of the image to show: the requested one, else the first analysed one, else the first."""
     uids = [image.instance.ref.sop_instance for image in images]
-    analysed = [uid for uid in uids if uid in said]
+    analysed = [uid for uid in uids if uid in bars]
     return next((uids.index(uid) for uid in (asked, *analysed, *uids) if uid in uids), None)
 
 
@@ -259,7 +264,9 @@ async def _look_of(request: Request) -> Look:
 
     def found() -> Look | None:
         images = context.store.studies.images_of(uid)
-        image = next((one for one in images if one.instance.ref.sop_instance == sop and not one.is_purged), None)
+        image = next(
+            (entry for entry in images if entry.instance.ref.sop_instance == sop and not entry.is_purged), None
+        )
         return None if image is None else _look(context, image)
 
     look = await run_in_threadpool(found)
@@ -271,7 +278,7 @@ async def _look_of(request: Request) -> Look:
 
 
 def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:
-    reports = [one for one in results if one.kind is ResultKind.STRUCTURED_REPORT and not one.is_purged]
+    reports = [entry for entry in results if entry.kind is ResultKind.STRUCTURED_REPORT and not entry.is_purged]
     made = []
     for entry in reports[:1]:
         try:
@@ -282,9 +289,11 @@ def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]
 
 
 def _patient(
-    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry]
+    context: PageContext, images: Sequence[ImageEntry], results: Sequence[ResultEntry], at: int | None
 ) -> PatientDetails | None:
-    blobs = [image.instance.blob for image in images if not image.is_purged]
+    """Return the patient of the image that is shown, since a study may hold images of others by mistake."""
+    ordered = images if at is None else [images[at], *images]
+    blobs = [image.instance.blob for image in ordered if not image.is_purged]
     blobs += [result.blob for result in results if not result.is_purged]
     return patient_of(blobs[:3], context.store.blobs.read)
 

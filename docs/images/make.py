@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from playwright import sync_api
+from pydicom import dcmread
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -29,8 +30,11 @@ from tests.support.processes import NodeProcess, free_port, require, run_cxrnode
 HERE = Path(__file__).resolve().parent
 IMAGES = ("00000435_000", "00000075_000", "00000129_000")
 """The first is the one that is shown."""
+SHEET = ("00000075_000", "00008343_001", "00029746_000", "00006985_002", "00028606_000", "00002215_002")
+"""Of the contact sheet: findings above threshold, one of them, two, abnormality alone, nothing, nothing."""
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 ENLARGED = 4
+TILE, GAP = 660, 12
 CONFIG = """
 [scp]
 bind = "127.0.0.1"
@@ -85,6 +89,23 @@ def take(browser: Any, address: str) -> None:
     smaller(HERE / "heatmap.png", 440)
 
 
+def contact_sheet(folder: Path, source: Path) -> None:
+    """Make the sheet of Secondary Captures, two a row, as `cxrnode analyze` writes them."""
+    (folder / "sheet").mkdir()
+    with zipfile.ZipFile(source) as archive:
+        for number, name in enumerate(SHEET, start=1):
+            (folder / "sheet" / f"{number}.dcm").write_bytes(dicom(archive, name, number))
+    run_cxrnode("analyze", str(folder / "sheet"), "--out", str(folder / "answers"))
+    captures = [Image.fromarray(dcmread(file).pixel_array) for file in sorted(folder.glob("answers/*/heatmap.dcm"))]
+    width, height = (round(side * TILE / captures[0].width) for side in captures[0].size)
+    sheet = Image.new("RGB", (2 * width + GAP, len(captures) // 2 * (height + GAP) - GAP))
+    for at, capture in enumerate(captures):
+        corner = (at % 2 * (width + GAP), at // 2 * (height + GAP))
+        sheet.paste(capture.resize((width, height), Image.Resampling.LANCZOS), corner)
+    sheet.save(HERE / "captures.png")
+    smaller(HERE / "captures.png", sheet.width + sheet.height)
+
+
 def smaller(file: Path, side: int) -> None:
     """Write a picture with at most 256 colours, spread by dithering, so that it is quick to load."""
     with Image.open(file) as picture:
@@ -96,7 +117,7 @@ def smaller(file: Path, side: int) -> None:
 
 def main() -> None:
     """Make the pictures."""
-    parser = argparse.ArgumentParser(description="Make page.png, heatmap.png and curves.png.")
+    parser = argparse.ArgumentParser(description="Make page.png, heatmap.png, curves.png and captures.png.")
     parser.add_argument("images", type=Path, help="archive of NIH's images")
     source = parser.parse_args().images
     with (
@@ -107,6 +128,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=require("chromium"), args=["--no-sandbox"])
         take(browser, address)
         browser.close()
+        contact_sheet(Path(folder), source)
 
 
 if __name__ == "__main__":

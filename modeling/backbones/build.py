@@ -1,8 +1,8 @@
 """From the model section of a configuration to its network, in the parts that training keeps apart."""
 
-from modeling.backbones import applications, lite0, small
+from modeling.backbones import applications, lite, small
 from modeling.backbones.parts import Parts
-from modeling.config import ApplicationModel, Lite0Model, ModelSection
+from modeling.config import ApplicationModel, LiteModel, ModelSection
 
 __all__ = ["Parts", "build_parts"]
 
@@ -12,9 +12,9 @@ def build_parts(model: ModelSection, side: int, outputs: int) -> Parts:
 
     Raises: ConfigurationError when ImageNet's weights cannot be fetched.
     """
-    if isinstance(model, Lite0Model):
-        trunk = lite0.build_trunk(side, model.frozen_blocks) if model.frozen_blocks else None
-        return Parts(trunk=trunk, head=lite0.build_head(model, side, outputs))
+    if isinstance(model, LiteModel):
+        trunk = lite.build_trunk(model, side) if model.frozen_blocks else None
+        return Parts(trunk=trunk, head=lite.build_head(model, side, outputs))
     if isinstance(model, ApplicationModel):
         return Parts(trunk=None, head=applications.build_application(model, side, outputs))
     return Parts(trunk=None, head=small.BUILDERS[model.backbone](side, outputs, model.dropout))

@@ -3,6 +3,7 @@
 import logging
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pynetdicom.dsutils import decode, encode
@@ -41,13 +42,62 @@ def test_a_report_of_a_transaction_that_nobody_asked_for_changes_nothing(
         assert [record.levelname for record in caplog.records if record.message == "commitment-unknown"] == ["WARNING"]
 
 
+@pytest.mark.parametrize(
+    ("calling_ae", "settings", "status"),
+    [
+        ("STRANGER", {}, 0x0124),
+        ("PEER", {}, 0x0000),
+        ("PEER", {"commitment_ae_titles": ["REPORTER"]}, 0x0124),
+        ("REPORTER", {"commitment_ae_titles": ["REPORTER"]}, 0x0000),
+        ("PEER", {"commitment_networks": ["10.0.0.0/8"]}, 0x0124),
+        ("PEER", {"commitment_networks": ["10.0.0.0/8", "127.0.0.1"]}, 0x0000),
+        ("STRANGER", {"commitment_networks": ["127.0.0.1"]}, 0x0124),
+    ],
+)
+def test_a_report_is_believed_from_the_destination_alone(
+    tmp_path: Path, calling_ae: str, settings: dict[str, list[str]], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = Archive(decide=lambda uids: None)
+    with silent.running() as archive, bench(tmp_path, archive, **settings) as found:
+        uids = found.deliver()
+        found.committer.ask_due()
+        assert archive.listener is not None
+        told = information(archive.transactions[0], uids)
+        assert report_to(archive.listener, told, calling_ae=calling_ae) == status
+        assert found.all_are(CommitmentState.COMMITTED if status == 0 else CommitmentState.REQUESTED)
+    refused = [record for record in caplog.records if record.message == "commitment-report-refused"]
+    assert [(record.peer, record.calling_ae, record.destination) for record in refused] == (
+        [("127.0.0.1", calling_ae, "pacs")] if status else []
+    )
+
+
+def test_a_destination_does_not_answer_for_another_over_the_association_of_its_own_request(tmp_path: Path) -> None:
+    with Archive().running() as archive, bench(tmp_path, archive) as found:
+        uids = found.deliver()
+        store = found.store.commitments
+        store.claim("pacs", 10, "1.2.3.4", 60, now(), found.settings.retry.policy())
+        told = SimpleNamespace(
+            assoc=SimpleNamespace(remote={"address": "127.0.0.1"}),
+            context=SimpleNamespace(transfer_syntax=EXPLICIT),
+            request=SimpleNamespace(
+                AffectedSOPClassUID=StorageCommitmentPushModel,
+                EventTypeID=1,
+                EventInformation=BytesIO(bytes(encode(information("1.2.3.4", uids), False, True) or b"")),
+            ),
+        )
+        assert found.desk.receive(told, "another") == (0x0124, None)
+        assert found.all_are(CommitmentState.REQUESTED)
+        assert found.desk.receive(told, "pacs") == (0x0000, None)
+        assert found.all_are(CommitmentState.COMMITTED)
+
+
 def test_a_report_that_cannot_be_written_down_is_to_be_repeated(tmp_path: Path) -> None:
     class Locked:
-        def report(self, *_: object) -> None:
+        def destination_of(self, *_: object) -> None:
             raise StoreUnavailable("the database is locked")
 
     policy = RetrySettings().policy()
-    desk = ReportDesk(Locked(), policy, clock=now, randomness=lambda: 0.5, resend=lambda: None)  # type: ignore[arg-type]
+    desk = ReportDesk(Locked(), policy, destinations={}, clock=now, randomness=lambda: 0.5, resend=lambda: None)  # type: ignore[arg-type]
     with open_store(tmp_path) as store, running_scp(store.reception, reports=desk.receive) as (_, listener):
         assert report_to(listener, information("1.2.3.4", ["1.2"])) == 0x0110
 

@@ -15,12 +15,15 @@ from pydicom.uid import UID_dictionary
 from pynetdicom import AE, build_role
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicomnode.dicom.part10 import read_file_head
 from dicomnode.domain.delivery import Destination
 from dicomnode.domain.errors import StoreUnavailable
 from tests.conftest import ROOT
 from tests.support.dimse import MemoryInbox, renamed, requested, running_scp, send_raw
 from tests.support.make import build, encode
 from tests.support.processes import NodeProcess, free_port
+from tests.support.requesting import exchange, store
+from tests.support.wire import ACCEPTED, answered, associate_request, connected, push
 
 SECTION_7_1, SECTION_7_2 = "### 7.1 ", "### 7.2 "
 UNKNOWN = "1.2.826.0.1.3680043.9.9999.1"
@@ -31,7 +34,7 @@ CLASSES = [uid for uid, entry in UID_dictionary.items() if entry[1] == "SOP Clas
 
 def section(heading: str) -> str:
     text = (ROOT / "CONFORMANCE.md").read_text(encoding="utf-8")
-    return text.split(heading)[1].split("\n### ")[0].split("\n## ")[0]
+    return re.split(r"\n##+ ", text.split(f"\n{heading}")[1])[0]
 
 
 def cells(heading: str) -> list[list[str]]:
@@ -189,6 +192,24 @@ def test_every_stated_status_can_be_provoked_and_is_the_one_answered(node: Desti
         with running_scp(MemoryInbox(failure=failure)) as (_, destination):
             provoked.add(send_raw(destination, image, sop_class=sop_class).Status)
     assert {f"{status:04X}" for status in provoked} == stated_statuses()
+
+
+def test_every_stated_refusal_of_a_command_can_be_provoked(node: Destination) -> None:
+    image = encode(build("cr", rows=64, columns=64))
+    data = image[read_file_head(image).offset :]
+    long_uid = b"1." * 40 + b"12"
+    commands = [
+        store(image, x0700=b"\3\0"),
+        store(image, x1000=long_uid),
+        store(image, x0002=long_uid),
+        store(image, without=(0x0110,)),
+        store(image, x0100=b"\x20\0"),
+    ]
+    with connected(node.port) as wire:
+        push(wire, associate_request())
+        assert answered(wire)[0] == ACCEPTED
+        provoked = {exchange(wire, sent, data).Status for sent in commands}
+    assert {f"{status:04X}" for status in provoked} == {row[0].strip("`") for row in cells("#### 5.2.1 ")}
 
 
 def status_when_disk_is_short(folder: Path, image: bytes) -> int:

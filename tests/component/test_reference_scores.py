@@ -17,7 +17,8 @@ from dicomnode.imaging.pixels import render
 from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
 from dicomnode.inference.predictor import Predictor
 from dicomnode.settings.node import PixelSettings, default_bundle
-from tests.support.make import build, ref_of
+from tests.support.decoding import CODECS, radiograph_of
+from tests.support.make import build
 
 LARGEST_CHANGE = 0.005
 """Largest difference of any of the 15 probabilities between two linear renderings of one radiograph."""
@@ -34,13 +35,13 @@ def predictor(bundle: Bundle) -> Predictor:
 
 
 def probabilities(predictor: Predictor, ds: Dataset) -> npt.NDArray[np.float64]:
-    reading = predictor.read(render(ds, ref_of(ds), PixelSettings()))
+    reading = predictor.read(render(radiograph_of(ds), PixelSettings(), CODECS))
     return np.array([score.probability for score in reading.scores])
 
 
 def passes(bundle: Bundle, predictor: Predictor, ds: Dataset) -> bool:
     """Tell whether the image gets findings, if need be after one repair, as in the pipeline."""
-    frame = render(ds, ref_of(ds), PixelSettings())
+    frame = render(radiograph_of(ds), PixelSettings(), CODECS)
     seen = judge_pixels(predictor.read(frame), bundle.manifest.gate)
     if isinstance(seen, Turned):
         seen = judge_pixels(predictor.read(repair(frame, seen)), bundle.manifest.gate)

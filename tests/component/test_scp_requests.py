@@ -4,31 +4,25 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 
-from dicomnode.dicom.part10 import read_file_head
 from tests.support.dimse import MemoryInbox, data_set_of, running_scp
 from tests.support.hostile import serves
 from tests.support.make import build, encode
+from tests.support.requesting import exchange, store
 from tests.support.wire import (
     COMMITMENT,
     CR,
-    P_DATA,
     answered,
     associate_request,
     command,
     connected,
-    fragment,
     p_data,
     push,
 )
 
-PRIORITY, MESSAGE_ID, CLASS, INSTANCE, ORIGINATOR = 0x0700, 0x0110, 0x0002, 0x1000, 0x1031
-MEDIUM = b"\0\0"
+MESSAGE_ID, CLASS, INSTANCE = 0x0110, 0x0002, 0x1000
 LONG_UID = b"1." * 40 + b"12"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
@@ -47,25 +41,6 @@ def association(**request: object) -> Iterator[tuple[MemoryInbox, socket.socket]
             answered(wire)
             yield inbox, wire
         assert serves(destination)
-
-
-def exchange(wire: socket.socket, request: bytes, data: bytes | None) -> Dataset:
-    """Send a request, with its data set if it has one, and return the response's command set."""
-    push(wire, p_data(fragment(request, command=True, last=True)))
-    for start in range(0, len(data or b""), 16_000):
-        part = (data or b"")[start : start + 16_000]
-        push(wire, p_data(fragment(part, command=False, last=start + 16_000 >= len(data or b""))))
-    answer = answered(wire)
-    assert answer[:1] == bytes([P_DATA])
-    return read_dataset(BytesIO(answer[12:]), is_implicit_VR=True, is_little_endian=True)
-
-
-def store(part10: bytes, *, without: tuple[int, ...] = (), **more: bytes) -> bytes:
-    """Return the command that stores an object, with other values where `more` has some, by name of the element."""
-    values = {int(name[1:], 16): value for name, value in more.items()}
-    head = read_file_head(part10)
-    values = {PRIORITY: MEDIUM, **values}
-    return command(head.sop_class, 0x0001, sop_instance=head.sop_instance, more=values, without=without)
 
 
 REFUSED = {

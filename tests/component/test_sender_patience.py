@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -17,9 +17,10 @@ import pytest
 from pydicom import dcmread
 
 from dicomnode.domain.delivery import DeliveryState, Destination, Refused
+from dicomnode.net.scu.destinations import is_there
 from dicomnode.net.scu.sender import Sender
 from dicomnode.net.scu.storage import send
-from dicomnode.settings.delivery import DeliverySettings, RetrySettings
+from dicomnode.settings.delivery import DeliverySettings, DimseDestination, RetrySettings
 from tests.support.dimse import EXPLICIT, Peer
 from tests.support.processes import free_port, wait_until
 from tests.support.sending import CR, SETTINGS, MemoryOutbox, running
@@ -172,9 +173,82 @@ def test_an_operator_who_asks_for_another_try_gets_one_at_once() -> None:
         sender = stopped(outbox, dead)
         steps(sender, 5)
         assert len(knocks) == 2
-        outbox.urged_at = datetime.now(UTC)
+        outbox.request_retry(5)
         assert steps(sender, 5) == 1
         assert len(knocks) == 3
+
+
+class Stepped:
+    """A sender that does not run, with a clock of its own, and how often it has looked whether its peer is there."""
+
+    def __init__(self, outbox: MemoryOutbox, destination: Destination, settings: DeliverySettings = PATIENT) -> None:
+        self.now, self.looks = datetime.now(UTC), 0
+        entry = DimseDestination(ae_title=destination.ae_title, host=destination.host, port=destination.port)
+
+        def look() -> bool:
+            self.looks += 1
+            return is_there(entry, settings, "CXRNODE")
+
+        self.sender = Sender(
+            destination.name,
+            partial(send, destination, calling_ae="CXRNODE", settings=settings),
+            outbox,
+            settings,
+            clock=lambda: self.now,
+            randomness=lambda: 0.5,
+            is_there=look,
+        )
+
+    def after(self, seconds: float, times: int = 5) -> int:
+        """Let time pass, and the sender look for work; return how many deliveries it tried."""
+        self.now += timedelta(seconds=seconds)
+        return steps(self.sender, times)
+
+
+def test_a_destination_that_is_back_is_found_within_half_a_minute_and_gets_everything() -> None:
+    outbox = MemoryOutbox(*["peer"] * 7)
+    port = free_port()
+    stepped = Stepped(outbox, Destination(name="peer", ae_title="PEER", host="127.0.0.1", port=port))
+    assert stepped.after(0) == 4
+    assert (stepped.after(29), stepped.looks) == (0, 0)
+    assert (stepped.after(1), stepped.looks) == (0, 1)  # it is still away
+    # Its deliveries would not be due for an hour.
+    assert min(due for due in outbox._due.values() if due) > stepped.now + timedelta(minutes=50)
+    with Peer({CR: [EXPLICIT]}, port=port) as peer:
+        assert (stepped.after(29), stepped.looks) == (0, 1)
+        stepped.after(1, times=6)
+        assert stepped.looks == 2
+        assert len(peer.stored) == 7
+    assert outbox.all_are(DeliveryState.DELIVERED)
+    assert not stepped.sender.breaker.state.is_open
+
+
+def test_a_destination_that_is_there_and_refuses_is_not_asked_whether_it_is_there() -> None:
+    outbox = MemoryOutbox(*["peer"] * 7)
+    with Peer({CR: [EXPLICIT]}, on_store=lambda _: 0xA700) as peer:
+        stepped = Stepped(outbox, peer.destination)
+        assert stepped.after(0) == 4
+        assert (stepped.after(600), stepped.looks) == (0, 0)
+
+
+def test_nobody_asks_whether_a_destination_is_there_for_which_nothing_waits() -> None:
+    outbox = MemoryOutbox(*["dead"] * 4)
+    with slamming_door() as (dead, knocks):
+        stepped = Stepped(outbox, dead)
+        stepped.after(0)
+        outbox.states = dict.fromkeys(outbox.states, DeliveryState.DROPPED)
+        assert (stepped.after(60), stepped.looks, len(knocks)) == (0, 0, 2)
+
+
+def test_while_a_destination_is_left_alone_no_delivery_is_due_before_it_is_tried() -> None:
+    outbox = MemoryOutbox(*["dead"] * 20)
+    with slamming_door() as (dead, _):
+        stepped = Stepped(outbox, dead)
+        stepped.after(0)
+    retry_at = stepped.sender.breaker.state.retry_at
+    assert retry_at is not None
+    waiting = [outbox._due.get(number) for number in range(20)]
+    assert all(due is not None and due >= retry_at for due in waiting)
 
 
 def test_a_destination_that_takes_its_time_holds_up_no_other() -> None:

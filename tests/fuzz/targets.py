@@ -24,9 +24,8 @@ from pynetdicom.pdu import (
 
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.bundle.reader import open_bundle
-from dicomnode.dicom.header import header_of
+from dicomnode.dicom.header import read_radiograph
 from dicomnode.dicom.part10 import part10_bytes, read_file_head, read_ref
-from dicomnode.dicom.reader import read, ref_of
 from dicomnode.domain.answer import Wanted
 from dicomnode.domain.errors import CxrNodeError, UndecodablePixels, UnreadableObject
 from dicomnode.domain.instance import InstanceRef, StoredInstance
@@ -37,6 +36,7 @@ from dicomnode.inference.predictor import Predictor
 from dicomnode.net.dimse.pdu import HEADER_BYTES, Pdu, is_reasonable, longest, read_header
 from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings
 from tests.support.bundles import make_bundle
+from tests.support.decoding import CODECS
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STUDY, SERIES, INSTANCE = "1.2.826.7", "1.2.826.7.1", "1.2.826.7.1.1"
@@ -80,10 +80,9 @@ def study(part10: bytes) -> None:
 def frame(part10: bytes) -> None:
     """Read an object's tags and pixels, without a model."""
     try:
-        ds = read(part10)
-        ref = ref_of(ds)
-        judge(header_of(ds), EligibilitySettings(minimum_side=8))
-        rendered = render(ds, ref, PixelSettings(maximum_pixels=1_000_000)).pixels
+        radiograph = read_radiograph(part10)
+        judge(radiograph.header, EligibilitySettings(minimum_side=8))
+        rendered = render(radiograph, PixelSettings(maximum_pixels=1_000_000), CODECS).pixels
     except (UnreadableObject, UndecodablePixels):
         return
     _require(bool(np.isfinite(rendered).all()), "pixels that are no numbers")
@@ -161,6 +160,7 @@ def _pipeline() -> Pipeline:
         opened = open_bundle(make_bundle(Path(folder)))
         predictor = Predictor(opened, threads=1)
     return Pipeline(
+        codecs=CODECS,
         predictor=predictor,
         manifest=opened.manifest,
         identity=opened.identity,

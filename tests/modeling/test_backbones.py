@@ -12,7 +12,7 @@ from dicomnode.domain.errors import ConfigurationError
 from modeling.backbones.applications import APPLICATIONS, build_application
 from modeling.backbones.build import Parts, build_parts
 from modeling.backbones.small import build_cnn, build_resnet
-from modeling.config import ApplicationModel, Lite0Model, ModelSection, SmallModel
+from modeling.config import ApplicationModel, LiteModel, ModelSection, SmallModel
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
@@ -88,7 +88,7 @@ def test_resnet_56_has_56_layers_on_its_longest_path() -> None:
 
 @pytest.mark.parametrize("frozen", [0, 4])
 def test_lite0_shares_what_is_frozen(frozen: int) -> None:
-    parts = build_parts(Lite0Model(backbone="efficientnet-lite0", frozen_blocks=frozen, dropout=0.25), 64, 5)
+    parts = build_parts(LiteModel(backbone="efficientnet-lite0", frozen_blocks=frozen, dropout=0.25), 64, 5)
     assert (parts.trunk is None) == (frozen == 0)
     if parts.trunk is not None:
         assert parts.trunk.output.shape == parts.head.input.shape

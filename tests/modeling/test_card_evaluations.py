@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.bundle.reader import CARD, MODEL, open_bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.card_evaluations import (
     LABELLED,
@@ -13,8 +14,11 @@ from modeling.card_evaluations import (
     require_same_model,
     with_sections,
 )
+from modeling.commands import update_card
+from modeling.training_images import fingerprint_of
+from tests.support.bundles import make_bundle
 
-CARD = "# Model card: a 1\n\nResearch use only.\n\n## Outputs\n\nFifteen.\n\n## Limits\n\n- Coarse.\n"
+TEXT = "# Model card: a 1\n\nResearch use only.\n\n## Outputs\n\nFifteen.\n\n## Limits\n\n- Coarse.\n"
 
 
 def unlabelled(folder: Path, title: str = "Frontals elsewhere") -> Path:
@@ -24,7 +28,7 @@ def unlabelled(folder: Path, title: str = "Frontals elsewhere") -> Path:
     metrics = {
         "title": title,
         "known": "Most are abnormal.",
-        "bundle": {"model_sha256": "abc", "default_operating_point": "standard"},
+        "bundle": {"fingerprint": [0.5, -1.25], "default_operating_point": "standard"},
         "unlabelled": {"all": group, "PA": group},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -42,12 +46,12 @@ def test_images_without_labels_have_a_row_for_each_view_and_a_column_for_each_po
 def test_sections_stand_before_the_limits_and_are_replaced_when_written_again(tmp_path: Path) -> None:
     first = evaluation_sections([read_evaluation(unlabelled(tmp_path / "a"))])
     second = evaluation_sections([read_evaluation(unlabelled(tmp_path / "b", title="Others"))])
-    once = with_sections(CARD, first)
+    once = with_sections(TEXT, first)
     assert once.index("## Outputs") < once.index("## Images without labels") < once.index("## Limits")
     twice = with_sections(once, second)
     assert "Frontals elsewhere" not in twice
     assert twice.count("## Images without labels: Others") == 1
-    assert with_sections(twice, "") == CARD
+    assert with_sections(twice, "") == TEXT
 
 
 def test_a_card_without_limits_gets_its_sections_at_the_end() -> None:
@@ -56,9 +60,9 @@ def test_a_card_without_limits_gets_its_sections_at_the_end() -> None:
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
     stored = read_evaluation(unlabelled(tmp_path / "a"))
-    require_same_model([stored], "abc")
+    require_same_model([stored], [0.5002, -1.25])
     with pytest.raises(ConfigurationError, match="another model"):
-        require_same_model([stored], "def")
+        require_same_model([stored], [0.6, -1.25])
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", '{"bundle": {"name": "old"}, "labels": {}}'])
@@ -71,3 +75,27 @@ def test_metrics_of_another_version_are_refused(text: str, tmp_path: Path) -> No
 def test_a_folder_without_metrics_is_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"is .* an evaluation"):
         read_evaluation(tmp_path)
+
+
+def test_the_card_of_a_bundle_is_written_anew_and_the_bundle_stays_valid(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    before = open_bundle(bundle)
+    folder = unlabelled(tmp_path / "a")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["bundle"]["fingerprint"] = fingerprint_of(bundle)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    update_card(bundle, [folder])
+    after = open_bundle(bundle)
+    assert "Frontals elsewhere" in (bundle / CARD).read_text()
+    assert after.identity.bundle_hash != before.identity.bundle_hash
+    assert after.manifest.files[MODEL] == before.manifest.files[MODEL]
+    update_card(bundle, [])
+    assert "Frontals elsewhere" not in (bundle / CARD).read_text()
+
+
+def test_a_bundle_keeps_its_card_when_an_evaluation_is_of_another_model(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    before = (bundle / CARD).read_bytes()
+    with pytest.raises(ConfigurationError, match="another model"):
+        update_card(bundle, [unlabelled(tmp_path / "a")])
+    assert (bundle / CARD).read_bytes() == before

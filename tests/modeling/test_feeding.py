@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 ALONE = Share(index=0, count=1)
 ROWS = np.arange(100)
 FINDING = ROWS < 40
+PATIENTS = np.array([str(row // 10) for row in ROWS])
 
 
 def train(**changes: object) -> TrainSection:
@@ -44,20 +45,29 @@ def batches(
 
 
 def test_every_epoch_has_an_order_of_its_own_that_can_be_repeated() -> None:
-    first, again = (drawn_rows(train(), FINDING, ROWS, fold=0, epoch=0) for _ in range(2))
+    first, again = (drawn_rows(train(), FINDING, PATIENTS, ROWS, fold=0, epoch=0) for _ in range(2))
     assert np.array_equal(first, again)
     assert sorted(first) == list(ROWS)
-    assert not np.array_equal(first, drawn_rows(train(), FINDING, ROWS, fold=0, epoch=1))
-    assert not np.array_equal(first, drawn_rows(train(), FINDING, ROWS, fold=1, epoch=0))
+    assert not np.array_equal(first, drawn_rows(train(), FINDING, PATIENTS, ROWS, fold=0, epoch=1))
+    assert not np.array_equal(first, drawn_rows(train(), FINDING, PATIENTS, ROWS, fold=1, epoch=0))
 
 
 def test_undersampling_keeps_every_finding_and_draws_the_others_anew() -> None:
     settings = train(keep_no_finding=0.2)
-    first, second = (drawn_rows(settings, FINDING, ROWS, fold=0, epoch=epoch) for epoch in range(2))
+    first, second = (drawn_rows(settings, FINDING, PATIENTS, ROWS, fold=0, epoch=epoch) for epoch in range(2))
     for drawn in (first, second):
         assert set(ROWS[FINDING]) <= set(drawn)
         assert len(drawn) == 40 + 12
         assert len(set(drawn)) == len(drawn)
+    assert set(first) != set(second)
+
+
+def test_an_epoch_takes_no_more_images_of_a_patient_than_it_may_and_others_each_time() -> None:
+    settings = train(patient_images=3)
+    first, second = (drawn_rows(settings, FINDING, PATIENTS, ROWS, fold=0, epoch=epoch) for epoch in range(2))
+    for drawn in (first, second):
+        assert np.unique(PATIENTS[drawn], return_counts=True)[1].tolist() == [3] * 10
+        assert len(set(drawn)) == 30
     assert set(first) != set(second)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.recipes import FROM_NOTHING, OURS, comparable, warms
 from dicomnode.domain.errors import ConfigurationError
-from modeling.config import ApplicationModel, Lite0Model, Sources, TrainingConfig, read_config
+from modeling.config import ApplicationModel, LiteModel, Sources, TrainingConfig, read_config
 from modeling.devices import alone
-from modeling.feeding import EpochBatches, Share, drawn_rows
+from modeling.feeding import EpochBatches, Share
 from modeling.losses import targets
-from modeling.network import Network, build_network, fold_frequency, has_finding, start_fold, steps_per_epoch
+from modeling.network import Network, build_network, epoch_rows, fold_frequency, start_fold, steps_per_epoch
 from modeling.nih import Radiographs, patient_folds, read_radiographs
 from modeling.run import Run
 from modeling.train import _augmented
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 RECIPES = sorted((Path(__file__).parents[2] / "conf" / "train").glob("*.toml"))
 SYSTEMS = {
     "nih-b2-256", "tang-binary", "baseline-cnn", "mobilenet-128", "densenet121-weighted-320", "densenet121-focal",
-    "resnet50v2-focal", "resnet56v2-undersampled", "lite0-reference", "smoke",
+    "resnet50v2-focal", "resnet56v2-undersampled", "lite0-reference", "lite2-reference", "smoke",
 }  # fmt: skip
 SIDE = 64
 
@@ -37,7 +37,7 @@ def at_hand(config: TrainingConfig) -> TrainingConfig:
     model: dict[str, object] = {}
     if isinstance(config.model, ApplicationModel):
         model = {"weights": "random", "trainable_fraction": 1.0}
-    if isinstance(config.model, Lite0Model):
+    if isinstance(config.model, LiteModel):
         model = {"frozen_blocks": 0}
     small = {"side": SIDE, "source_side": SIDE}
     return changed(config, input=small, model=model, train={"folds": 2, "batch_size": 4})
@@ -81,9 +81,9 @@ def test_a_recipe_builds_its_model_and_takes_one_step(path: Path, radiographs: R
 def one_step(run: Run, network: Network) -> list[np.ndarray]:
     """Take a step of fold 0 as the run would, and return the last layer's weights before it."""
     train = run.config.train
-    rows = drawn_rows(train, has_finding(run), np.flatnonzero(run.folds != 0), fold=0, epoch=0)
+    rows = epoch_rows(run, 0, 0)
     assert steps_per_epoch(run) >= 1
-    start_fold(run, network, 0, rows)
+    start_fold(run, network, 0)
     before = [value.copy() for value in network.head.get_layer("logits").get_weights()]
     batches = EpochBatches(
         rows,

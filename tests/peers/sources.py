@@ -27,6 +27,7 @@ from dicomnode.domain.job import Job
 from dicomnode.inference.predictor import Predictor
 from dicomnode.net.contexts import ACCEPTED_TRANSFER_SYNTAXES
 from dicomnode.settings.node import EligibilitySettings, PixelSettings, ResultSettings, default_bundle
+from tests.support.decoding import CODECS
 from tests.support.make import build, encode, htj2k, lut, ref_of
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -145,6 +146,7 @@ def answer(
     """Answer a study with every kind of object the node can make, or with those of `outputs`."""
     manifest = manifest or shipped_manifest()
     pipeline = Pipeline(
+        codecs=CODECS,
         predictor=cast("Predictor", FixedPredictor(manifest)),
         manifest=manifest,
         identity=ModelIdentity(name=manifest.name, version=manifest.version, bundle_hash="0123456789abcdef" * 4),

@@ -19,7 +19,7 @@ from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings
 from tests.peers.programs import TOOLS, run, run_each
 from tests.peers.sources import SYNTHETIC, Product
-from tests.support.make import ref_of
+from tests.support.decoding import CODECS, radiograph_of
 from tests.support.processes import require
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
@@ -68,7 +68,7 @@ def test_dcmtk_shows_each_image_through_its_presentation_state_as_without_it(
         ds = dcmread(BytesIO(image))
         (tmp_path / "image.dcm").write_bytes(image)
         through = shown(tmp_path, "--pstate", str(product.file))
-        frame = render(ds, ref_of(ds), PixelSettings())
+        frame = render(radiograph_of(ds), PixelSettings(), CODECS)
         states_none = frame.window is not None and not {"WindowCenter", "VOILUTSequence"} & {e.keyword for e in ds}
         alone = np.round(frame.pixels * 255) if states_none else shown(tmp_path)
         assert np.abs(through - alone).max() <= 2, product.name

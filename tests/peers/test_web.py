@@ -258,12 +258,12 @@ def test_a_finished_study_is_analysed_again_after_a_question(shown: Shown) -> No
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Analyse the chosen again").click()
     page.locator("[role=status]").wait_for()
-    assert "1 studies to be analysed again" in page.locator("[role=status]").inner_text()
+    assert "1 studies will be analysed again" in page.locator("[role=status]").inner_text()
     assert shown.complaints == []
 
 
 def test_dead_letters_are_tried_again_after_a_question(shown: Shown) -> None:
-    page = looks(shown, "letters", "letters")
+    page = looks(shown, "problems", "problems")
     asked: list[str] = []
 
     def answer(accept: bool) -> Callable[[Any], None]:
@@ -279,6 +279,6 @@ def test_dead_letters_are_tried_again_after_a_question(shown: Shown) -> None:
     page.once("dialog", answer(True))
     page.get_by_role("button", name="Try all").click()
     page.locator("[role=status]").wait_for()
-    assert "to be tried again" in page.locator("[role=status]").inner_text()
+    assert "will be tried again" in page.locator("[role=status]").inner_text()
     assert len(asked) == 2
     assert shown.complaints == []

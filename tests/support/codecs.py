@@ -5,9 +5,9 @@ from pydicom import Dataset
 from pydicom import uid as uids
 
 from dicomnode.dicom import reader
-from dicomnode.imaging.codecs.decoding import decode, read_layout
 from dicomnode.imaging.codecs.process import CodecProcess
 from tests.conftest import ROOT
+from tests.support.decoding import stored_values
 from tests.support.make import build, chest, encode, stored, with_frame
 
 ROWS, COLUMNS = 96, 80
@@ -20,4 +20,4 @@ ABORTS = with_frame(
 
 
 def decoded(ds: Dataset, codecs: CodecProcess) -> np.ndarray:
-    return decode(ds, read_layout(ds, 10_000_000), codecs).stored
+    return stored_values(ds, codecs)

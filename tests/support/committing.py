@@ -50,10 +50,10 @@ def event_information(asked: Dataset, failed: dict[str, int]) -> Dataset:
     return told
 
 
-def report_to(listener: Destination, information: Dataset, *, role: bool = True) -> int:
+def report_to(listener: Destination, information: Dataset, *, role: bool = True, calling_ae: str = "PEER") -> int:
     """Open an association to the node as a destination does, report, and return the status of the answer."""
     context = build_context(StorageCommitmentPushModel, [EXPLICIT])
-    entity = AE("PEER")
+    entity = AE(calling_ae)
     association = entity.associate(
         listener.host,
         listener.port,
@@ -180,7 +180,12 @@ def bench(path: Path, archive: Archive, **destination: Any) -> Iterator[Bench]:
         job = claim(store, QUIET_S)
         store.inbox.finish(job, answer(job), to("pacs"), now())
         desk = ReportDesk(
-            store.commitments, settings.retry.policy(), clock=now, randomness=lambda: 0.5, resend=lambda: None
+            store.commitments,
+            settings.retry.policy(),
+            destinations={entry.label: entry},
+            clock=now,
+            randomness=lambda: 0.5,
+            resend=lambda: None,
         )
         committer = Committer(
             entry,

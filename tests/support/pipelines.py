@@ -12,13 +12,14 @@ from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.instance import StoredInstance
 from dicomnode.settings.node import InferenceSettings, ResultSettings, Settings
 from tests.support.bundles import make_bundle
+from tests.support.decoding import CODECS
 from tests.support.make import ref_of
 
 
 def make_pipeline(folder: Path, *, results: ResultSettings | None = None, **bundle: Any) -> Pipeline:
     """Build the node's pipeline around a bundle that is made in this folder; `bundle`: what `make_bundle` takes."""
     inference = InferenceSettings(bundle=make_bundle(folder, **bundle), threads=1)
-    _, pipeline = load_pipeline(Settings(inference=inference, results=results or ResultSettings()))
+    _, pipeline = load_pipeline(Settings(inference=inference, results=results or ResultSettings()), CODECS)
     return pipeline
 
 

@@ -6,7 +6,8 @@ from pydicom import Dataset
 from dicomnode.domain.frame import Frame
 from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings
-from tests.support.make import build, ref_of
+from tests.support.decoding import CODECS, radiograph_of
+from tests.support.make import build
 
 SETTINGS = PixelSettings()
 ROWS, COLUMNS = 240, 200
@@ -18,7 +19,7 @@ def made(kind: str = "cr", **options: object) -> Dataset:
 
 
 def frame(ds: Dataset, settings: PixelSettings = SETTINGS) -> Frame:
-    return render(ds, ref_of(ds), settings)
+    return render(radiograph_of(ds), settings, CODECS)
 
 
 def difference(one: Frame, other: Frame) -> float:

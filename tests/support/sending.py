@@ -57,8 +57,26 @@ class MemoryOutbox:
             return tuple(self._delivery(number) for number in due)
 
     def next_due(self, destination: str) -> datetime | None:
-        waiting = [due for number, due in self._due.items() if due and self.states[number] is DeliveryState.WAITING]
-        return min(waiting, default=None)
+        names = [name == destination for name in self._names]
+        waiting = [number for number, state in self.states.items() if state is DeliveryState.WAITING and names[number]]
+        return min((self._due.get(number) or START for number in waiting), default=None)
+
+    def request_retry(self, number: int) -> None:
+        """Ask for another try of a delivery, as an operator does."""
+        with self._lock:
+            self._due[number] = self.urged_at = datetime.now(UTC)
+
+    def bring_forward(self, destination: str, now: datetime) -> None:
+        with self._lock:
+            for number, due in self._due.items():
+                if self._names[number] == destination and due is not None:
+                    self._due[number] = min(due, now)
+
+    def postpone(self, destination: str, until: datetime) -> None:
+        with self._lock:
+            for number, state in self.states.items():
+                if self._names[number] == destination and state is DeliveryState.WAITING:
+                    self._due[number] = max(self._due.get(number) or START, until)
 
     def retry_requested(self, destination: str, since: datetime) -> bool:
         return self.urged_at is not None and self.urged_at > since

@@ -26,6 +26,7 @@ from dicomnode.web.app import create_app
 from dicomnode.web.context import PageContext, Site
 from dicomnode.web.imagery import Gallery
 from tests.support.bundles import make_bundle
+from tests.support.decoding import CODECS
 from tests.support.make import build, encode, ref_of
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -70,6 +71,7 @@ class Web:
         self.store = Store.open(settings.store, settings.assembly, exclusive=True)
         bundle = self.bundle or open_bundle(make_bundle(self.folder / "bundle"))
         self.pipeline = Pipeline(
+            codecs=CODECS,
             predictor=Predictor(bundle, threads=1),
             manifest=bundle.manifest,
             identity=bundle.identity,

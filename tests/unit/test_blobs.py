@@ -160,7 +160,7 @@ def test_free_space_is_kept(tmp_path: Path) -> None:
     calls = SystemCalls(free_bytes=lambda _: 1000 + len(DATA))
     assert prepared(tmp_path / "enough", calls=calls, minimum_free_bytes=1000).write(DATA)
     short = prepared(tmp_path / "short", calls=calls, minimum_free_bytes=1001)
-    with pytest.raises(DiskFull, match="1001 are to be kept free"):
+    with pytest.raises(DiskFull, match="1001 B must stay free"):
         short.write(DATA)
     assert files(tmp_path / "short") == []
 

@@ -99,3 +99,28 @@ def test_what_is_due_waits_for_the_end_of_the_pause() -> None:
     assert breaker.not_before(at(5)) == at(30)
     assert breaker.not_before(at(40)) == at(40)
     assert breaker.not_before(None) is None
+
+
+def unreachable() -> CircuitState:
+    state = CircuitState()
+    for _ in range(2):
+        state = state.failed(at(0), RetryPolicy(first_delay_s=3600, max_delay_s=3600), 0.5, is_unreachable=True)
+    return state
+
+
+def test_a_destination_that_could_not_be_reached_is_probed_every_half_minute() -> None:
+    state = unreachable()
+    assert not state.is_probe_due(at(29.9))
+    assert state.is_probe_due(at(30))
+    later = state.probed(at(30), is_back=False)
+    assert not later.is_probe_due(at(59.9))
+    assert later.is_probe_due(at(60))
+    assert later.allows(at(60), 50) == 0
+
+
+def test_a_destination_that_is_back_is_tried_with_one_thing_at_once() -> None:
+    assert unreachable().probed(at(30), is_back=True).allows(at(30), 50) == 1
+
+
+def test_a_destination_that_refused_is_not_probed() -> None:
+    assert not failed(0, 0).is_probe_due(at(10_000))

@@ -20,10 +20,10 @@ from dicomnode.dicom import reader
 from dicomnode.domain.errors import DecoderUnavailable, UndecodablePixels
 from dicomnode.imaging.codecs import process as module
 from dicomnode.imaging.codecs import shared_memory as shared
-from dicomnode.imaging.codecs.decoding import decode, read_layout
 from dicomnode.imaging.codecs.process import CodecLimits, CodecProcess
 from tests.conftest import ROOT
 from tests.support.codecs import ABORTS, COLUMNS, EXPECTED, GOOD, ROWS, decoded
+from tests.support.decoding import stored_values
 from tests.support.make import build, chest, encode, stored, with_frame
 from tests.support.processes import alive, wait_until
 
@@ -143,9 +143,9 @@ def test_a_codec_that_wants_more_than_its_memory_rejects_the_image_alone() -> No
     roomy = CodecProcess()
     try:
         with pytest.raises(UndecodablePixels):
-            decode(large, read_layout(large, 80_000_000), codecs)
+            stored_values(large, codecs, maximum_pixels=80_000_000)
         assert np.array_equal(decoded(GOOD, codecs), EXPECTED)
-        assert decode(large, read_layout(large, 80_000_000), roomy).stored.shape == (6000, 5000)
+        assert stored_values(large, roomy, maximum_pixels=80_000_000).shape == (6000, 5000)
     finally:
         codecs.stop()
         roomy.stop()

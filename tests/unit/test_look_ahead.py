@@ -15,7 +15,7 @@ from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.errors import BlobDamaged, DiskFull
 from dicomnode.domain.frame import Frame
 from dicomnode.domain.instance import InstanceRef, StoredInstance
-from dicomnode.domain.job import Expected, Job
+from dicomnode.domain.job import ExpectedJob, Job
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.store.blobs.local import StagedBlob
 from tests.support.make import build, encode
@@ -41,8 +41,8 @@ class Held:
     def job(self, images: int | None = None) -> Job:
         return Job(job_id=1, study=STUDY, version=1, attempts=1, instances=tuple(self.part10)[:images])
 
-    def expected(self, images: int | None = None, *, is_quiet: bool = False) -> tuple[Expected, ...]:
-        return (Expected(job=self.job(images), is_quiet=is_quiet),)
+    def expected(self, images: int | None = None, *, is_quiet: bool = False) -> tuple[ExpectedJob, ...]:
+        return (ExpectedJob(job=self.job(images), is_quiet=is_quiet),)
 
 
 class Staged(dict[str, bytes]):
@@ -70,7 +70,7 @@ def image(seed: int, **options: object) -> Dataset:
     return build("dx", seed=seed, study_uid=STUDY, **options)
 
 
-def step(ahead: LookAhead, held: Held, expected: Sequence[Expected], wanted: Sequence[Wanted] = (Wanted(),)) -> bool:
+def step(ahead: LookAhead, held: Held, expected: Sequence[ExpectedJob], wanted: Sequence[Wanted] = (Wanted(),)) -> bool:
     return ahead.prepare(expected, held.read, NOW, lambda job: wanted)
 
 
@@ -318,11 +318,11 @@ def test_a_study_whose_results_cannot_be_staged_is_answered_at_its_claim(
 
 def test_what_is_too_much_to_be_kept_is_not_examined_again_after_another_study_was_answered(pipeline: Pipeline) -> None:
     small, large = Held(image(1, rows=96, columns=96)), Held(image(2))
-    other = Expected(job=replace(large.job(), job_id=2), is_quiet=False)
+    other = ExpectedJob(job=replace(large.job(), job_id=2), is_quiet=False)
     ahead = LookAhead(pipeline, Staged(), enough_bytes=frame_bytes(pipeline, large) - 1)
     read = {**small.part10, **large.part10}
 
-    def prepare(*expected: Expected) -> bool:
+    def prepare(*expected: ExpectedJob) -> bool:
         return ahead.prepare(expected, read.__getitem__, NOW, lambda job: ())
 
     assert prepare(*small.expected(is_quiet=True), other)

@@ -200,3 +200,30 @@ def test_an_operator_who_asks_for_another_try_is_heard_until_it_is_made(store: S
     for delivery in store.outbox.claim("PACS", 10, at(10)):
         store.outbox.record(delivery, NoAnswer(cause="refused"), at(10), POLICY, 0.5)
     assert not store.outbox.retry_requested("PACS", at(7))
+
+
+def test_what_waits_is_due_when_its_destination_is_tried_and_at_once_when_that_is_back(store: Store) -> None:
+    first = take(store, 3)
+    store.outbox.record(first, NoAnswer(cause="nobody there"), at(4), POLICY, MIDDLE)
+    store.outbox.postpone("PACS", at(100))
+    assert store.outbox.next_due("PACS") == at(100)
+    assert store.outbox.next_due("ARCHIVE") == at(3)
+    store.outbox.postpone("PACS", at(50))
+    assert store.outbox.next_due("PACS") == at(100)
+    store.outbox.bring_forward("PACS", at(60))
+    assert len(store.outbox.claim("PACS", 10, at(60))) == 2
+
+
+def test_what_was_refused_keeps_its_delay_when_the_destination_is_back(store: Store) -> None:
+    refused = take(store, 3)
+    store.outbox.record(refused, Refused(status=0xA700, cause="A700", permanent=False), at(4), POLICY, MIDDLE)
+    store.outbox.bring_forward("PACS", at(5))
+    assert entry(store, refused).next_attempt_at == at(34)
+
+
+def test_a_retry_that_was_asked_for_is_not_put_off(store: Store) -> None:
+    dead = take(store, 3)
+    store.outbox.record(dead, Refused(status=0xC000, cause="C000", permanent=True), at(4), POLICY, MIDDLE)
+    store.ledger.retry(OfStudy(study="1.1"), at(5))
+    store.outbox.postpone("PACS", at(100))
+    assert entry(store, dead).next_attempt_at == at(5)

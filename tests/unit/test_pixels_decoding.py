@@ -15,12 +15,13 @@ from dicomnode.dicom import reader
 from dicomnode.dicom.header import header_of
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.imaging.codecs.codestream import read_codestream
-from dicomnode.imaging.codecs.decoding import DECODERS, decode, read_layout
+from dicomnode.imaging.decoding import DECODERS
 from dicomnode.imaging.eligibility import judge
-from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import EligibilitySettings, LogSettings, PixelSettings
 from dicomnode.telemetry import start_logging
-from tests.support.make import CANARIES, build, chest, encode, htj2k, ref_of, stored, with_frame
+from tests.support.decoding import stored_values
+from tests.support.make import CANARIES, build, chest, encode, htj2k, stored, with_frame
+from tests.support.rendered import frame
 
 SETTINGS = PixelSettings()
 ROWS, COLUMNS = 96, 80
@@ -43,7 +44,7 @@ def name(syntax: object) -> str:
 
 def decoded(part10: bytes) -> np.ndarray:
     ds = reader.read(part10)
-    return decode(ds, read_layout(ds, 10_000_000)).stored
+    return stored_values(ds)
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=name)
@@ -78,7 +79,7 @@ def test_lossy_syntaxes_give_nearly_the_same_picture(syntax):
     bits = 8 if syntax == uids.JPEGBaseline8Bit else 12
     ds = build("cr", rows=ROWS, columns=COLUMNS, bits=bits)
     lossy = reader.read(encode(ds, syntax))
-    pictures = [render(one, ref_of(one), SETTINGS).pixels.ravel() for one in (ds, lossy)]
+    pictures = [frame(one).pixels.ravel() for one in (ds, lossy)]
 
     # dcmcjpeg stretches the values before it encodes, so the pictures agree but for a straight line.
     assert np.corrcoef(*pictures)[0, 1] > 0.998
@@ -117,7 +118,7 @@ def test_compressed_colours_lie_as_their_frame_says_whatever_the_tags_say(syntax
     for planar in (0, 1):
         read = reader.read(part10)
         read.PlanarConfiguration = planar
-        claimed.append(decode(read, read_layout(read, 10_000_000)).stored)
+        claimed.append(stored_values(read))
 
     assert np.array_equal(*claimed)
     assert np.abs(claimed[0] - coloured().astype(float) @ LUMA).mean() < 1.5
@@ -127,11 +128,10 @@ def test_gdcm_reads_a_coloured_baseline_frame_as_pillow_does():
     """It is the second decoder of that transfer syntax, and is asked where the first one refuses."""
     ds = build("sc", pixels=coloured(), bits=8, photometric="RGB", spacing_mm=None)
     ds = reader.read(encode(ds, uids.JPEGBaseline8Bit))
-    layout = read_layout(ds, 10_000_000)
-    first = decode(ds, layout).stored
+    first = stored_values(ds)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(DECODERS, uids.JPEGBaseline8Bit, ("gdcm",))
-        second = decode(ds, layout).stored
+        second = stored_values(ds)
 
     assert np.abs(first - second).mean() < 1
 
@@ -173,7 +173,7 @@ def test_a_bomb_behind_modest_tags_is_refused(syntax):
     ds.Rows, ds.Columns = 40, 40
 
     with pytest.raises(UndecodablePixels, match="another size"):
-        decode(ds, read_layout(ds, 10_000_000))
+        stored_values(ds)
 
 
 def test_a_frame_larger_than_its_pixels_is_refused():
@@ -181,7 +181,7 @@ def test_a_frame_larger_than_its_pixels_is_refused():
     ds = with_frame(ds, b"\0" * 200_000, uids.RLELossless)
 
     with pytest.raises(UndecodablePixels, match="larger than twice"):
-        decode(ds, read_layout(ds, 10_000_000))
+        stored_values(ds)
 
 
 @pytest.mark.parametrize("syntax", [*LOSSLESS[3:], *LOSSY], ids=name)
@@ -191,7 +191,7 @@ def test_a_frame_cut_short_is_refused_although_decoders_would_fill_it_in(syntax)
     ds.PixelData = encapsulate([frame[: len(frame) // 2]])
 
     with pytest.raises(UndecodablePixels, match="end marker"):
-        decode(ds, read_layout(ds, 10_000_000))
+        stored_values(ds)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_nothing_but_the_nodes_own_errors_leaves_damaged_objects(syntax, data):
 
     try:
         ds = reader.read(bytes(part10[:cut]))
-        ref = reader.ref_of(ds)
+        header = header_of(ds)
     except UnreadableObject:
         return
-    judge(header_of(ds), EligibilitySettings(minimum_age_years=1))
+    judge(header, EligibilitySettings(minimum_age_years=1))
     try:
-        pixels = render(ds, ref, SETTINGS).pixels
+        pixels = frame(ds).pixels
     except UndecodablePixels:
         return
     assert np.isfinite(pixels).all()
@@ -244,7 +244,7 @@ def test_nothing_of_the_patient_is_said_about_odd_objects():
         read = reader.read(encode(ds).replace(b"061Y", b"CAN\xff"))
         judge(header_of(read), EligibilitySettings(minimum_age_years=1))
         with pytest.raises(UndecodablePixels) as raised:
-            render(read, ref_of(read), SETTINGS)
+            frame(read)
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -16,8 +16,8 @@ from pydicom.pixels.processing import convert_color_space
 
 from dicomnode.dicom import reader
 from dicomnode.domain.errors import UndecodablePixels, UnsupportedPixels
-from dicomnode.imaging.codecs.decoding import DECODERS
-from dicomnode.imaging.representation import MOST_STEPS, Encoding, Reading, settle, steps
+from dicomnode.imaging.decoding import DECODERS
+from dicomnode.imaging.representation import MOST_STEPS, BitField, SampleEncoding, settle, steps
 from tests.conftest import ROOT
 from tests.support.make import build, chest, encode, lut, stored, with_frame
 from tests.support.rendered import FULL, frame
@@ -98,8 +98,8 @@ def test_values_wrapped_at_fewer_bits_than_are_stored_are_refused():
 def test_steps_of_real_images_are_allowed_and_those_of_wrapped_ones_are_not(side):
     values = stored(chest(side, side), bits=8)
     tagged, encoding = (
-        Reading(low=0, bits=8, signed=False),
-        Encoding(precision=8, signed=False, lossless=False),
+        BitField(low=0, bits=8, signed=False),
+        SampleEncoding(precision=8, signed=False, lossless=False),
     )
 
     assert settle(values, tagged, encoding)[1] == tagged

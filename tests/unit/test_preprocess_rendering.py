@@ -9,7 +9,8 @@ from dicomnode.bundle.preprocess import _reduce, preprocess, standardise
 from dicomnode.dicom import reader
 from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings
-from tests.support.make import build, chest, ref_of, stored
+from tests.support.decoding import CODECS, radiograph_of
+from tests.support.make import build, chest, stored
 
 SPEC = InputSpec(side=224)
 # Mean and 99th percentile of the absolute difference of two inputs, each in [0, 1].
@@ -18,7 +19,7 @@ CURVED = (0.05, 0.09)
 
 
 def model_input(ds):
-    frame = render(ds, ref_of(ds), PixelSettings())
+    frame = render(radiograph_of(ds), PixelSettings(), CODECS)
     return preprocess(frame.pixels, SPEC), frame.rendering
 
 

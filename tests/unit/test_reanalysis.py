@@ -266,7 +266,7 @@ def queue(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 
 def test_a_study_is_analysed_again_from_the_terminal(store: Store, tmp_path: Path) -> None:
     answered(store)
-    assert queue(tmp_path, "reanalyse", "1.1") == (0, "1 studies to be analysed again")
+    assert queue(tmp_path, "reanalyse", "1.1") == (0, "1 studies will be analysed again")
     who = pwd.getpwuid(os.getuid()).pw_name
     assert describe(store.ledger.explain("1.1")[-1]) == f"{who}, at a terminal, asked for another analysis"
     code, said = queue(tmp_path, "reanalyse", "1.1")
@@ -280,7 +280,7 @@ def test_every_rejected_study_whose_images_are_kept_is_analysed_again(store: Sto
     for study in ("1.1", "1.2"):
         rejected(store, study)
     answered(store, "1.3")
-    assert queue(tmp_path, "reanalyse", "--all-rejected") == (0, "2 studies to be analysed again")
+    assert queue(tmp_path, "reanalyse", "--all-rejected") == (0, "2 studies will be analysed again")
     assert [states(store, study)[-1] for study in ("1.1", "1.2", "1.3", "1.9")] == [
         JobState.WAITING,
         JobState.WAITING,

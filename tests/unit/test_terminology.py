@@ -37,7 +37,7 @@ def test_check_digits_are_those_of_the_standards_examples() -> None:
 
 
 def test_every_code_has_the_form_of_its_scheme() -> None:
-    assert len(CODES) == 73
+    assert len(CODES) == 74
     assert {code.scheme for code in CODES} == {"DCM", "SCT", "RADLEX", "UMLS", "UCUM", "RFC5646", "99CXRNODE"}
     assert [(code, fault) for code in CODES if (fault := fault_in(code))] == []
 

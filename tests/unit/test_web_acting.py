@@ -86,10 +86,10 @@ def test_rejected_studies_are_analysed_again_together(own: Web) -> None:
         own.answer(build("cr", seed=number, body_part="HAND", study_uid=uid))
     assert "Nothing was chosen" in own.post("/problems", act="reanalyse").text
     said = own.post("/problems", act="reanalyse", study=[HAND, OTHER, "'; DROP TABLE job"]).text
-    assert "2 studies to be analysed again" in said
+    assert "2 studies will be analysed again" in said
     assert own.store.watching.operations().jobs[JobState.WAITING].count == 2
     said = own.post("/problems", act="reanalyse", study=HAND).text
-    assert "0 studies to be analysed again. 1 not: it is being received or analysed now." in said
+    assert "0 studies will be analysed again. 1 not: it is being received or analysed now." in said
 
 
 def test_who_may_only_look_cannot_act(tmp_path: Path, page_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,17 @@ def test_a_patients_name_that_is_markup_is_shown_as_text(own: Web) -> None:
     assert "<script>alert" not in text
 
 
+def test_a_study_of_two_patients_names_the_one_of_the_image_that_is_shown(own: Web) -> None:
+    one, other = image(seed=1, patient_id="ID-OF-ONE"), image(seed=2, patient_id="ID-OF-ANOTHER")
+    own.answer(one, other)
+    own.post("/patients", show="yes")
+    for shown, named, unnamed in ((one, "ID-OF-ONE", "ID-OF-ANOTHER"), (other, "ID-OF-ANOTHER", "ID-OF-ONE")):
+        text = own.client.get(f"/studies/{STUDY}", params={"image": str(shown.SOPInstanceUID)}).text
+        assert "The images of this study are of different patients." in text
+        assert named in text
+        assert unnamed not in text
+
+
 def test_no_page_names_a_patient_unless_that_is_asked_and_allowed(own: Web, web: Web) -> None:
     for path in ("/", "/studies", f"/studies/{STUDY}", "/problems"):
         assert not [canary for canary in CANARIES if canary in web.client.get(path).text], path
@@ -277,7 +288,7 @@ def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Pa
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
     object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
-    assert "Another model read this image" in text
+    assert "read by another model than the one in use now" in text
     assert 'id="heat"' not in text
 
 
@@ -294,7 +305,7 @@ def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_mask
 ) -> None:
     own.answer(image(tags=tags))
     uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
-    assert "may carry the patient" in own.client.get(f"/studies/{STUDY}").text
+    assert "may have the patient" in own.client.get(f"/studies/{STUDY}").text
     assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 403
     assert own.client.get(f"/studies/{STUDY}/images/{uid}/1.png").status_code == 403
     own.post("/patients", show="yes")

@@ -13,7 +13,7 @@ from dicomnode.analysis.worker import Worker
 from dicomnode.domain.answer import Rejection, RejectionReason, ResultInstance, ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
-from dicomnode.domain.job import Expected, Job
+from dicomnode.domain.job import ExpectedJob, Job
 from dicomnode.domain.routing import Recipient, Route, Routing, Rule
 from dicomnode.loop import Loop
 from dicomnode.settings.node import WorkSettings
@@ -37,13 +37,13 @@ class FakeInbox:
         self.failed: list[tuple[Job, str, datetime | None]] = []
         self.out_of_order = self.is_full = False
         self.staged: list[StagedBlob] = []
-        self.incomplete: tuple[Expected, ...] = ()
+        self.incomplete: tuple[ExpectedJob, ...] = ()
         self.asked_since: list[datetime] = []
 
     def next_due(self) -> datetime | None:
         return None
 
-    def expected(self, since: datetime) -> tuple[Expected, ...]:
+    def expected(self, since: datetime) -> tuple[ExpectedJob, ...]:
         self.asked_since.append(since)
         return self.incomplete
 
@@ -203,10 +203,10 @@ def test_a_failure_that_cannot_be_recorded_is_recorded_when_the_store_is_back() 
 
 def test_incomplete_studies_that_came_since_the_start_are_prepared_for_their_destinations() -> None:
     inbox, given = FakeInbox(), []
-    inbox.incomplete = (Expected(job=job(1, "CT"), is_quiet=True),)
+    inbox.incomplete = (ExpectedJob(job=job(1, "CT"), is_quiet=True),)
 
     def prepare(
-        expected: Sequence[Expected], read: object, now: datetime, wanted_of: Callable[[Job], Sequence[Wanted]]
+        expected: Sequence[ExpectedJob], read: object, now: datetime, wanted_of: Callable[[Job], Sequence[Wanted]]
     ) -> bool:
         given.append((expected, now, wanted_of(expected[0].job)))
         return True

@@ -296,7 +296,3 @@ def _ending(code: int) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return "broke off"
-
-
-CODECS = CodecProcess()
-"""The one that this process shares; nothing is started before it is used."""

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_network
 
+from dicomnode.net.dimse.addresses import Network, is_in
 from dicomnode.net.scp.rate_limit import RateLimit
 from dicomnode.settings.node import ScpSettings
 
 _WAITING_PER_ASSOCIATION = 4
 _BURST_S = 5.0
 
-_Networks = tuple[IPv4Network | IPv6Network, ...]
+_Networks = tuple[Network, ...]
 
 
 class AssociateRejection(Enum):
@@ -77,7 +78,7 @@ class Admission:
 
     def may_connect(self, address: str) -> bool:
         """Tell whether an address is in a network from which peers may connect."""
-        return not self._networks or _is_in(address, self._networks)
+        return not self._networks or is_in(address, self._networks)
 
     def connect(self, address: str, wire: socket.socket) -> tuple[Visit, Eviction | None]:
         """Return the visit of a new connection, and which other one has to make room for it.
@@ -106,7 +107,7 @@ class Admission:
             return Refusal(rejection=AssociateRejection.CALLED_AE, reason="called-ae")
         if settings.calling_ae_titles and calling_ae not in settings.calling_ae_titles:
             return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae")
-        if calling_ae in self._networks_of and not _is_in(visit.address, self._networks_of[calling_ae]):
+        if calling_ae in self._networks_of and not is_in(visit.address, self._networks_of[calling_ae]):
             return Refusal(rejection=AssociateRejection.CALLING_AE, reason="calling-ae-network")
         with self._lock:
             refusal = self._limit(visit.address, calling_ae)
@@ -149,10 +150,3 @@ class Admission:
 
 def _networks(texts: Sequence[str]) -> _Networks:
     return tuple(ip_network(text) for text in texts)
-
-
-def _is_in(address: str, networks: _Networks) -> bool:
-    found = ip_address(address)
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return any(found in network for network in networks)

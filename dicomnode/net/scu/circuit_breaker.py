@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 _OPENS_AFTER = 2
 """One failure may be that of an object; two in a row, of batches that differ, are the destination's."""
+_PROBE_EVERY_S = 30.0
+"""How soon it is found out that a destination which could not be reached is back."""
 _LONGEST_PAUSE_S = 3600.0
 """No peer's wish to be left alone is heeded for longer."""
 
@@ -24,11 +26,13 @@ class CircuitState:
     """What is known of a destination: closed (tried freely), open (left alone), or due for a trial with one thing.
 
     `failures` are those in a row; `failed_at` is the last one's time, `retry_at` the end of the pause, if there is one.
+    `probe_at`: when it is to be found out, within the pause, whether a destination that could not be reached is back.
     """
 
     failures: int = 0
     failed_at: datetime | None = None
     retry_at: datetime | None = None
+    probe_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:
@@ -42,14 +46,33 @@ class CircuitState:
         # Before the failure: the clock was set back, and waiting for it to catch up would be no use.
         return 0 if self.failed_at <= now < self.retry_at else min(wanted, 1)
 
-    def failed(self, now: datetime, policy: RetryPolicy, randomness: float, asked_s: float = 0.0) -> "CircuitState":
+    def failed(
+        self,
+        now: datetime,
+        policy: RetryPolicy,
+        randomness: float,
+        asked_s: float = 0.0,
+        *,
+        is_unreachable: bool = False,
+    ) -> "CircuitState":
         """Return what follows from a failure; the destination may have asked to be left alone for `asked_s`."""
         failures = self.failures + 1
         if failures < _OPENS_AFTER:
             return CircuitState(failures=failures, failed_at=now)
         delay_s = policy.delay_s(failures - _OPENS_AFTER + 1, randomness)
         pause = timedelta(seconds=max(delay_s, min(asked_s, _LONGEST_PAUSE_S)))
-        return replace(self, failures=failures, failed_at=now, retry_at=now + pause)
+        probe_at = now + timedelta(seconds=_PROBE_EVERY_S) if is_unreachable else None
+        return replace(self, failures=failures, failed_at=now, retry_at=now + pause, probe_at=probe_at)
+
+    def is_probe_due(self, now: datetime) -> bool:
+        """Tell whether it is to be found out now if the destination is back."""
+        return self.probe_at is not None and self.probe_at <= now
+
+    def probed(self, now: datetime, *, is_back: bool) -> "CircuitState":
+        """Return what follows from a probe: a trial at once, or another probe later."""
+        if is_back:
+            return replace(self, retry_at=now, probe_at=None)
+        return replace(self, probe_at=now + timedelta(seconds=_PROBE_EVERY_S))
 
 
 class CircuitBreaker:
@@ -89,22 +112,36 @@ class CircuitBreaker:
         return allowed
 
     def not_before(self, due: datetime | None) -> datetime | None:
-        """Return when what is due then may be tried."""
-        retry_at = self.state.retry_at
-        return due if due is None or retry_at is None else max(due, retry_at)
+        """Return when what is due then may be tried, or whether it may is to be found out."""
+        state = self.state
+        if due is None or state.retry_at is None:
+            return due
+        tried_at = max(due, state.retry_at)
+        return tried_at if state.probe_at is None else min(tried_at, state.probe_at)
 
-    def answered(self) -> None:
-        """Take note that the destination does its work."""
+    def is_probe_due(self) -> bool:
+        """Tell whether it is to be found out now if the destination is back."""
+        return self.state.is_probe_due(self._clock())
+
+    def probed(self, *, is_back: bool) -> None:
+        """Take note of a probe."""
+        with self._lock:
+            self._state = self._state.probed(self._clock(), is_back=is_back)
+        log.debug("destination-probed", extra=self._about | {"is_back": is_back})
+
+    def answered(self) -> bool:
+        """Take note that the destination does its work; tell whether it was left alone before."""
         was_open = self.state.is_open
         with self._lock:
             self._state = CircuitState()
         if was_open:
             log.info("destination-available", extra=self._about)
+        return was_open
 
-    def failed(self, cause: str, asked_s: float = 0.0) -> None:
+    def failed(self, cause: str, asked_s: float = 0.0, *, is_unreachable: bool = False) -> None:
         """Take note that the destination could not be reached, or took nothing."""
         before = self.state
-        after = before.failed(self._clock(), self._policy, self._randomness(), asked_s)
+        after = before.failed(self._clock(), self._policy, self._randomness(), asked_s, is_unreachable=is_unreachable)
         with self._lock:
             self._state = after
         if after.is_open and after.retry_at is not None:

@@ -7,10 +7,12 @@ never. Source: PS3.4 Annex J.
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from io import BytesIO
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 from pydicom.dataset import Dataset
@@ -24,6 +26,7 @@ from dicomnode.domain.errors import CxrNodeError, PeerUnavailable, UnreadableObj
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.loop import Loop
 from dicomnode.net.contexts import STORAGE_COMMITMENT, commitment_proposal
+from dicomnode.net.dimse.addresses import is_in
 from dicomnode.net.scu.association import open_association
 from dicomnode.net.scu.circuit_breaker import CircuitBreaker
 from dicomnode.net.scu.outgoing import BYTES_RAISE
@@ -59,6 +62,9 @@ class CommitmentLedger(Protocol):
     ) -> None:
         """Write down that the destination could not be asked."""
 
+    def destination_of(self, transaction_uid: str) -> str | None:
+        """Return which destination was asked in a transaction, None when there was no such transaction."""
+
     def report(
         self, report: CommitmentReport, now: datetime, policy: RetryPolicy, randomness: float
     ) -> CommitmentChanges:
@@ -72,26 +78,35 @@ class CommitmentLedger(Protocol):
 
 
 class ReportDesk:
-    """Takes reports from every association, and has them written down before it answers. Used by many threads."""
+    """Takes reports from every association, and has them written down before it answers. Used by many threads.
+
+    `destinations`: those that may be asked, by name. A transaction's report is believed from its destination alone.
+    """
 
     def __init__(
         self,
         commitments: CommitmentLedger,
         policy: RetryPolicy,
         *,
+        destinations: Mapping[str, DimseDestination],
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
         resend: Callable[[], None],
     ) -> None:
         """`resend` is called when results have to be delivered again."""
-        self._commitments, self._policy = commitments, policy
+        self._commitments, self._policy, self._destinations = commitments, policy, destinations
         self._clock, self._randomness, self._resend = clock, randomness, resend
 
-    def receive(self, event: Any) -> tuple[int, None]:
-        """Serve an N-EVENT-REPORT request and return its status."""
-        peer = {"peer": event.assoc.remote["address"]}
+    def receive(self, event: Any, asked: str | None = None) -> tuple[int, None]:
+        """Serve an N-EVENT-REPORT request and return its status.
+
+        `asked`: the destination to which the node has opened the association, if it was the node.
+        """
+        calling_ae = event.assoc.asked.calling_ae if asked is None else ""
+        reporter = _ReportingPeer(destination=asked, calling_ae=calling_ae, address=event.assoc.remote["address"])
+        peer = {"peer": reporter.address}
         try:
-            status = self._take(event.request, str(event.context.transfer_syntax), peer)
+            status = self._take(event.request, str(event.context.transfer_syntax), reporter)
         except UnreadableObject as error:
             log.warning("commitment-report-refused", extra={**peer, "cause": str(error)})
             status = EventStatus.INVALID_ARGUMENT_VALUE
@@ -100,18 +115,23 @@ class ReportDesk:
             status = EventStatus.PROCESSING_FAILURE
         return int(status), None
 
-    def _take(self, request: Any, transfer_syntax: str, peer: dict[str, str]) -> EventStatus:
+    def _take(self, request: Any, transfer_syntax: str, reporter: "_ReportingPeer") -> EventStatus:
         if str(request.AffectedSOPClassUID) != STORAGE_COMMITMENT.uid:
             raise UnreadableObject("a report of another SOP class")
         if request.EventTypeID not in _EVENT_TYPES:
             return EventStatus.NO_SUCH_EVENT_TYPE
         information = request.EventInformation.getvalue() if request.EventInformation else b""
         report = read_report(information, transfer_syntax)
-        changes = self._commitments.report(report, self._clock(), self._policy, self._randomness())
-        about = {**peer, "transaction": report.transaction_uid}
-        if changes.unknown:
+        about = {"peer": reporter.address, "transaction": report.transaction_uid}
+        destination = self._commitments.destination_of(report.transaction_uid)
+        if destination is None:
             log.warning("commitment-unknown", extra=about)
             return EventStatus.INVALID_ARGUMENT_VALUE
+        if not reporter.is_of(destination, self._destinations.get(destination)):
+            about |= {"calling_ae": reporter.calling_ae, "destination": destination}
+            log.warning("commitment-report-refused", extra={**about, "cause": "it is not of the destination"})
+            return EventStatus.NOT_AUTHORISED
+        changes = self._commitments.report(report, self._clock(), self._policy, self._randomness())
         self._tell(report, changes, about)
         return EventStatus.SUCCESS
 
@@ -125,6 +145,23 @@ class ReportDesk:
             log.error("delivery-dead", extra={**about, "instance": uid, "cause": cause})
         if changes.failed:
             self._resend()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReportingPeer:
+    """Who reports: the destination to which the node has opened the association, or a peer that has opened one."""
+
+    destination: str | None
+    calling_ae: str
+    address: str
+
+    def is_of(self, name: str, entry: DimseDestination | None) -> bool:
+        """Tell whether it may speak for a destination, of which `entry` is the configuration."""
+        if self.destination is not None or entry is None:
+            return self.destination == name
+        titles = entry.commitment_ae_titles or (entry.ae_title,)
+        networks = [ip_network(text) for text in entry.commitment_networks]
+        return self.calling_ae in titles and (not networks or is_in(self.address, networks))
 
 
 class Committer:
@@ -223,7 +260,7 @@ class Committer:
 
     def _hear(self, reported: threading.Event, event: Any) -> tuple[int, None]:
         try:
-            return self._desk.receive(event)
+            return self._desk.receive(event, self._destination.label)
         finally:
             reported.set()
 

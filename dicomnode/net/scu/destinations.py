@@ -68,6 +68,7 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
     desk = ReportDesk(
         shared.commitments,
         shared.settings.retry.policy(),
+        destinations={entry.label: entry for entry in destinations if isinstance(entry, DimseDestination)},
         clock=shared.clock,
         randomness=shared.randomness,
         resend=wake_all,
@@ -83,6 +84,7 @@ def deliveries(destinations: Sequence[DestinationSettings], shared: Surroundings
             randomness=shared.randomness,
             commit_within_s=entry.commitment_timeout_s if isinstance(entry, DimseDestination) and committer else None,
             delivered=committer.loop.wake if committer else None,
+            is_there=partial(is_there, entry, shared.settings, shared.calling_ae),
         )
         loops.extend([sender.loop, committer.loop] if committer else [sender.loop])
         breakers[entry.label] = sender.breaker
@@ -103,6 +105,12 @@ def check_destination(entry: DestinationSettings, settings: DeliverySettings, ca
     if isinstance(entry, DimseDestination):
         return echo(entry.destination(), calling_ae=calling_ae, settings=settings)
     return probe(entry, settings)
+
+
+def is_there(entry: DestinationSettings, settings: DeliverySettings, calling_ae: str) -> bool:
+    """Tell whether a destination answers at all, though perhaps no C-ECHO."""
+    result = check_destination(entry, settings, calling_ae)
+    return result.succeeded or result.answered
 
 
 def _committer(entry: DestinationSettings, shared: Surroundings, desk: ReportDesk) -> Committer | None:

@@ -40,6 +40,12 @@ class DeliveryQueue(Protocol):
     def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then. Raises: StoreUnavailable."""
 
+    def bring_forward(self, destination: str, now: datetime) -> None:
+        """Make what waits since the destination could not be reached due now. Raises: StoreUnavailable."""
+
+    def postpone(self, destination: str, until: datetime) -> None:
+        """Make nothing due before the destination is tried again. Raises: StoreUnavailable."""
+
     def record(
         self,
         delivery: Delivery,
@@ -61,6 +67,7 @@ class Sender:
 
     `transfer` is the way there; `randomness` returns a number in [0, 1). `commit_within_s`: the destination is asked
     whether it keeps what it took, and to answer within this time; `delivered` is then called after every batch.
+    `is_there` finds out whether a destination that could not be reached is back, without sending anything.
     """
 
     def __init__(
@@ -74,11 +81,12 @@ class Sender:
         randomness: Callable[[], float],
         commit_within_s: float | None = None,
         delivered: Callable[[], None] | None = None,
+        is_there: Callable[[], bool] | None = None,
     ) -> None:
         self._name, self._transfer, self._outbox = name, transfer, outbox
         self._batch, self._policy = settings.batch, settings.retry.policy()
         self._clock, self._randomness = clock, randomness
-        self._commit_within_s, self._delivered = commit_within_s, delivered
+        self._commit_within_s, self._delivered, self._is_there = commit_within_s, delivered, is_there
         self._kept: deque[_Result] = deque()
         self.breaker = CircuitBreaker(
             name,
@@ -108,9 +116,10 @@ class Sender:
         Raises: StoreUnavailable.
         """
         self._record_kept()
-        allowed = self.breaker.allows(self._batch)
+        allowed = self.breaker.allows(self._batch) or self._allowed_by_probe()
         deliveries = self._outbox.claim(self._name, allowed, self._clock()) if allowed else ()
         if not deliveries:
+            self._postpone()
             return 0
         reported: dict[int, StoreOutcome] = {}
 
@@ -130,14 +139,39 @@ class Sender:
                 self._delivered()
         return len(deliveries)
 
+    def _allowed_by_probe(self) -> int:
+        """Find out, when that is due and something waits, whether the destination is back; return what may be tried."""
+        if self._is_there is None or not self.breaker.is_probe_due() or self._outbox.next_due(self._name) is None:
+            return 0
+        is_back = self._is_there()
+        self.breaker.probed(is_back=is_back)
+        if is_back:
+            self._outbox.bring_forward(self._name, self._clock())
+        return self.breaker.allows(self._batch)
+
+    def _postpone(self) -> None:
+        """While the destination is left alone, have the store say when each delivery is really tried next."""
+        retry_at, due = self.breaker.state.retry_at, self._outbox.next_due(self._name)
+        if retry_at is not None and due is not None and due < retry_at:
+            self._outbox.postpone(self._name, retry_at)
+
     def _judge(self, outcomes: Sequence[StoreOutcome]) -> None:
         """Tell from the outcomes of a batch whether the destination does its work: a refusal for good is work too."""
         failures = [outcome for outcome in outcomes if not (isinstance(outcome, Accepted) or outcome.permanent)]
         if len(failures) < len(outcomes):
-            self.breaker.answered()
+            if self.breaker.answered():
+                self._bring_forward()
             return
         asked_s = (outcome.retry_after_s or 0.0 for outcome in failures if isinstance(outcome, Refused))
-        self.breaker.failed(failures[0].cause, max(asked_s, default=0.0))
+        is_unreachable = all(isinstance(outcome, NoAnswer) for outcome in failures)
+        self.breaker.failed(failures[0].cause, max(asked_s, default=0.0), is_unreachable=is_unreachable)
+
+    def _bring_forward(self) -> None:
+        try:
+            self._outbox.bring_forward(self._name, self._clock())
+        except Transient as error:
+            # They go when they are due: later, and no less surely.
+            log.warning("outbox-unavailable", extra={"destination": self._name, "cause": str(error)})
 
     def _outgoing(self, delivery: Delivery) -> Outgoing:
         return Outgoing(

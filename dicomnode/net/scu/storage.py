@@ -33,11 +33,15 @@ from dicomnode.settings.delivery import DeliverySettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoResult:
-    """What a C-ECHO found. `round_trip_ms` is of the echo alone, None when there was no answer."""
+    """What a C-ECHO found. `round_trip_ms` is of the echo alone, None when there was no answer.
+
+    `answered`: the peer accepted an association, whatever became of the echo.
+    """
 
     succeeded: bool
     cause: str
     round_trip_ms: float | None
+    answered: bool = False
 
 
 def echo(destination: Destination, *, calling_ae: str, settings: DeliverySettings) -> EchoResult:
@@ -50,14 +54,14 @@ def echo(destination: Destination, *, calling_ae: str, settings: DeliverySetting
             status = association.echo().status
             round_trip_ms = (time.perf_counter() - began) * 1000
     except NoContextAccepted:
-        return EchoResult(succeeded=False, cause="the peer does not accept Verification", round_trip_ms=None)
+        cause = "the peer does not accept Verification"
+        return EchoResult(succeeded=False, cause=cause, round_trip_ms=None, answered=True)
     except CxrNodeError as error:
         return EchoResult(succeeded=False, cause=str(error), round_trip_ms=None)
     if not is_success(status):
-        return EchoResult(
-            succeeded=False, cause=f"the peer answered status {describe(status)}", round_trip_ms=round_trip_ms
-        )
-    return EchoResult(succeeded=True, cause="", round_trip_ms=round_trip_ms)
+        cause = f"the peer answered status {describe(status)}"
+        return EchoResult(succeeded=False, cause=cause, round_trip_ms=round_trip_ms, answered=True)
+    return EchoResult(succeeded=True, cause="", round_trip_ms=round_trip_ms, answered=True)
 
 
 def send(

@@ -26,6 +26,7 @@ from typing import Self
 
 from dicomnode.domain.errors import BlobDamaged, DiskFull, StoreUnavailable
 from dicomnode.domain.instance import StoredInstance
+from dicomnode.formatting import format_size
 from dicomnode.store.blobs.streamed import Arriving
 
 log = logging.getLogger(__name__)
@@ -324,7 +325,7 @@ class Blobs:
     def _require_space(self, size_bytes: int) -> None:
         free = self._calls.free_bytes(self._root)
         if free - size_bytes < self._minimum_free_bytes:
-            raise DiskFull(f"{free} bytes are free; {self._minimum_free_bytes} are to be kept free")
+            raise DiskFull(f"{format_size(free)} free; {format_size(self._minimum_free_bytes)} must stay free")
 
     def _durable_folder(self, prefix: str) -> Path:
         """Return a folder whose own entry is durable.

@@ -6,14 +6,14 @@ import pytest
 
 from dicomnode.domain.errors import ConfigurationError
 from modeling.backbones.build import Parts, build_parts
-from modeling.backbones.lite0 import build_head, folded_weights, unfold_normalisation, warm_start
-from modeling.config import Lite0Model
+from modeling.backbones.lite import build_head, fold_normalisation, unfold_normalisation, warm_start
+from modeling.config import LiteModel
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 
-LITE0 = Lite0Model(backbone="efficientnet-lite0", frozen_blocks=4)
-UNFROZEN = Lite0Model(backbone="efficientnet-lite0", frozen_blocks=0)
+LITE0 = LiteModel(backbone="efficientnet-lite0", frozen_blocks=4)
+UNFROZEN = LiteModel(backbone="efficientnet-lite0", frozen_blocks=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def frozen_features(parts: Parts, images: np.ndarray) -> np.ndarray:
 
 def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> None:
     parts = build_parts(LITE0, 64, 15)
-    warm_start(parts, folded_file)
+    warm_start(parts, LITE0, folded_file)
     images = np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32)
     features = frozen_features(parts, images)
     before = parts.head.predict_on_batch(features)
@@ -53,21 +53,21 @@ def test_unfolding_normalises_without_changing_the_output(folded_file: Path) -> 
 
 def test_folding_for_export_computes_the_same(folded_file: Path) -> None:
     parts = build_parts(LITE0, 64, 15)
-    warm_start(parts, folded_file)
+    warm_start(parts, LITE0, folded_file)
     features = frozen_features(parts, np.random.default_rng(1).random((8, 64, 64, 1), dtype=np.float32))
     unfold_normalisation(parts.head, features)
     served = build_head(LITE0, 64, 15, normalised=False)
-    served.set_weights(folded_weights(parts.head))
+    fold_normalisation(parts.head, served)
     expected = parts.head.predict_on_batch(features)
     assert np.abs(served.predict_on_batch(features) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_freezing_blocks_does_not_change_what_a_warm_start_computes(folded_file: Path) -> None:
     parts = build_parts(LITE0, 64, 15)
-    warm_start(parts, folded_file)
+    warm_start(parts, LITE0, folded_file)
     whole = build_parts(UNFROZEN, 64, 15)
     assert whole.trunk is None
-    warm_start(whole, folded_file)
+    warm_start(whole, UNFROZEN, folded_file)
     whole.head.get_layer("logits").set_weights(parts.head.get_layer("logits").get_weights())
     images = np.random.default_rng(1).random((4, 64, 64, 1), dtype=np.float32)
     expected = parts.head.predict_on_batch(frozen_features(parts, images))
@@ -80,12 +80,12 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", kernel=np.zeros(3))
     parts = build_parts(LITE0, 64, 15)
     with pytest.raises(ConfigurationError, match="49 kernels and biases"):
-        warm_start(parts, tmp_path / "other.npz")
+        warm_start(parts, LITE0, tmp_path / "other.npz")
 
 
 def test_the_real_warm_start_fits(shared_data: Path) -> None:
     parts = build_parts(LITE0, 64, 15)
-    warm_start(parts, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
+    warm_start(parts, LITE0, shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz")
     pooled = keras.Model(parts.head.input, parts.head.get_layer("pooled").output)
     features = frozen_features(parts, np.random.default_rng(1).random((2, 64, 64, 1), dtype=np.float32))
     assert 0.05 < float(np.mean(pooled.predict_on_batch(features))) < 2.0

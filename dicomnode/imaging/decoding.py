@@ -12,14 +12,17 @@ import numpy as np
 from pydicom import Dataset
 from pydicom import uid as uids
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.tag import Tag
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, integer, quiet, text
+from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.greyscale import GreyscaleTags, PaletteTags
+from dicomnode.dicom.header import PixelTags, Radiograph, RadiographHeader
 from dicomnode.domain.errors import UndecodablePixels, UnsupportedPixels
 from dicomnode.imaging.codecs.codestream import RGB, YBR, FrameHeader, read_codestream
 from dicomnode.imaging.codecs.encapsulation import single_frame
-from dicomnode.imaging.codecs.process import CODECS, CodecProcess, StoredArray
+from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
 from dicomnode.imaging.colour import is_grey, luminance
-from dicomnode.imaging.representation import Encoding, Reading, is_smooth, settle
+from dicomnode.imaging.representation import BitField, SampleEncoding, is_smooth, settle
 
 if TYPE_CHECKING:
     from dicomnode.imaging.codecs.child import Encoded
@@ -110,22 +113,23 @@ class _Samples:
     """Samples as they were encoded, (rows, columns[, 3]); `colours`: "RGB" or "YBR", as the frame or the tags say."""
 
     values: StoredArray
-    encoding: Encoding
+    encoding: SampleEncoding
     colours: str
 
 
-def read_layout(ds: Dataset, maximum_pixels: int) -> PixelLayout:
+def read_layout(header: RadiographHeader, maximum_pixels: int) -> PixelLayout:
     """Read and check the layout before anything is decoded or allocated.
 
     Samples per Pixel, Bits Stored and High Bit that are absent are taken for the usual ones, an absent Pixel
     Representation for unsigned.
     Raises: UndecodablePixels; UnsupportedPixels for what is sound but nothing this node reads.
     """
-    rows, columns, frames = integer(ds, "Rows") or 0, integer(ds, "Columns") or 0, integer(ds, "NumberOfFrames") or 1
-    samples, allocated = _integer_or(ds, "SamplesPerPixel", 1), _integer_or(ds, "BitsAllocated", 0)
-    stored = _integer_or(ds, "BitsStored", allocated)
-    high = _integer_or(ds, "HighBit", stored - 1)
-    photometric = text(ds, "PhotometricInterpretation").upper()
+    tags = header.pixels
+    rows, columns, frames = tags.rows or 0, tags.columns or 0, tags.number_of_frames or 1
+    samples, allocated = _or(tags.samples_per_pixel, 1), _or(tags.bits_allocated, 0)
+    stored = _or(tags.bits_stored, allocated)
+    high = _or(tags.high_bit, stored - 1)
+    photometric = tags.photometric_interpretation
     _require(rows > 0 and columns > 0, "Rows or Columns is missing")
     _support(frames == 1, f"the object holds {frames} frames, and one is expected")
     _support(rows * columns <= maximum_pixels, f"{rows} x {columns} pixels are more than the limit of {maximum_pixels}")
@@ -133,51 +137,52 @@ def read_layout(ds: Dataset, maximum_pixels: int) -> PixelLayout:
     _support(photometric in _PHOTOMETRIC[samples], "the Photometric Interpretation is not one this node renders")
     _support(allocated in (8, 16), "Bits Allocated is neither 8 nor 16")
     _require(1 <= stored <= allocated, "Bits Stored is not between 1 and Bits Allocated")
+    _support(header.transfer_syntax in DECODERS, "the transfer syntax is not one this node decodes")
     return PixelLayout(
-        transfer_syntax=_transfer_syntax(ds),
+        transfer_syntax=uids.UID(header.transfer_syntax),
         rows=rows,
         columns=columns,
         samples=samples,
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=high if stored - 1 <= high < allocated else stored - 1,
-        signed=integer(ds, "PixelRepresentation") == 1,
+        signed=tags.pixel_representation == 1,
         photometric=photometric,
     )
 
 
-def decode(ds: Dataset, layout: PixelLayout, codecs: CodecProcess = CODECS) -> Decoded:
+def decode(radiograph: Radiograph, layout: PixelLayout, codecs: CodecProcess) -> Decoded:
     """Return the stored values of the one frame.
 
     Raises: UndecodablePixels, DecoderUnavailable.
     """
-    data = ds.get("PixelData")
-    _require(isinstance(data, bytes | bytearray) and len(data) > 0, "the object has no Pixel Data")
+    header, data = radiograph.header, radiograph.pixel_data
+    _require(len(data) > 0, "the object has no Pixel Data")
     with quiet():
         try:
             native = not layout.transfer_syntax.is_compressed
-            samples = _native(ds, bytes(data), layout) if native else _compressed(bytes(data), layout, codecs)
+            samples = _native(header.pixels, data, layout) if native else _compressed(data, layout, codecs)
             if layout.samples == 3:
                 return Decoded(stored=luminance(samples.values, samples.colours), layout=replace(layout, signed=False))
-            return _one_component(ds, samples, layout)
+            return _one_component(header.greyscale, samples, layout)
         except HOSTILE_DATA_RAISES as error:
             log.warning("pixels-not-decoded", extra={"error": type(error).__name__})
             raise UndecodablePixels("the pixel data cannot be decoded") from None
 
 
-def _one_component(ds: Dataset, samples: _Samples, layout: PixelLayout) -> Decoded:
-    tagged = Reading(low=layout.high_bit + 1 - layout.bits_stored, bits=layout.bits_stored, signed=layout.signed)
+def _one_component(tags: GreyscaleTags, samples: _Samples, layout: PixelLayout) -> Decoded:
+    tagged = BitField(low=layout.high_bit + 1 - layout.bits_stored, bits=layout.bits_stored, signed=layout.signed)
     if layout.photometric == _PALETTE:
         # Numbers of colours are next to each other as the palette has them, and no grey scale.
-        return Decoded(stored=_palette_luminance(ds, tagged.of(samples.values), layout), layout=layout)
+        return Decoded(stored=_palette_luminance(tags, tagged.of(samples.values), layout), layout=layout)
     stored, reading = settle(samples.values, tagged, samples.encoding)
     return Decoded(stored=stored, layout=replace(layout, bits_stored=reading.bits, signed=reading.signed))
 
 
-def _native(ds: Dataset, data: bytes, layout: PixelLayout) -> _Samples:
+def _native(tags: PixelTags, data: bytes, layout: PixelLayout) -> _Samples:
     """Return uncompressed samples. Source: PS3.5 8.1.1 and 8.2; PS3.3 C.7.6.3.1.3."""
     big_endian = layout.transfer_syntax == uids.ExplicitVRBigEndian
-    if big_endian and layout.bits_allocated == 8 and ds["PixelData"].VR == "OW":
+    if big_endian and layout.bits_allocated == 8 and tags.data_in_words:
         data = np.frombuffer(data[: len(data) // 2 * 2], dtype=">u2").astype("<u2").tobytes()
     dtype = np.dtype(f"{'>' if big_endian else '<'}u{layout.bits_allocated // 8}")
     found = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype=dtype)
@@ -187,11 +192,11 @@ def _native(ds: Dataset, data: bytes, layout: PixelLayout) -> _Samples:
     if found.size < wanted:
         raise UndecodablePixels(f"Pixel Data holds {found.size} samples, and Rows and Columns ask for {wanted}")
     samples = np.asarray(found[:wanted], dtype=dtype.newbyteorder("<"))
-    encoding = Encoding(precision=layout.bits_allocated, signed=None, lossless=True)
-    return _Samples(values=_arranged(ds, samples, layout), encoding=encoding, colours=_tagged_colours(layout))
+    encoding = SampleEncoding(precision=layout.bits_allocated, signed=None, lossless=True)
+    return _Samples(values=_arranged(tags, samples, layout), encoding=encoding, colours=_tagged_colours(layout))
 
 
-def _arranged(ds: Dataset, samples: StoredArray, layout: PixelLayout) -> StoredArray:
+def _arranged(tags: PixelTags, samples: StoredArray, layout: PixelLayout) -> StoredArray:
     """Return samples as (rows, columns[, 3])."""
     shape = (layout.rows, layout.columns)
     if layout.samples == 1:
@@ -201,7 +206,7 @@ def _arranged(ds: Dataset, samples: StoredArray, layout: PixelLayout) -> StoredA
         pairs = np.repeat(brightness[:, 2:], 2, axis=0)
         return np.concatenate([brightness[:, :2].reshape(-1, 1), pairs], axis=1).reshape(*shape, 3)
     by_pixel, by_plane = samples.reshape(*shape, 3), np.moveaxis(samples.reshape(3, *shape), 0, -1)
-    stated, other = (by_plane, by_pixel) if integer(ds, "PlanarConfiguration") == 1 else (by_pixel, by_plane)
+    stated, other = (by_plane, by_pixel) if tags.planar_configuration == 1 else (by_pixel, by_plane)
     # Devices leave the Planar Configuration behind that the pixels had before a conversion.
     return other if not is_grey(stated) and is_grey(other) and is_smooth(other[..., 0]) else stated
 
@@ -227,7 +232,7 @@ def _compressed(data: bytes, layout: PixelLayout, codecs: CodecProcess) -> _Samp
     }
     return _Samples(
         values=codecs.decode(encoded, codestream.frame),
-        encoding=Encoding(
+        encoding=SampleEncoding(
             precision=precision,
             signed=None if header is None else header.signed,
             lossless=layout.transfer_syntax in _LOSSLESS,
@@ -247,18 +252,27 @@ def _tagged_colours(layout: PixelLayout) -> str:
     return RGB if layout.photometric == "RGB" else YBR
 
 
-def _palette_luminance(ds: Dataset, stored: StoredArray, layout: PixelLayout) -> StoredArray:
-    """Return the luminance of palette colours in the scale of the stored bits."""
-    colours = apply_color_lut(stored, ds)
+def _palette_luminance(tags: GreyscaleTags, stored: StoredArray, layout: PixelLayout) -> StoredArray:
+    """Return the luminance of palette colours in the scale of the stored bits.
+
+    Raises: UndecodablePixels when the object has no palette.
+    """
+    if tags.palette is None:
+        raise UndecodablePixels("the object has no palette")
+    colours = apply_color_lut(stored, _palette_module(tags.palette))
     top = float(np.iinfo(colours.dtype).max)
     return np.asarray(luminance(colours[..., :3], RGB) / top * layout.stored_range[1], dtype=np.float32)
 
 
-def _transfer_syntax(ds: Dataset) -> uids.UID:
-    meta = getattr(ds, "file_meta", None)
-    stated = text(meta, "TransferSyntaxUID") if meta is not None else ""
-    _support(stated in DECODERS, "the transfer syntax is not one this node decodes")
-    return uids.UID(stated)
+def _palette_module(palette: PaletteTags) -> Dataset:
+    """Return the palette as the attributes that pydicom takes it from. Source: PS3.3 C.7.9."""
+    ds = Dataset()
+    prefix = "Segmented" if palette.segmented else ""
+    colours = zip(("Red", "Green", "Blue"), palette.descriptors, palette.entries, strict=True)
+    for colour, descriptor, entries in colours:
+        ds.add_new(Tag(f"{colour}PaletteColorLookupTableDescriptor"), "US", list(descriptor))
+        ds.add_new(Tag(f"{prefix}{colour}PaletteColorLookupTableData"), "OW", entries)
+    return ds
 
 
 def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 reads as a sentence at its only kind of call
@@ -271,6 +285,5 @@ def _support(condition: bool, otherwise: str) -> None:  # noqa: FBT001 as _requi
         raise UnsupportedPixels(otherwise)
 
 
-def _integer_or(ds: Dataset, keyword: str, absent: int) -> int:
-    found = integer(ds, keyword)
-    return absent if found is None else found
+def _or(value: int | None, absent: int) -> int:
+    return absent if value is None else value
