@@ -16,8 +16,8 @@ from dicomnode.bundle.reader import open_bundle
 from dicomnode.dicom.header import read_radiograph
 from dicomnode.dicom.reader import read
 from dicomnode.imaging.codecs import child as codec_child
-from dicomnode.imaging.codecs.decoding import decode, read_layout
 from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
+from dicomnode.imaging.decoding import decode, read_layout
 from dicomnode.imaging.pixels import render
 from dicomnode.settings.node import PixelSettings, default_bundle
 from tests.support import make

@@ -143,7 +143,7 @@ class Node:
         self._warn()
 
     def _open_page(self) -> None:
-        """Take the page's address; where nobody asked for that address, studies are worth more than the page."""
+        """Open the page's port. If the default port is taken, the node runs without its page."""
         why_not = ""
         try:
             if self._web is not None:

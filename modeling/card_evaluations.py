@@ -9,6 +9,7 @@ from typing import Any
 
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.terminology import ABNORMALITY
+from modeling.training_images import is_same_model
 
 METRICS = "metrics.json"
 LABELLED, UNLABELLED = "## Evaluation: ", "## Images without labels: "
@@ -21,10 +22,10 @@ _Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvaluation:
-    """The measures of one evaluation. `model_sha256`: of the ONNX graph that was evaluated."""
+    """The measures of one evaluation. `fingerprint`: of the model that was evaluated."""
 
     folder: Path
-    model_sha256: str
+    fingerprint: tuple[float, ...]
     metrics: _Json
 
     @property
@@ -41,18 +42,18 @@ def read_evaluation(folder: Path) -> StoredEvaluation:
     path = folder / METRICS
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        model = str(metrics["bundle"]["model_sha256"])
+        fingerprint = tuple(float(value) for value in metrics["bundle"]["fingerprint"])
         _ = metrics["unlabelled"] if "unlabelled" in metrics else metrics["labels"]
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror}): is {folder} an evaluation?") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{path} is not of this version: run `cxrnode evaluate` again") from error
-    return StoredEvaluation(folder=folder, model_sha256=model, metrics=metrics)
+    return StoredEvaluation(folder=folder, fingerprint=fingerprint, metrics=metrics)
 
 
-def require_same_model(evaluations: Sequence[StoredEvaluation], model_sha256: str) -> None:
+def require_same_model(evaluations: Sequence[StoredEvaluation], fingerprint: Sequence[float]) -> None:
     """Raise ConfigurationError when one of the evaluations is of another model."""
-    others = [str(stored.folder) for stored in evaluations if stored.model_sha256 != model_sha256]
+    others = [str(stored.folder) for stored in evaluations if not is_same_model(stored.fingerprint, fingerprint)]
     if others:
         raise ConfigurationError(f"evaluations of another model: {', '.join(others)}; evaluate this bundle")
 

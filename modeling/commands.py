@@ -114,7 +114,7 @@ def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
 
     Raises: ConfigurationError when an evaluation is of another model; BundleInvalid.
     """
-    from dicomnode.bundle.reader import CARD, MANIFEST, MODEL, file_sha256, open_bundle
+    from dicomnode.bundle.reader import CARD, MANIFEST, file_sha256, open_bundle
     from modeling.card_evaluations import (
         MAPS_UNMEASURED,
         evaluation_sections,
@@ -125,10 +125,11 @@ def update_card(bundle: Path, evaluations: Sequence[Path]) -> None:
     )
     from modeling.export import manifest_text
     from modeling.files import write_durably
+    from modeling.training_images import fingerprint_of
 
     manifest = open_bundle(bundle).manifest
     stored = [read_evaluation(folder) for folder in evaluations]
-    require_same_model(stored, manifest.files[MODEL])
+    require_same_model(stored, fingerprint_of(bundle))
     card = with_sections((bundle / CARD).read_text(encoding="utf-8"), evaluation_sections(stored))
     if measure_maps(stored):
         card = card.replace(MAPS_UNMEASURED, "")

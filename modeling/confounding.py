@@ -36,9 +36,9 @@ def judged_labels(labels: FloatArray, source_px: npt.NDArray[np.int64], least_fr
     rows = [source_px == source for source in np.unique(source_px)]
     known = [np.maximum((~np.isnan(labels[chosen])).sum(axis=0), 1) for chosen in rows]
     frequency = np.stack([np.nansum(labels[chosen], axis=0) / count for chosen, count in zip(rows, known, strict=True)])
-    silent = frequency < least_frequency * frequency.max(axis=0)
-    for chosen, unheard in zip(rows, silent, strict=True):
-        judged[np.ix_(chosen, unheard)] = np.nan
+    uninformative = frequency < least_frequency * frequency.max(axis=0)
+    for chosen, labels_of in zip(rows, uninformative, strict=True):
+        judged[np.ix_(chosen, labels_of)] = np.nan
     return judged
 
 

@@ -33,7 +33,7 @@ from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_memb
 from modeling.out_of_fold import OutOfFoldReport, build_report, history_of, overfitting_of, store_out_of_fold
 from modeling.recipe_comparison import HeldOut, compared
 from modeling.run import Run
-from modeling.training_images import TRAINING_IMAGES, write_training_images
+from modeling.training_images import TRAINING_IMAGES, fingerprint_of, is_same_model, write_training_images
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def export_bundle(
         comparison=compared(run, judged, beside),
         history=history_of(run, logits, entries[0], report.confounded),
         overfitting=overfitting_of(run, network, logits),
-        evaluations=_of_this_model(evaluations, folder / MODEL),
+        evaluations=_of_this_model(evaluations, folder),
         licences=_licences(run),
         intended_use=INTENDED_USE,
     )
@@ -105,15 +105,13 @@ def export_bundle(
     return _write_manifest(run, entries, gate.spec, folder, created)
 
 
-def _of_this_model(evaluations: Sequence[StoredEvaluation], model: Path) -> tuple[StoredEvaluation, ...]:
-    sha256 = file_sha256(model)
+def _of_this_model(evaluations: Sequence[StoredEvaluation], folder: Path) -> tuple[StoredEvaluation, ...]:
+    fingerprint = fingerprint_of(folder)
+    same = tuple(stored for stored in evaluations if is_same_model(stored.fingerprint, fingerprint))
     for stored in evaluations:
-        if stored.model_sha256 != sha256:
-            log.warning(
-                "%s evaluated another model and is left out of the card; evaluate the bundle, then run `cxrnode card`",
-                stored.folder,
-            )
-    return tuple(stored for stored in evaluations if stored.model_sha256 == sha256)
+        if stored not in same:
+            log.warning("%s evaluated another model and is left out of the card; evaluate this bundle", stored.folder)
+    return same
 
 
 def _licences(run: Run) -> tuple[str, ...]:

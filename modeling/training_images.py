@@ -1,4 +1,4 @@
-"""Digests of a bundle's training images, by which an evaluation recognises them.
+"""Digests of a bundle's training images, by which an evaluation recognises them, and the fingerprint of its model.
 
 `training-images.npz` in a bundle holds two sorted arrays, `names` and `pixels`, (N,) uint64 each: the first 8 bytes of
 SHA-256 of an image's name, without folder and suffix, and of its standardised pixels at the source side. The name finds
@@ -6,14 +6,14 @@ an image again at another resolution; the pixels find it under another name. Bun
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.bundle.reader import Bundle
+from dicomnode.bundle.reader import GOLDEN, Bundle
 from dicomnode.domain.errors import BundleInvalid
 from modeling.augment import PixelStore
 from modeling.files import decoded
@@ -21,6 +21,8 @@ from modeling.pixel_store import standardised
 from modeling.preparation.tables import image_key
 
 TRAINING_IMAGES = "training-images.npz"
+FINGERPRINT_TOLERANCE = 1e-3
+"""Largest difference of a logit of the same weights: exported again, a graph has other bytes and rounds otherwise."""
 Recogniser = Callable[[str, bytes], bool]
 """Takes an image's name and its file's bytes, and tells whether the bundle was trained on it."""
 
@@ -31,6 +33,24 @@ class TrainingImages:
 
     names: frozenset[int]
     pixels: frozenset[int]
+
+
+def fingerprint_of(folder: Path) -> list[float]:
+    """Return the logits of a bundle's first golden image: they identify its weights, which the file's hash does not.
+
+    Raises: BundleInvalid.
+    """
+    path = folder / GOLDEN
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [round(float(value), 5) for value in arrays["logits"][0].ravel()]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise BundleInvalid(f"{path} cannot be read") from error
+
+
+def is_same_model(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Tell whether two fingerprints are of the same weights."""
+    return len(first) == len(second) and bool(np.allclose(first, second, rtol=0, atol=FINGERPRINT_TOLERANCE))
 
 
 def write_training_images(path: Path, names: Iterable[str], pixels: PixelStore) -> None:

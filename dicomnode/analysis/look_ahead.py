@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dicomnode.analysis.examination import AnalysedImage, Examination
+from dicomnode.analysis.examination import AnalysedImage, Examination, FailedImage
 from dicomnode.analysis.pipeline import Pipeline
 from dicomnode.domain.answer import StudyAnswer, Wanted
 from dicomnode.domain.instance import StoredInstance
@@ -127,7 +127,8 @@ class LookAhead:
     def _examine(self, image: StoredInstance, read: Read) -> None:
         self._tried.add(image)
         examination = self._pipeline.examine(image, read(image))
-        if _frame_bytes(examination) <= self._enough_bytes:
+        # An unforeseen failure may pass: the image is examined again at the claim.
+        if not isinstance(examination, FailedImage) and _frame_bytes(examination) <= self._enough_bytes:
             self._examined[image] = examination
 
     def _write_answer(self, job: Job, now: datetime, wanted: tuple[Wanted, ...]) -> bool:

@@ -1,1 +1,1 @@
-"""The audit trail: who had what, told to an audit repository. Source: PS3.15 A.5 and A.6."""
+"""The audit trail: messages to an audit repository on who sent, received or saw what. Source: PS3.15 A.5, A.6."""

@@ -119,7 +119,7 @@ class _TlsSession:
     """A TLS session whose own end is sent before the other's is read.
 
     In TLS 1.3 a receiver refuses a client's certificate after the client's part of the handshake. `SSLSocket.unwrap`
-    takes that alert for the end of the session, so a refused message would count as told.
+    takes that alert for the end of the session, so a refused message would count as received.
     """
 
     def __init__(self, plain: socket.socket, context: ssl.SSLContext, host: str) -> None:
@@ -168,7 +168,7 @@ class _TlsSession:
 
 
 class UdpSink:
-    """Syslog over UDP, RFC 5426: a message a datagram, and nobody knows whether it arrived."""
+    """Syslog over UDP, RFC 5426: one message in each datagram, without any acknowledgement."""
 
     def __init__(self, settings: AuditSettings) -> None:
         self._settings = settings
@@ -186,7 +186,7 @@ class UdpSink:
 
 
 def sink_for(settings: AuditSettings) -> Sink | None:
-    """Return the configured way, or None if nothing is to be told."""
+    """Return the configured transport; None if there is no audit trail."""
     match settings.to:
         case "file":
             return FileSink(settings.file or Path("audit.log"))

@@ -24,10 +24,10 @@ from dicomnode.settings.node import ScpSettings, StoreSettings, TlsSettings, par
 
 _HEADING = re.compile(r"\[(?P<section>[a-z_.]+)\]\s*(#.*)?")
 _SETTING = re.compile(r"(?P<off># )?(?P<key>[a-z_]+) = (?P<value>\"[^\"]*\"|[^\s#]+)(?P<rest>.*)")
-_OPENING = "# cxrnode: the node's configuration. Every value here is the default; what you leave out keeps it."
+_OPENING = "# cxrnode: the node's configuration. Every value here is the default; a setting that is left out keeps it."
 _INTRODUCTION = (
     '# cxrnode: the node\'s configuration, written by `cxrnode init`. Lines that end in "# this site" are answers;\n'
-    "# every other value is the default, and what you leave out keeps it."
+    "# every other value is the default; a setting that is left out keeps it."
 )
 _MARK = "  # this site"
 
@@ -94,7 +94,7 @@ def _line(setting: re.Match[str], value: str | int) -> str:
 
 def _with_destination(lines: Sequence[str], pacs: DimseDestination) -> list[str]:
     """Put the site's destination before the examples of destinations."""
-    at = next(number for number, line in enumerate(lines) if line.startswith("# One table per destination."))
+    at = next(number for number, line in enumerate(lines) if line.startswith("# One table for each destination."))
     table = [
         "[[delivery.destinations]]" + _MARK,
         *(f"{key} = {json.dumps(getattr(pacs, key))}" for key in ("ae_title", "host", "port")),

@@ -1,10 +1,7 @@
-"""Where a value comes from, found by comparing the node's answers with one thing changed at a time.
+"""Annexes of the statement on the objects that the node creates: attributes, content tree, and codes.
 
-The attributes of a kind of object, one row each, read from the node's own answers. The content tree is apart.
-
-The content tree of the report as a template: every kind of content item once, where it stands.
-
-Annexes: the objects that the node creates, attribute by attribute, the content tree, and the codes.
+Values are read from the node's own answers (`samples`). Where a value comes from is found by comparing answers in which
+one thing was changed at a time.
 """
 
 import hashlib
@@ -44,12 +41,12 @@ class Observed:
     @property
     def presence(self) -> str:
         """Return ALWAYS, VNAP (value not always present), ANAP (attribute not always present) or EMPTY."""
-        seen = [self.base, *self.variants.values(), *self.others]
-        if all(not any(values) for values in seen):
+        places = [self.base, *self.variants.values(), *self.others]
+        if all(not any(values) for values in places):
             return "EMPTY"
-        if not all(seen):
+        if not all(places):
             return "ANAP"
-        return "ALWAYS" if all(any(values) for values in seen) else "VNAP"
+        return "ALWAYS" if all(any(values) for values in places) else "VNAP"
 
     def origin(self, *, copied: bool = False) -> str:
         """Return how the value arises; `copied`: it is the source image's own."""
@@ -104,22 +101,22 @@ class AttributeRow:
 
 def attribute_rows(samples: Samples, kind: ResultKind) -> list[AttributeRow]:
     """Return the attributes of this kind of object in the order of the data set."""
-    held = {
-        variant: _Held.of(sample, kind)
+    contents = {
+        variant: _ObjectContents.of(sample, kind)
         for variant, sample in (*samples.variants.items(), (None, samples.base), (_OTHER, samples.refusal))
         if kind in sample.results
     }
     elements: dict[Path, DataElement] = {}
-    for entry in held.values():
+    for entry in contents.values():
         elements = {**entry.elements, **elements}
     sop_class = str(samples.base.results[kind].SOPClassUID)
     places = _places(sop_class, elements)
     ordered = sorted(elements, key=lambda path: _tags(path, elements))
-    return [_row(held, path, elements[path], places[path]) for path in ordered]
+    return [_row(contents, path, elements[path], places[path]) for path in ordered]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
+class _ObjectContents:
     """What one answer's object holds by path: the first element, and the values of all; and what its source states."""
 
     elements: Mapping[Path, DataElement]
@@ -137,13 +134,15 @@ class _Held:
         return cls(elements=elements, values=values, stated=stated)
 
 
-def _row(held: Mapping[str | None, _Held], path: Path, element: DataElement, place: Place | None) -> AttributeRow:
+def _row(
+    contents: Mapping[str | None, _ObjectContents], path: Path, element: DataElement, place: Place | None
+) -> AttributeRow:
     observed = Observed(
-        base=held[None].values.get(path, ()),
-        variants={variant: held[variant].values.get(path, ()) for variant in Variant if variant in held},
-        others=(held[_OTHER].values.get(path, ()),) if _OTHER in held else (),
+        base=contents[None].values.get(path, ()),
+        variants={variant: contents[variant].values.get(path, ()) for variant in Variant if variant in contents},
+        others=(contents[_OTHER].values.get(path, ()),) if _OTHER in contents else (),
     )
-    origin = observed.origin(copied=len(path) == 1 and all(_copies(entry, path[0]) for entry in held.values()))
+    origin = observed.origin(copied=len(path) == 1 and all(_copies(entry, path[0]) for entry in contents.values()))
     return AttributeRow(
         path=path,
         tag=f"({element.tag.group:04X},{element.tag.element:04X})",
@@ -156,9 +155,9 @@ def _row(held: Mapping[str | None, _Held], path: Path, element: DataElement, pla
     )
 
 
-def _copies(held: _Held, keyword: str) -> bool:
+def _copies(contents: _ObjectContents, keyword: str) -> bool:
     """Tell whether an object holds of an attribute exactly what its source image states, be it nothing."""
-    return "".join(held.values.get((keyword,), ())) == held.stated.get(keyword, "")
+    return "".join(contents.values.get((keyword,), ())) == contents.stated.get(keyword, "")
 
 
 def _shown_value(element: DataElement, observed: Observed) -> str:
@@ -214,7 +213,7 @@ Key = tuple[str, str, str]
 
 @dataclass(slots=True, kw_only=True)
 class _Node:
-    seen: dict[str, list[str]] = field(default_factory=dict)
+    values: dict[str, list[str]] = field(default_factory=dict)
     parents: dict[str, int] = field(default_factory=dict)
     children: dict[Key, "_Node"] = field(default_factory=dict)
 
@@ -245,14 +244,14 @@ def _merge(parent: _Node, answer: str, item: Dataset, *, relationship: str, abov
     """Add one content item of an answer, and all below it, to the tree."""
     key = (relationship, str(item.ValueType), _name(item))
     node = parent.children.setdefault(key, _Node())
-    node.seen.setdefault(answer, []).append(_value(item))
+    node.values.setdefault(answer, []).append(_value(item))
     node.parents[answer] = above
     for child in item.get("ContentSequence", []):
-        _merge(node, answer, child, relationship=str(child.RelationshipType), above=len(node.seen[answer]))
+        _merge(node, answer, child, relationship=str(child.RelationshipType), above=len(node.values[answer]))
 
 
 def _rows(node: _Node, key: Key, depth: int, above: dict[str, int]) -> Iterator[ContentRow]:
-    values: dict[str, Values] = {answer: tuple(found) for answer, found in node.seen.items()}
+    values: dict[str, Values] = {answer: tuple(found) for answer, found in node.values.items()}
     base = values.get("base", ())
     observed = Observed(
         base=base,

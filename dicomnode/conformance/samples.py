@@ -1,4 +1,4 @@
-"""The node's own answers to fixed synthetic studies: what every statement about its objects is read from.
+"""The node's own answers to fixed synthetic studies, from which the statement about its objects is read.
 
 One study is answered again and again with one thing changed each time (another source image, another configuration
 ...). What changes with it in the results comes from it.
@@ -155,16 +155,16 @@ def _pipeline(case: _Case) -> Pipeline:
 
 
 class FixedPredictor:
-    """Says the same of every frame: of each three labels one is present, one absent, and of one the members disagree.
+    """Gives every frame the same reading: of three labels one is above its threshold, one below, one undetermined.
 
-    `flipped` exchanges present and absent.
+    `flipped` exchanges above and below.
     """
 
     def __init__(self, manifest: Manifest, *, flipped: bool = False) -> None:
         self._manifest, self._flipped = manifest, flipped
 
     def read(self, frame: Frame) -> Reading:  # noqa: ARG002 the signature is Predictor's
-        """Say it."""
+        """Return the reading."""
         labels = self._manifest.labels
         orientations = self._manifest.gate.orientations
         return Reading(
@@ -175,7 +175,7 @@ class FixedPredictor:
         )
 
     def scores(self) -> tuple[Score, ...]:
-        """Return what is said of each label."""
+        """Return the score of each label."""
         return tuple(self._score(label, index) for index, label in enumerate(self._manifest.labels))
 
     def _score(self, label: LabelEntry, index: int) -> Score:
@@ -271,7 +271,7 @@ _TAKEN_OVER: dict[str, Sequence[Any]] = {
 
 
 def _sparse(ds: Dataset) -> Dataset:
-    """Take away what a source need not state; what is left is identified, and a frontal chest."""
+    """Return the source without what it need not state; it still is an identified frontal chest."""
     for keyword in (*_TAKEN_OVER, "LossyImageCompression", "SpecificCharacterSet"):
         if keyword not in {"PatientID", "PatientName"}:
             del ds[keyword]

@@ -6,49 +6,18 @@ what cannot be understood is absent. None logs or warns, since a message could q
 
 import math
 import re
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
-from decimal import InvalidOperation
 from functools import cache
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VM, tag_for_keyword
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
-HOSTILE_DATA_RAISES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    BytesLengthException,
-    EOFError,
-    ImportError,
-    InvalidDicomError,
-    InvalidOperation,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    SystemError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom, NumPy and the decoders raise on damaged or hostile data.
-
-RecursionError is a RuntimeError and UnicodeError a ValueError. A message of these may quote the data set, so none is
-passed on.
-"""
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.writing import is_code_string
 
 _LONGEST_TEXT = 1024
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -57,14 +26,6 @@ _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _BREAK, _NO_TEXT = re.compile(r"[\t\n\f\r]+"), re.compile(r"\x1b[ -/]*[0-~]|[\x00-\x1f\x7f]")
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9](([0-5][0-9]|60)(\.[0-9]{1,6})?)?)?")
 _DATE = re.compile(r"([0-9]{4})([.\-/]?)([0-9]{2})\2([0-9]{2})")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop the warnings of libraries, which quote values of the data set."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def values(ds: Dataset, keyword: str) -> tuple[Any, ...]:
@@ -103,6 +64,12 @@ def text(ds: Dataset, keyword: str) -> str:
     if not found:
         return ""
     return "\\".join(found)[:_LONGEST_TEXT] if _is_single(keyword) else found[0]
+
+
+def code_string(ds: Dataset, keyword: str) -> str:
+    """Return a code string (CS) that may stand in a new object, in capitals, or "". Source: PS3.5 6.2."""
+    value = text(ds, keyword).upper()
+    return value if is_code_string(value) else ""
 
 
 def numbers(ds: Dataset, keyword: str) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 
 Terms = tuple[str, ...]
 """The values of Specific Character Set; () where it is absent."""

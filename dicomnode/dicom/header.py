@@ -15,20 +15,20 @@ from pydicom import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from dicomnode.dicom.attributes import (
-    HOSTILE_DATA_RAISES,
     day,
     integer,
     items,
     number,
     numbers,
-    quiet,
     text,
     texts,
 )
 from dicomnode.dicom.character_set import Terms, declared_terms
 from dicomnode.dicom.greyscale import GreyscaleTags, greyscale_tags_of
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.dicom.identity import CodedText, PatientIdentity, StudyIdentity, coded, patient_of, study_of
 from dicomnode.dicom.reader import Repair, read_and_repair, ref_of
+from dicomnode.dicom.writing import is_code_string
 from dicomnode.domain.frame import Righting, righting_of
 from dicomnode.domain.instance import InstanceRef
 
@@ -404,5 +404,5 @@ def _lossy(ds: Dataset) -> LossyTags:
     return LossyTags(
         flag=text(ds, "LossyImageCompression"),
         ratios=numbers(ds, "LossyImageCompressionRatio"),
-        methods=texts(ds, "LossyImageCompressionMethod"),
+        methods=tuple(value for value in texts(ds, "LossyImageCompressionMethod") if is_code_string(value)),
     )

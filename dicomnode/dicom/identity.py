@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydicom import Dataset
 
-from dicomnode.dicom.attributes import day, items, text, time_of_day
+from dicomnode.dicom.attributes import code_string, day, items, text, time_of_day
 
 _LONGEST_LO = 64
 
@@ -167,7 +167,7 @@ def _qualifiers(item: Dataset) -> IssuerQualifiers | None:
     read = IssuerQualifiers(
         universal_id=universal_id,
         universal_id_type=kind,
-        identifier_type=text(item, "IdentifierTypeCode"),
+        identifier_type=code_string(item, "IdentifierTypeCode"),
         facility=_designator(facility[0]) if facility else None,
         jurisdiction=_first_code(item, "AssigningJurisdictionCodeSequence"),
         agency=_first_code(item, "AssigningAgencyOrDepartmentCodeSequence"),
@@ -186,7 +186,7 @@ def _designator(item: Dataset) -> HierarchicDesignator | None:
 
 def _universal_id(item: Dataset) -> tuple[str, str]:
     """Return a universal ID and its type; it counts only with the type, which the standard requires of it."""
-    universal_id, kind = text(item, "UniversalEntityID"), text(item, "UniversalEntityIDType")
+    universal_id, kind = text(item, "UniversalEntityID"), code_string(item, "UniversalEntityIDType")
     return (universal_id, kind) if universal_id and kind else ("", "")
 
 

@@ -5,6 +5,7 @@ which they take: a study's images could be stored under one Study Instance UID a
 an object is unreadable.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,12 +19,14 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet, text
+from dicomnode.dicom.attributes import text
 from dicomnode.dicom.character_set import correct_character_set
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.instance import InstanceRef
 
 _PREAMBLE = 132
+_UID = re.compile(r"[0-9.]{1,64}")
 _LONGEST_META = 1 << 20
 # Each repeated element costs one more reading of the data set.
 _MOST_REPEATED = 8
@@ -69,7 +72,8 @@ def read_and_repair(part10: bytes | Path) -> tuple[Dataset, tuple[Repair, ...]]:
 def ref_of(ds: Dataset) -> InstanceRef:
     """Return the identifiers of an object.
 
-    Raises: UnreadableObject when one of them is missing.
+    Files are found whose UIDs have leading zeros or an empty component, which does no harm.
+    Raises: UnreadableObject when one of them is missing, or not made of at most 64 digits and dots.
     """
     found = {
         keyword: text(ds, keyword)
@@ -78,6 +82,9 @@ def ref_of(ds: Dataset) -> InstanceRef:
     missing = [keyword for keyword, value in found.items() if not value]
     if missing:
         raise UnreadableObject(f"the object has no {', '.join(missing)}")
+    ill_formed = [keyword for keyword, value in found.items() if not _UID.fullmatch(value)]
+    if ill_formed:
+        raise UnreadableObject(f"{', '.join(ill_formed)} of the object is no UID")
     return InstanceRef(
         study=found["StudyInstanceUID"],
         series=found["SeriesInstanceUID"],

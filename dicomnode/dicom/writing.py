@@ -1,5 +1,6 @@
 """Writing values that a source sent into a new data set, whatever their form."""
 
+import re
 from typing import Any
 
 from pydicom.config import IGNORE
@@ -7,6 +8,13 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+
+_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
+
+
+def is_code_string(value: str) -> bool:
+    """Tell whether a text has the form of a code string (CS). Source: PS3.5 6.2."""
+    return _CODE_STRING.fullmatch(value) is not None
 
 
 def put(ds: Dataset, keyword: str, value: Any) -> None:

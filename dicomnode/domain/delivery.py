@@ -1,4 +1,4 @@
-"""Delivery of a result to a destination: states, outcomes, and when to try again."""
+"""The delivery of a result to a destination: its states, the outcomes of an attempt, and when the next one is due."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +10,7 @@ from dicomnode.domain.instance import InstanceRef
 
 
 class DeliveryState(StrEnum):
-    """A delivery is one result instance on its way to one destination."""
+    """The state of a delivery: one result instance on its way to one destination."""
 
     WAITING = "waiting"
     SENDING = "sending"
@@ -35,7 +35,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When to try again: `first_delay_s`, growing by `factor` to `max_delay_s`, until `give_up_after_s` of age."""
+    """The pauses between attempts, from `first_delay_s` by `factor` to `max_delay_s`, and the age to give up."""
 
     first_delay_s: float = 30.0
     factor: float = 2.0
@@ -58,7 +58,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTls:
-    """How connections to a peer are encrypted. `ca_file`: who vouches for it; None: the system's authorities."""
+    """How connections to a peer are encrypted. `ca_file`: its certificate authorities; None: those of the system."""
 
     ca_file: Path | None = None
     client_certificate: Path | None = None

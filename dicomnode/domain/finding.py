@@ -1,4 +1,4 @@
-"""What the model said of one image, and what that means at an operating point."""
+"""The model's findings in one image: probabilities, and what they mean at an operating point."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,7 +96,7 @@ class SaliencyMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """Which model spoke: name, version, and the SHA-256 of its manifest."""
+    """Which model read the image: name, version, and the SHA-256 of its manifest."""
 
     name: str
     version: str
@@ -105,7 +105,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """Everything the model said of one image. `abnormality` is the finding of the binary head.
+    """Everything the model found in one image. `abnormality` is the finding of the binary head.
 
     `is_unusual`: the image is far from the training distribution, so that its probabilities are less reliable, but not
     so far that it is rejected.

@@ -1,4 +1,4 @@
-"""A version of the answer to a study: its state, and what a worker claims."""
+"""A job, which is one version of the answer to a study: its state, and what the worker claims."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,7 @@ from dicomnode.domain.instance import InstanceRef, StoredInstance, StudySender
 
 
 class JobState(StrEnum):
-    """A job is one version of one study's answer.
-
-    Superseded: a newer version took over its images before it could answer them.
-    """
+    """The state of a job. Superseded: a newer version took over its images before it could answer them."""
 
     COLLECTING = "collecting"
     WAITING = "waiting"

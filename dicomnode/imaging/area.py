@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dicomnode.dicom.header import Aperture, PixelTags
-from dicomnode.imaging.codecs.decoding import PixelLayout
 from dicomnode.imaging.codecs.process import StoredArray
+from dicomnode.imaging.decoding import PixelLayout
 from dicomnode.imaging.values import Grid, Values, percentile
 
 BoolArray = npt.NDArray[np.bool_]

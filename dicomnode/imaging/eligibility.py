@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from pydicom import uid as uids
 
-from dicomnode.dicom.attributes import quiet
 from dicomnode.dicom.header import RadiographHeader, Statement
+from dicomnode.dicom.hostile import quiet
 from dicomnode.domain.answer import RejectionReason
 from dicomnode.domain.evidence import Evidence, name_of
 from dicomnode.domain.identifiers import OWN_MODEL_NAME

@@ -5,14 +5,14 @@ import math
 
 import numpy as np
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
 from dicomnode.dicom.header import Radiograph, RadiographHeader
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.domain.frame import FloatArray, Frame
 from dicomnode.imaging import area, greyscale
 from dicomnode.imaging.area import BoolArray
-from dicomnode.imaging.codecs.decoding import PixelLayout, decode, read_layout
 from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
+from dicomnode.imaging.decoding import PixelLayout, decode, read_layout
 from dicomnode.imaging.greyscale import GreyScale
 from dicomnode.imaging.values import Grid, Transformation, Values
 from dicomnode.settings.node import PixelSettings

@@ -1,4 +1,4 @@
-"""The terminology table in highdicom's form, for those who write results."""
+"""The terminology table as highdicom's coded concepts, for the writers of results."""
 
 from highdicom.sr import CodedConcept
 

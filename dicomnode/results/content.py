@@ -1,5 +1,6 @@
 """The content tree of the report: TID 1500 Imaging Measurement Report, one measurement group per finding and image.
 
+An impression comes first; findings follow by evidence, each with a sentence for people and the codes.
 Source: PS3.16 TID 1500, 1501, 300, 1002, 4019, 1600; the reading of the whole: PS3.17 "AI results", IHE AIR.
 """
 
@@ -59,11 +60,11 @@ _OUTSIDE_THE_INTENDED_USE = frozenset(
 def worth_reporting(rejections: Sequence[Rejection], *, analysed: bool) -> tuple[Rejection, ...]:
     """Return the rejections that a report mentions.
 
-    The node's own results never: a report that spoke of their return would beget another. And where something was
-    analysed, only images that should have been analysed too.
+    Those of the node's own results are left out: each report on a returned result would be returned in its turn. Where
+    something was analysed, images that the model is not meant to read are left out too.
     """
-    unspoken = _OUTSIDE_THE_INTENDED_USE if analysed else {RejectionReason.OWN_RESULT}
-    return tuple(rejection for rejection in rejections if rejection.reason not in unspoken)
+    left_out = _OUTSIDE_THE_INTENDED_USE if analysed else {RejectionReason.OWN_RESULT}
+    return tuple(rejection for rejection in rejections if rejection.reason not in left_out)
 
 
 def report_tree(
@@ -97,7 +98,7 @@ def report_tree(
 def _impression(inputs: ReportInputs) -> str:
     """Return the impression of the study: a sentence for each image, numbered where there are several."""
     settings = inputs.equipment.settings
-    sentences = [impression(one.abnormality, one.findings, settings) for one in inputs.assessments]
+    sentences = [impression(assessment.abnormality, assessment.findings, settings) for assessment in inputs.assessments]
     if len(sentences) > 1:
         sentences = [f"Image {number}: {sentence}" for number, sentence in enumerate(sentences, start=1)]
     mark = f" {settings.mark}." if settings.mark else ""
@@ -261,10 +262,10 @@ def _notes(inputs: ReportInputs) -> Iterator[str]:
 
 
 def normality(assessments: Sequence[Assessment]) -> CodedConcept:
-    """Return the study's normality, which the binary head decides.
+    """Return the study's normality (CID 242).
 
-    Abnormal: the head says so of an image. Normal: it does not, and nothing else is present either. Otherwise the
-    heads disagree, or the members do, and the report does not pretend to know.
+    Abnormal: abnormality is above its threshold in an image. Normal: nothing is above its threshold or undetermined in
+    any image. Undetermined: otherwise.
     """
     if any(assessment.abnormality.presence is Presence.PRESENT for assessment in assessments):
         return codes.ABNORMAL
@@ -272,7 +273,9 @@ def normality(assessments: Sequence[Assessment]) -> CodedConcept:
 
 
 def _presences(assessments: Sequence[Assessment]) -> set[Presence]:
-    return {finding.presence for one in assessments for finding in (one.abnormality, *one.findings)}
+    return {
+        finding.presence for assessment in assessments for finding in (assessment.abnormality, *assessment.findings)
+    }
 
 
 def processing_summary(assessments: Sequence[Assessment], rejections: Sequence[Rejection]) -> CodedConcept:

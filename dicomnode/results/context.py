@@ -13,7 +13,7 @@ from pydicom.uid import UID
 from dicomnode.dicom.character_set import Terms, writable_terms
 from dicomnode.dicom.header import PixelSpacing, RadiographHeader
 from dicomnode.dicom.identity import CodedText, HierarchicDesignator, IssuerQualifiers, PatientIdentity, StudyIdentity
-from dicomnode.dicom.writing import non_ascii, put
+from dicomnode.dicom.writing import is_code_string, non_ascii, put
 from dicomnode.domain.answer import ResultKind, Subject
 from dicomnode.domain.finding import ModelIdentity
 from dicomnode.domain.frame import Righting
@@ -22,7 +22,6 @@ from dicomnode.domain.instance import InstanceRef
 from dicomnode.results.greyscale import Greyscale, greyscale_of
 from dicomnode.settings.node import ResultSettings
 
-_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _OFFSET = re.compile(r"([+-])(0[0-9]|1[0-4])([0-5][0-9])")
 
 LOSSY_METHODS: Mapping[str, str] = {
@@ -85,7 +84,7 @@ class SourceContext:
             identity=identity,
             character_set=writable_terms(header.character_set, non_ascii(identity)),
             timezone=header.timezone if _OFFSET.fullmatch(header.timezone) else None,
-            modality=header.modality if _CODE_STRING.fullmatch(header.modality) else None,
+            modality=header.modality if is_code_string(header.modality) else None,
             rows=header.pixels.rows,
             columns=header.pixels.columns,
             patient_orientation=header.patient_orientation,

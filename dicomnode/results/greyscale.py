@@ -31,7 +31,7 @@ class Greyscale:
 
 
 def greyscale_of(header: RadiographHeader) -> Greyscale:
-    """Return the grey scale of a source as a presentation state says it again."""
+    """Return the grey scale of a source in the attributes of a presentation state."""
     tags = header.greyscale
     return Greyscale(
         modality=_modality(tags),

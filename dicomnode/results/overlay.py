@@ -1,4 +1,4 @@
-"""The picture of the Secondary Capture: the radiograph with its Grad-CAM, and beside it a panel that says the rest.
+"""The picture of the Secondary Capture: the radiograph with its Grad-CAM, and beside it the panel.
 
 Nothing is written over anatomy; the maps are blended so that what lies under them stays visible. What is shown, and in
 which words, is decided by `dicomnode.results.presentation`.
@@ -108,7 +108,7 @@ def _heated(
     )
     for entry, (_, heat) in zip(shown, maps, strict=True):
         if entry.colour is not None:
-            _outline(picture, _onto(heat.values, picture) * (inside > 0), entry.colour)
+            _outline(picture, heat.values, entry.colour)
     return picture, shown, max(heat.outside for _, heat in maps)
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicomnode.dicom.character_set import UTF_8, Terms, survive
@@ -18,6 +19,7 @@ from dicomnode.domain.terminology import PRIVATE_SCHEME
 from dicomnode.results import codes
 from dicomnode.results.context import Equipment, SourceContext
 
+_ISSUER = Tag("IssuerOfPatientIDQualifiersSequence")
 DATE, TIME = "%Y%m%d", "%H%M%S.%f"
 
 
@@ -81,8 +83,13 @@ def add_lossy_history(ds: Dataset, source: SourceContext) -> None:
 
 
 def identify_private_schemes(ds: Dataset, equipment: Equipment) -> None:
-    """Say whose each private coding scheme is that the object uses. Source: PS3.3 C.12.1.1.6."""
-    used = {str(element.value) for element in ds.iterall() if element.keyword == "CodingSchemeDesignator"}
+    """Say whose each private coding scheme is that the object uses. Source: PS3.3 C.12.1.1.6.
+
+    Not of the schemes that the source's issuers are coded in: nobody knows here whose those are.
+    """
+    own = Dataset()
+    own.update({tag: element for tag, element in ds.items() if tag != _ISSUER})
+    used = {str(element.value) for element in own.iterall() if element.keyword == "CodingSchemeDesignator"}
     private = sorted(designator for designator in used if designator.startswith(PRIVATE_PREFIX))
     if private:
         ds.CodingSchemeIdentificationSequence = [_scheme_item(designator, equipment) for designator in private]

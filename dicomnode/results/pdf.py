@@ -1,9 +1,6 @@
-"""The page of the PDF: the radiograph with its heatmap, the findings, who speaks, and what it is not for.
+"""One page to print or file, as an Encapsulated PDF: the heatmap and the findings of one image.
 
-Drawn with the fonts that every PDF reader has; they know the characters of Western Europe, and no others.
-
-A page for those who print or file: the heatmap and the findings of one image as an Encapsulated PDF.
-
+The page uses the fonts that every PDF reader has, which know the characters of Western Europe only.
 Source: PS3.3 A.45.1 (Encapsulated PDF IOD).
 """
 
@@ -51,7 +48,7 @@ _LONGEST_SIDE = 1400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heading:
-    """Whose page it is, in the archive's own words, "" for what it does not state; `image`: SOP Instance UID."""
+    """The patient and study as the source image states them, "" where it does not; `image`: SOP Instance UID."""
 
     patient: str
     patient_id: str
@@ -222,7 +219,7 @@ def write_document(inputs: ImageResultInputs) -> Iterator[ResultInstance]:
 
 
 def _heading(source: SourceContext) -> Heading:
-    """Return whose page it is; of a name in several scripts the first that the page can show. Source: PS3.5 6.2.1."""
+    """Return the heading; of a name in several scripts the first that the page can show. Source: PS3.5 6.2.1."""
     groups = (" ".join(group.replace("^", " ").split()) for group in str(source.identity.PatientName).split("="))
     names = [name for name in groups if name]
     day = str(source.identity.StudyDate)

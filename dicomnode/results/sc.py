@@ -21,7 +21,7 @@ from dicomnode.results.presentation import findings_with_heat, orientation_of, r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Heatmap:
-    """Which heatmap it is: its picture, its kind and what `of` besides the image, its series' number and title."""
+    """A heatmap to write: its picture, kind, series number and title; `of`: the label where it is of one finding."""
 
     overlay: Overlay
     kind: ResultKind
@@ -120,7 +120,7 @@ def _add_pixels(ds: Dataset, overlay: Overlay) -> None:
 
 
 def _add_spacing(ds: Dataset, source: SourceContext, frame: Frame, scale: float) -> None:
-    """Give the picture the source's Pixel Spacing, at its own scale; Imager Pixel Spacing is none of the patient.
+    """Add the source's Pixel Spacing at the picture's scale; Imager Pixel Spacing is measured at the detector.
 
     Source: PS3.3 10.7.1.
     """

@@ -1,14 +1,12 @@
-"""The report: one Comprehensive 3D SR, TID 1500, for one version of one study's answer.
+"""The report: one Comprehensive 3D SR, TID 1500, for one version of the answer to a study.
 
-Every piece of time, identity and configuration is an argument: the same arguments give the same bytes.
+Time, identity and configuration are arguments: the same arguments give the same bytes.
 
-The same report under an older SOP class, for a destination that does not accept Comprehensive 3D SR.
-
-The tree holds no 3D coordinates and no references by identifier, so it is valid under Comprehensive and Enhanced SR
-as it stands. Another SOP class makes another SOP instance (PS3.4 B.4.1: an instance has one class), and a peer that
-was sent both must not take one for a corrupt copy of the other; so the UID of the variant derives from the
-original's and the class. The rule is the same for every version of a report, hence the variant's predecessors are
-the variants of the original's predecessors: those are what such a destination holds.
+For a destination that does not accept Comprehensive 3D SR, `fallback` gives the report under an older SOP class. The
+content tree holds no 3D coordinates and no references by identifier, so it is valid under Comprehensive and Enhanced SR
+without a change. The variant is another SOP instance, because an instance has one class (PS3.4 B.4.1) and a peer that
+gets both must not take one for a corrupt copy of the other. Its UID derives from the original's and the class, and its
+predecessors are the variants of the original's predecessors, which is what such a destination has.
 """
 
 from collections.abc import Collection, Mapping, Sequence

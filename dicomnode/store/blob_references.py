@@ -35,7 +35,7 @@ def is_named(connection: Connection, name: str) -> bool:
 def remove_unnamed(database: Database, blobs: Blobs, names: Iterable[str]) -> None:
     """Remove blobs that were written for rows that were not committed, unless another row needs them.
 
-    What cannot be removed now stays as a file that nobody was promised; the next start sets it aside.
+    A file that cannot be removed now was never acknowledged; the next start sets it aside.
     """
     with contextlib.suppress(CxrNodeError), database.without_writers() as connection:
         for name in names:

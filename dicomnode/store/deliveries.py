@@ -244,8 +244,8 @@ class Outbox:
         if outcome.permanent or policy.exhausted(age_s):
             cause = self._lose(connection, delivery, now) if self._is_lost(delivery) else outcome.cause
             given_up_after = None if outcome.permanent else delivery.attempts
-            told = cause if outcome.permanent else f"{cause}; given up after {delivery.attempts} attempt(s)"
-            connection.execute(_DEAD, parameters | {"cause": shortened(told)})
+            last_error = cause if outcome.permanent else f"{cause}; given up after {delivery.attempts} attempt(s)"
+            connection.execute(_DEAD, parameters | {"cause": shortened(last_error)})
             facts = {"cause": cause, "given_up_after": given_up_after}
             _record(connection, delivery, EventKind.DELIVERY_DEAD, now, **facts)
             return DeliveryState.DEAD

@@ -144,7 +144,7 @@ def _check_blobs(path: Path, database: Database) -> Iterator[StoreCheck]:
     present = _files(path / BLOBS)
     strays = [file for file in present if file.name not in named]
     foreign = tuple(file.name for file in strays if not (is_blob_name(file.name) or file.name.endswith(".part")))
-    # Bytes of an image that was refused, or was being received when the process ended: nobody was promised anything.
+    # Never acknowledged: the image was refused, or was being received when the process ended.
     unpromised = sum(not is_acknowledged(file) for file in strays) - len(foreign)
     detail = _list("not written by the node", foreign)
     if unpromised:

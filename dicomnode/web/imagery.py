@@ -1,7 +1,7 @@
-"""Pictures for the page: the radiograph as the model saw it, and where each finding comes from.
+"""Pictures for the page: the radiograph as the model read it, and the heat of findings above threshold.
 
-Maps are not kept anywhere: they are made again by the model in use, so they are shown only for what that model said.
-One picture is made at a time, so that people who look do not slow down the studies that wait.
+Maps are not stored: the model in use makes them again, so they are shown only for answers of that model. One picture is
+made at a time, so that visitors of the page do not slow down the analysis.
 """
 
 import threading
@@ -37,7 +37,7 @@ Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class RenderedImage:
     """One image as it is shown.
 
     `png` is empty where it cannot be decoded. `maps` by label: of what has heat by the rules of
@@ -60,10 +60,10 @@ class Gallery:
     def __init__(self, pipeline: Pipeline, read_bytes: Callable[[StoredInstance], bytes]) -> None:
         """`read_bytes` gives the Part 10 bytes of a received image."""
         self._pipeline, self._read_bytes = pipeline, read_bytes
-        self._kept: OrderedDict[str, Look] = OrderedDict()
+        self._kept: OrderedDict[str, RenderedImage] = OrderedDict()
         self._one_at_a_time = threading.Lock()
 
-    def look(self, instance: StoredInstance) -> Look:
+    def rendered(self, instance: StoredInstance) -> RenderedImage:
         """Return an image as it is shown.
 
         Raises: BlobDamaged, StoreUnavailable, DecoderUnavailable.
@@ -75,13 +75,13 @@ class Gallery:
                 self._kept.popitem(last=False)
         return found
 
-    def _make(self, instance: StoredInstance) -> Look:
+    def _make(self, instance: StoredInstance) -> RenderedImage:
         part10 = self._read_bytes(instance)
         examined = self._pipeline.examine(instance, part10)
         try:
             radiograph = read_radiograph(part10)
-            # Nothing says what stands in a picture but the sender; what was converted into one is not trusted unless
-            # that says NO.
+            # Burned-in text is known from the sender only. An image that was converted from another form is taken to
+            # have some unless the sender says NO.
             header = radiograph.header
             annotated = header.burned_in_annotation
             named = annotated == "YES" or (annotated != "NO" and header.conversion_type != "")
@@ -90,11 +90,11 @@ class Gallery:
             else:
                 pixels = render(radiograph, self._pipeline.pixels, self._pipeline.codecs).pixels
         except (UnreadableObject, UndecodablePixels):
-            return Look(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
+            return RenderedImage(png=b"", rows=0, columns=0, maps={}, body=_NOWHERE, notes=(), may_name_patient=False)
         body = body_mask(pixels) if isinstance(examined, AnalysedImage) else _NOWHERE
         shown = np.round(_reduced(pixels, _LONGEST_SIDE) * 255).astype(np.uint8)
         rows, columns = shown.shape
-        return Look(
+        return RenderedImage(
             png=_png(shown),
             rows=rows,
             columns=columns,
@@ -109,7 +109,7 @@ class Gallery:
         scores, point = examined.reading.scores, self._pipeline.operating_point
         abnormality, *findings = findings_of(scores, self._pipeline.manifest, point)
         labels = {finding.label for finding in with_heat(abnormality, findings)}
-        maps = {one.label: one.values for one in examined.reading.saliency if one.label in labels}
+        maps = {entry.label: entry.values for entry in examined.reading.saliency if entry.label in labels}
         return {label: values for label, values in maps.items() if heat_of(values, body.shape, body) is not None}
 
 
@@ -119,16 +119,16 @@ def _notes(examined: AnalysedImage) -> tuple[Note, ...]:
     return notes_on(examined.frame, orientation, is_unusual=False)
 
 
-def heat_png(look: Look, label: str) -> bytes | None:
+def heat_png(image: RenderedImage, label: str) -> bytes | None:
     """Return a finding's heat as colours that are clear where it is low; None without a map or heat on the body."""
-    values = look.maps.get(label)
-    scale = _HEAT_SIDE / max(look.rows, look.columns, 1)
-    shape = (max(1, round(look.rows * scale)), max(1, round(look.columns * scale)))
-    heat = None if values is None else heat_of(values, shape, look.body)
+    values = image.maps.get(label)
+    scale = _HEAT_SIDE / max(image.rows, image.columns, 1)
+    shape = (max(1, round(image.rows * scale)), max(1, round(image.columns * scale)))
+    heat = None if values is None else heat_of(values, shape, image.body)
     if heat is None:
         return None
     colours, alpha = heat_colours(heat.values, _OPAQUE)
-    alpha *= onto(look.body, shape)
+    alpha *= onto(image.body, shape)
     return _png(np.dstack([cv2.cvtColor(colours, cv2.COLOR_RGB2BGR), cv2.convertScaleAbs(alpha, alpha=255.0)]))
 
 

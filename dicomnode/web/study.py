@@ -28,7 +28,7 @@ from dicomnode.web.actions import acts_on
 from dicomnode.web.context import PageContext, site_of
 from dicomnode.web.findings import REASONS, Bar, bars_by_uid, bars_of, first_to_show, impression_of
 from dicomnode.web.identity import PatientDetails, disclosed, patient_of, shows_patients
-from dicomnode.web.imagery import Look, capture_png, heat_png
+from dicomnode.web.imagery import RenderedImage, capture_png, heat_png
 
 _DEEPEST = 8
 
@@ -118,7 +118,7 @@ class ShownImage:
     word_above: str
     notes: tuple[Note, ...]
     rejection: str
-    look: Look | None
+    rendered: RenderedImage | None
     is_withheld: bool
     labels: tuple[str, ...]
     heat: str
@@ -137,15 +137,15 @@ async def study(request: Request) -> Response:
 
 async def radiograph(request: Request) -> Response:
     """Answer with an image as PNG."""
-    look = await _look_of(request)
-    return _picture(look.png or None)
+    rendered = await _rendered_of(request)
+    return _picture(rendered.png or None)
 
 
 async def heat(request: Request) -> Response:
     """Answer with the map of a finding as PNG; `label` in the address is the label's position in the manifest."""
-    context, look = site_of(request).context, await _look_of(request)
+    context, rendered = site_of(request).context, await _rendered_of(request)
     labels, at = context.bundle.manifest.labels, int(request.path_params["label"])
-    return _picture(heat_png(look, labels[at].name) if at < len(labels) else None)
+    return _picture(heat_png(rendered, labels[at].name) if at < len(labels) else None)
 
 
 async def capture(request: Request) -> Response:
@@ -225,9 +225,9 @@ def _shown(
     uid = image.instance.ref.sop_instance
     found = next((entry for entry in summary.images if entry.sop_instance == uid), None)
     bars = bars_of(found, context.settings.results) if found is not None else ()
-    look = None if image.is_purged else _look(context, image)
-    withheld = look is not None and look.may_name_patient and not open_
-    labels = tuple(bar.label for bar in bars if bar.has_heat and look is not None and bar.label in look.maps)
+    rendered = None if image.is_purged else _rendered(context, image)
+    withheld = rendered is not None and rendered.may_name_patient and not open_
+    labels = tuple(bar.label for bar in bars if bar.has_heat and rendered is not None and bar.label in rendered.maps)
     labels = labels if maps else ()
     why_not = [entry for entry in rejections if entry.sop_instance == uid]
     return ShownImage(
@@ -235,9 +235,9 @@ def _shown(
         bars=bars,
         impression=impression_of(found, context.settings.results) if found is not None else "",
         word_above=context.settings.results.word_above,
-        notes=_notes(found, look),
+        notes=_notes(found, rendered),
         rejection=f"{REASONS[why_not[-1].reason]}: {why_not[-1].detail}" if why_not and not bars else "",
-        look=look,
+        rendered=rendered,
         is_withheld=withheld,
         evidence=dict(summary.evidence()).get(uid, ()),
         labels=labels,
@@ -245,36 +245,36 @@ def _shown(
     )
 
 
-def _notes(found: ImageSummary | None, look: Look | None) -> tuple[Note, ...]:
+def _notes(found: ImageSummary | None, rendered: RenderedImage | None) -> tuple[Note, ...]:
     """Return what to know of an image that was analysed."""
-    if found is None or look is None:
+    if found is None or rendered is None:
         return ()
-    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *look.notes)
+    return (*((Note(text=UNUSUAL, is_warning=True),) if found.is_unusual else ()), *rendered.notes)
 
 
-def _look(context: PageContext, image: ImageEntry) -> Look | None:
+def _rendered(context: PageContext, image: ImageEntry) -> RenderedImage | None:
     try:
-        return context.gallery.look(image.instance)
+        return context.gallery.rendered(image.instance)
     except CxrNodeError:  # removed meanwhile, damaged, or no decoder: the page then says that there is no picture
         return None
 
 
-async def _look_of(request: Request) -> Look:
+async def _rendered_of(request: Request) -> RenderedImage:
     context, uid, sop = site_of(request).context, _uid_in(request, "study"), _uid_in(request, "image")
 
-    def found() -> Look | None:
+    def found() -> RenderedImage | None:
         images = context.store.studies.images_of(uid)
         image = next(
             (entry for entry in images if entry.instance.ref.sop_instance == sop and not entry.is_purged), None
         )
-        return None if image is None else _look(context, image)
+        return None if image is None else _rendered(context, image)
 
-    look = await run_in_threadpool(found)
-    if look is None:
+    rendered = await run_in_threadpool(found)
+    if rendered is None:
         raise HTTPException(404)
-    if look.may_name_patient and not shows_patients(request):
+    if rendered.may_name_patient and not shows_patients(request):
         raise HTTPException(403)
-    return look
+    return rendered
 
 
 def _reports(context: PageContext, results: Sequence[ResultEntry]) -> list[Item]:

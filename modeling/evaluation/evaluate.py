@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dicomnode.bundle.reader import MODEL, Bundle
+from dicomnode.bundle.reader import Bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.evaluation.assess import Extras, assess
 from modeling.evaluation.plots import draw_plots
@@ -28,6 +28,7 @@ from modeling.evaluation.results import EvaluationResults, TrainingOverlap
 from modeling.files import Files, open_files
 from modeling.preparation.problems import Problem, as_csv, counted
 from modeling.preparation.tables import Table, image_key, parse_table, read_list, read_table, text_of
+from modeling.training_images import fingerprint_of
 
 METRICS, REPORT, SKIPPED = "metrics.json", "report.html", "skipped.csv"
 PLOTS, SHEETS, MANIFEST = "plots", "sheets", "manifest.csv"
@@ -177,7 +178,7 @@ def _as_json(
                 "name": identity.name,
                 "version": identity.version,
                 "hash": identity.bundle_hash,
-                "model_sha256": bundle.manifest.files[MODEL],
+                "fingerprint": fingerprint_of(bundle.path),
                 "default_operating_point": bundle.manifest.default_operating_point,
             },
             "evaluated_at": now.astimezone(UTC).isoformat(timespec="seconds"),

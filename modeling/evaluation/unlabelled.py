@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dicomnode.bundle.manifest import Manifest
-from dicomnode.bundle.reader import MODEL, Bundle
+from dicomnode.bundle.reader import Bundle
 from dicomnode.domain.errors import ConfigurationError
 from modeling.evaluation.evaluate import METRICS, REPORT, SKIPPED, EvaluationProgress
 from modeling.evaluation.intervals import Resampler
@@ -23,6 +23,7 @@ from modeling.files import Files, open_files
 from modeling.metrics import Estimate
 from modeling.preparation.problems import Kind, Problem, as_csv, counted
 from modeling.preparation.tables import Entry, Table, read_text, text_of
+from modeling.training_images import fingerprint_of
 
 MANIFEST = "manifest.csv"
 ALL_VIEWS = "all"
@@ -98,7 +99,7 @@ def evaluate_unlabelled(
             "name": identity.name,
             "version": identity.version,
             "hash": identity.bundle_hash,
-            "model_sha256": bundle.manifest.files[MODEL],
+            "fingerprint": fingerprint_of(bundle.path),
             "default_operating_point": bundle.manifest.default_operating_point,
         },
         "evaluated_at": now.astimezone(UTC).isoformat(timespec="seconds"),

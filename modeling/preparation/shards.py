@@ -67,7 +67,7 @@ class WorkerPool:
                     future.result()
         except BrokenProcessPool as error:
             raise Transient(
-                "a worker process died (out of memory?); the same command goes on where this one stopped"
+                "a worker process died (out of memory?); the same command continues where this one stopped"
             ) from error
         return [future.result() for future in futures]
 

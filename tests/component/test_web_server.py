@@ -103,7 +103,7 @@ def test_a_certificate_that_is_none_is_said(tmp_path: Path, content: str) -> Non
 
 def test_a_key_that_is_locked_is_said_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
     locked = Authority(tmp_path).issue("127.0.0.1", tmp_path / "page.pem", password=b"open sesame")
-    with pytest.raises(ConfigurationError, match=r"http\.certificate or http\.key cannot be used: .*do not serve"):
+    with pytest.raises(ConfigurationError, match=r"http\.certificate or http\.key cannot be used: .*cannot be used"):
         server(certificate=locked).open()
 
 

@@ -15,6 +15,7 @@ from modeling.card_evaluations import (
     with_sections,
 )
 from modeling.commands import update_card
+from modeling.training_images import fingerprint_of
 from tests.support.bundles import make_bundle
 
 TEXT = "# Model card: a 1\n\nResearch use only.\n\n## Outputs\n\nFifteen.\n\n## Limits\n\n- Coarse.\n"
@@ -27,7 +28,7 @@ def unlabelled(folder: Path, title: str = "Frontals elsewhere") -> Path:
     metrics = {
         "title": title,
         "known": "Most are abnormal.",
-        "bundle": {"model_sha256": "abc", "default_operating_point": "standard"},
+        "bundle": {"fingerprint": [0.5, -1.25], "default_operating_point": "standard"},
         "unlabelled": {"all": group, "PA": group},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -59,9 +60,9 @@ def test_a_card_without_limits_gets_its_sections_at_the_end() -> None:
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
     stored = read_evaluation(unlabelled(tmp_path / "a"))
-    require_same_model([stored], "abc")
+    require_same_model([stored], [0.5002, -1.25])
     with pytest.raises(ConfigurationError, match="another model"):
-        require_same_model([stored], "def")
+        require_same_model([stored], [0.6, -1.25])
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", '{"bundle": {"name": "old"}, "labels": {}}'])
@@ -81,7 +82,7 @@ def test_the_card_of_a_bundle_is_written_anew_and_the_bundle_stays_valid(tmp_pat
     before = open_bundle(bundle)
     folder = unlabelled(tmp_path / "a")
     metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["bundle"]["model_sha256"] = before.manifest.files[MODEL]
+    metrics["bundle"]["fingerprint"] = fingerprint_of(bundle)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     update_card(bundle, [folder])
     after = open_bundle(bundle)

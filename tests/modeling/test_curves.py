@@ -1,5 +1,8 @@
 """Curves in few points and bins: what they keep, and how sure they are."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
@@ -9,7 +12,9 @@ from modeling.calibration import operating_points
 from modeling.evaluation.curves import POINTS, curves_of, reliability_bins, roc_points, thinned, with_intervals
 from modeling.evaluation.intervals import Resampler, Values
 from modeling.evaluation.measures import auc, sensitivity_at
+from modeling.evaluation.plots import COLOURS, save_roc
 from modeling.metrics import BoolArray
+from tests.modeling.test_populations import predictions
 
 
 def drawn(images: int, frequency: float, apart: float, seed: int = 0) -> tuple[BoolArray, Values]:
@@ -161,3 +166,14 @@ def test_a_bin_says_what_it_holds() -> None:
     (only,) = reliability_bins(np.array([True, True, False, False]), np.full(4, 0.25), bins=1)
     low, high = wilson(2, 4)
     assert only == ReliabilityBin(predicted=0.25, observed=0.5, low=round(low, 5), high=round(high, 5), images=4)
+
+
+def test_the_roc_of_held_out_predictions_is_a_picture_with_a_curve_for_each_label(tmp_path: Path) -> None:
+    found = predictions()
+    path = save_roc(tmp_path / "roc.png", found)
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    colours = {tuple(pixel) for pixel in picture.reshape(-1, 3)[::7].tolist()}
+    for hexadecimal in COLOURS[: len(found.labels)]:
+        red, green, blue = (int(hexadecimal[at : at + 2], 16) for at in (1, 3, 5))
+        assert any(max(abs(blue - b), abs(green - g), abs(red - r)) < 12 for b, g, r in colours)

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from dicomnode.cli.main import app
 from dicomnode.domain.errors import ConfigurationError
 from modeling.preparation.dataset import open_prepared
+from modeling.preparation.plan import Matched, Pixels, PlannedImage, digest, plan_shards
 from modeling.preparation.prepare import PreparationRequest, prepare
 from modeling.preparation.problems import Kind, Problem, as_csv, counted
 from modeling.preparation.records import decode_pixels, read_records, record_files
 from modeling.preparation.splits import parse_shares, random_split
-from modeling.preparation.tables import read_table
+from modeling.preparation.tables import Entry, read_table
 from tests.conftest import ROOT
 from tests.modeling.nih_release import table_rows, write_table
 from tests.modeling.preparing import content, manifest, prepared, problems_of_images, quietly
@@ -251,3 +252,13 @@ def test_many_rows_without_an_image_are_one_line_with_their_number() -> None:
     assert lines[1].startswith("image-missing,101 rows,yes,")
     assert "0.png" in lines[1]
     assert counted([*missing, other])["image-missing"] == 101
+
+
+def test_the_source_of_an_image_does_not_change_the_plan() -> None:
+    def planned(source: str | None) -> str:
+        entry = Entry(name="a.png", findings=(), patient="1", source=source)
+        matched = Matched(entry=entry, label=0, split="train_val", file="a.png", size_bytes=9)
+        image = PlannedImage(matched=matched, rows=64, columns=64, fold=0)
+        return digest(plan_shards([image], shard_size=1, seed=0), Pixels(side=64, min_side=64, image_format="png"))
+
+    assert planned("clinic") == planned(None)

@@ -1,5 +1,6 @@
 """Results by history, by source, for a target population, and on members' own training images."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from modeling.evaluation.populations import (
     read_target,
     without_confounded,
 )
-from modeling.evaluation.predictions import Predictions
+from modeling.evaluation.predictions import FILE, Predictions, read_predictions, write_predictions
 from modeling.metrics import auc as plain_auc
 from modeling.preparation.tables import Entry
 
@@ -201,3 +202,17 @@ def test_a_run_of_other_images_has_no_gap_and_one_of_other_folds_is_refused() ->
     assert overfitting(found, TrainedFolds(fold_of={"other": 0}), resampler(found)) is None
     with pytest.raises(ConfigurationError, match="2 folds, but the bundle has 3 members"):
         overfitting(found, TrainedFolds(fold_of={"00000000_000": 1}), resampler(found))
+
+
+def test_a_table_written_before_it_had_sources_is_still_read(tmp_path: Path) -> None:
+    found = predictions()
+    write_predictions(tmp_path / FILE, found)
+    assert read_predictions(tmp_path).sources.tolist() == found.sources.tolist()
+    with (tmp_path / FILE).open(newline="") as file:
+        rows = list(csv.reader(file))
+    at = rows[0].index("source")
+    with (tmp_path / FILE).open("w", newline="") as file:
+        csv.writer(file).writerows([*row[:at], *row[at + 1 :]] for row in rows)
+    older = read_predictions(tmp_path)
+    assert set(older.sources.tolist()) == {""}
+    assert older.images.tolist() == found.images.tolist()

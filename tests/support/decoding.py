@@ -3,8 +3,8 @@
 from pydicom import Dataset
 
 from dicomnode.dicom.header import Radiograph, header_of, pixel_data_of
-from dicomnode.imaging.codecs.decoding import Decoded, decode, read_layout
 from dicomnode.imaging.codecs.process import CodecProcess, StoredArray
+from dicomnode.imaging.decoding import Decoded, decode, read_layout
 
 CODECS = CodecProcess()
 """Started with the first compressed frame, ended with the tests."""

@@ -192,7 +192,7 @@ def test_content_that_came_and_went_while_a_version_was_in_work_is_not_counted_a
     assert store.ledger.balance() == Balance(answered=1, replaced=1, pending=1)
 
 
-# Expected
+# ExpectedJob
 
 
 def expected(store: Store, since: float = 0.0) -> list[str]:

@@ -131,3 +131,9 @@ def test_the_seams_are_where_they_are_said_to_be() -> None:
             modules += [importlib.import_module(f"{module.__name__}.{stem}") for stem in names if stem != "__init__"]
         for name in re.findall(r"`([A-Za-z_]+)(?:\.\w+)?(?:\([^)]*\))?[`:]", what)[:1]:
             assert any(hasattr(module, name) for module in modules), name
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    named = set(re.findall(r"`((?:dicomnode|modeling)/[\w./]+)`", TEXTS["ARCHITECTURE.md"]))
+    assert len(named) > 40
+    assert {name for name in named if not (ROOT / name).exists()} == set()

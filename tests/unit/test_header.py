@@ -152,6 +152,12 @@ def test_issuers_are_read_with_their_qualifiers() -> None:
     )
 
 
+@pytest.mark.parametrize("raw", ["ärzte".encode("latin-1"), b"x" * 65, rb"1.2\1.3", b"1.2;3"])
+def test_an_object_whose_identifier_is_no_uid_is_unreadable(raw: bytes) -> None:
+    with pytest.raises(UnreadableObject, match="StudyInstanceUID of the object is no UID"):
+        header_of(sent(StudyInstanceUID=raw))
+
+
 def test_codes_are_read_with_their_meaning() -> None:
     ds = build("dx", rows=8, columns=8, view_code=("399348003", "SCT", "Antero-posterior"))
     (view,) = header_of(ds).projection.view_codes

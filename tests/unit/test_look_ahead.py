@@ -13,8 +13,10 @@ from dicomnode.analysis.look_ahead import LookAhead
 from dicomnode.analysis.pipeline import Examination, Pipeline
 from dicomnode.domain.answer import ResultKind, StudyAnswer, Wanted
 from dicomnode.domain.errors import BlobDamaged, DiskFull
+from dicomnode.domain.frame import Frame
 from dicomnode.domain.instance import InstanceRef, StoredInstance
 from dicomnode.domain.job import ExpectedJob, Job
+from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.store.blobs.local import StagedBlob
 from tests.support.make import build, encode
 from tests.support.pipelines import make_pipeline, stored_instance
@@ -232,6 +234,20 @@ def test_an_answer_that_cannot_be_written_is_tried_once(pipeline: Pipeline, monk
             step(ahead, held, held.expected(is_quiet=True))
         assert not step(ahead, held, held.expected(is_quiet=True))
     assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer.results) == 2
+
+
+def test_an_image_whose_examination_failed_is_examined_again_at_the_claim(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_once(self: Predictor, frame: Frame) -> Reading:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    held = Held(image(1))
+    ahead = LookAhead(pipeline, Staged())
+    monkeypatch.setattr(Predictor, "read", fails_once)
+    assert prepare_all(ahead, held, is_quiet=True) == 1
+    assert len(ahead.answer(held.job(), held.read, LATER, (Wanted(),)).answer.analysed) == 1
 
 
 def test_what_was_written_counts_as_held_until_it_is_no_longer_expected(pipeline: Pipeline) -> None:

@@ -15,7 +15,7 @@ from dicomnode.dicom import reader
 from dicomnode.dicom.header import header_of
 from dicomnode.domain.errors import UndecodablePixels, UnreadableObject
 from dicomnode.imaging.codecs.codestream import read_codestream
-from dicomnode.imaging.codecs.decoding import DECODERS
+from dicomnode.imaging.decoding import DECODERS
 from dicomnode.imaging.eligibility import judge
 from dicomnode.settings.node import EligibilitySettings, LogSettings, PixelSettings
 from dicomnode.telemetry import start_logging

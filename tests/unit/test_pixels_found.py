@@ -16,7 +16,7 @@ from pydicom.pixels.processing import convert_color_space
 
 from dicomnode.dicom import reader
 from dicomnode.domain.errors import UndecodablePixels, UnsupportedPixels
-from dicomnode.imaging.codecs.decoding import DECODERS
+from dicomnode.imaging.decoding import DECODERS
 from dicomnode.imaging.representation import MOST_STEPS, BitField, SampleEncoding, settle, steps
 from tests.conftest import ROOT
 from tests.support.make import build, chest, encode, lut, stored, with_frame

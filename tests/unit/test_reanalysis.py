@@ -21,6 +21,7 @@ from dicomnode.store import Store
 from dicomnode.store.events import EventKind
 from dicomnode.store.ledger import conclusion, describe
 from dicomnode.store.operator import OfStudy
+from dicomnode.store.repair import check_store
 from dicomnode.store.studies import StudyQuery
 from tests.support.bundles import make_bundle
 from tests.support.make import build
@@ -230,6 +231,10 @@ def test_the_same_model_makes_the_same_objects_and_another_model_others_beside_t
     reanalyse(web, study)
     assert first
     assert not sent(web)
+    assert [check.detail for check in check_store(tmp_path / "store") if check.wrong] == []
+    named = {one.blob for one in web.store.studies.results_of(study)}
+    named |= {one.instance.blob for one in web.store.studies.images_of(study)}
+    assert {file.name for file in (tmp_path / "store" / "blobs").rglob("*") if file.is_file()} == named
     with Web(tmp_path / "other", bundle=open_bundle(make_bundle(tmp_path / "newer", seed=9))) as other:
         web.pipeline = other.pipeline
         reanalyse(web, study)

@@ -179,6 +179,19 @@ _KEYWORDS = (
 )  # fmt: skip
 
 
+def test_texts_that_no_code_string_can_hold_are_left_out_of_results() -> None:
+    item = Dataset()
+    for keyword, value in (("UniversalEntityID", b"1.2"), ("UniversalEntityIDType", "Ω".encode())):
+        add_raw(item, keyword, value)
+    add_raw(item, "IdentifierTypeCode", b"\xff\xfe")
+    tags = {"IssuerOfPatientIDQualifiersSequence": [item], "LossyImageCompression": "01"}
+    source = build("cr", character_set="ISO_IR 192", tags=tags)
+    add_raw(source, "LossyImageCompressionMethod", "ßß".encode())
+    ds = reported(source)
+    assert "IssuerOfPatientIDQualifiersSequence" not in ds
+    assert SourceContext.of(header_of(source)).lossy == LossyHistory(ratios=(), methods=())
+
+
 @given(
     values=st.dictionaries(st.sampled_from(_KEYWORDS), st.binary(max_size=40), max_size=8),
     character_set=st.sampled_from([b"ISO_IR 192", b"ISO_IR 100", b"GB18030   "])

@@ -13,7 +13,8 @@ from dicomnode.domain.answer import Rejection, RejectionReason, ResultKind, Stud
 from dicomnode.domain.delivery import Accepted, DeliveryState, NoAnswer, Refused, RetryPolicy, StoreOutcome
 from dicomnode.domain.job import Job, JobState
 from dicomnode.store import Store
-from dicomnode.store.blobs.local import SystemCalls
+from dicomnode.store.blob_references import NAMES
+from dicomnode.store.blobs.local import SystemCalls, is_acknowledged
 from dicomnode.store.events import EventKind
 from dicomnode.store.operator import AllDead, OfStudy, OneJob, Selection
 from dicomnode.store.reception import ReceiptKind
@@ -199,6 +200,15 @@ class StoreMachine(RuleBasedStateMachine):
         counted = [balance.pending, balance.answered, balance.rejected, balance.dead, balance.dropped, balance.replaced]
         assert sum(counted) == self.received
         assert balance.unaccounted == 0
+
+    @invariant()
+    def every_file_is_named_by_a_row_and_every_acknowledged_image_is_marked(self) -> None:
+        files = [file for file in (self.folder / "store" / "blobs").rglob("*") if file.is_file()]
+        with self.opened.watching._database.reading() as connection:
+            named = {row["blob"] for row in connection.execute(NAMES)}
+            images = {row["blob"] for row in connection.execute("SELECT blob FROM instance WHERE purged_at IS NULL")}
+        assert {file.name for file in files} == named
+        assert {file.name for file in files if is_acknowledged(file)} >= images
 
     @invariant()
     def what_has_its_fate_is_counted_once(self) -> None:

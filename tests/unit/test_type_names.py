@@ -7,9 +7,6 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-ALLOWED: frozenset[str] = frozenset()
-"""Names that still stand for two things. Take one out when its classes are renamed; never add one."""
-
 
 def classes_in(folder: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(folder.rglob("*.py")):
@@ -26,12 +23,7 @@ def repeated_names(folder: Path) -> dict[str, list[str]]:
 
 
 def test_no_class_name_is_defined_twice() -> None:
-    found = {name: where for name, where in repeated_names(ROOT / "dicomnode").items() if name not in ALLOWED}
-    assert found == {}
-
-
-def test_a_name_that_is_allowed_twice_is_still_there_twice() -> None:
-    assert repeated_names(ROOT / "dicomnode").keys() >= ALLOWED
+    assert repeated_names(ROOT / "dicomnode") == {}
 
 
 def test_a_class_that_is_defined_twice_is_found_wherever_it_stands(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_what_another_model_said_gets_no_maps_of_this_one(own: Web, tmp_path: Pa
     newer = open_bundle(make_bundle(tmp_path / "newer", seed=9))
     object.__setattr__(own.context, "bundle", newer)
     text = own.client.get(f"/studies/{STUDY}").text
-    assert "Another model read this image" in text
+    assert "read by another model than the one in use now" in text
     assert 'id="heat"' not in text
 
 
@@ -305,7 +305,7 @@ def test_a_picture_that_may_name_the_patient_is_withheld_where_patients_are_mask
 ) -> None:
     own.answer(image(tags=tags))
     uid = own.store.studies.images_of(STUDY)[0].instance.ref.sop_instance
-    assert "may carry the patient" in own.client.get(f"/studies/{STUDY}").text
+    assert "may have the patient" in own.client.get(f"/studies/{STUDY}").text
     assert own.client.get(f"/studies/{STUDY}/images/{uid}.png").status_code == 403
     assert own.client.get(f"/studies/{STUDY}/images/{uid}/1.png").status_code == 403
     own.post("/patients", show="yes")

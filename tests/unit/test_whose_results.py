@@ -161,6 +161,8 @@ def test_results_carry_the_issuers_of_patient_id_and_accession_number(pipeline: 
         assert ds.IssuerOfPatientID == "NORTH"
         assert ds.IssuerOfPatientIDQualifiersSequence == source.IssuerOfPatientIDQualifiersSequence
         assert ds.IssuerOfAccessionNumberSequence == source.IssuerOfAccessionNumberSequence
+        identified = [item.CodingSchemeDesignator for item in ds.get("CodingSchemeIdentificationSequence") or ()]
+        assert "99LOCAL" not in identified, "nobody here knows whose scheme it is"
 
 
 # One image of an exposure.

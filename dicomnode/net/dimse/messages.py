@@ -19,7 +19,7 @@ from pynetdicom.service_class import StorageServiceClass, VerificationServiceCla
 from pynetdicom.service_class_n import StorageCommitmentServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.net.dimse.streaming import Tail
 from dicomnode.net.status import CommandStatus, StoreStatus, describe
 

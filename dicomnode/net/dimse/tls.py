@@ -40,7 +40,7 @@ _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_
 def listener_tls(settings: TlsSettings, clock: Callable[[], datetime]) -> RenewedContext:
     """Return the listener's certificate and what it asks of clients, read again whenever a file has changed.
 
-    Raises: ConfigurationError when the files do not serve.
+    Raises: ConfigurationError if the files cannot be used.
     """
     return RenewedContext(lambda: listener_context(settings), settings.files(), clock)
 
@@ -125,7 +125,7 @@ def _load_authorities(context: ssl.SSLContext, file: Path | None) -> None:
     try:
         context.load_verify_locations(cafile=file)
     except ssl.SSLError as error:
-        raise ConfigurationError(f"the authorities in {file} do not serve: {tls_reason(error)}") from error
+        raise ConfigurationError(f"the authorities in {file} cannot be used: {tls_reason(error)}") from error
     except OSError as error:
         raise ConfigurationError(f"the authorities in {file} cannot be read: {error.strerror}") from error
 

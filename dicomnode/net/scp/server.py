@@ -131,7 +131,7 @@ class StorageScp:
     def start(self) -> None:
         """Listen in the background.
 
-        Raises: ConfigurationError when the address cannot be listened on, or a certificate does not serve.
+        Raises: ConfigurationError if the address cannot be listened on, or a certificate cannot be used.
         """
         self._stopping.clear()
         settings = self._settings

@@ -5,8 +5,9 @@ peer's string. The order that makes a blob durable is temporary file, fsync, ren
 own entry was made durable when this process first used it.
 
 The file mode says whether a blob is an image that was acknowledged to its sender: 0600 until its row is committed, then
-0400 (`acknowledge`). So even without its row, as after the restore of an older database, an acknowledged image is told
-from bytes that nobody was promised, and is never removed.
+0400 (`acknowledge`). So even without its row, as after the restore of an older database, an acknowledged image is known
+as one and is never removed; bytes that were not acknowledged may be. A file of any other mode, which a copy or a volume
+driver gave it, counts as acknowledged.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import itertools
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,8 +32,7 @@ from dicomnode.store.blobs.streamed import Arriving
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-_ACKNOWLEDGED_MODE = 0o400
-_WRITABLE = 0o200
+_FRESH_MODE, _ACKNOWLEDGED_MODE = 0o600, 0o400
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = ".part"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -283,7 +284,7 @@ class Blobs:
     def _reconcile_folder(self, prefix: str, names: BlobNames) -> Inventory:
         folder, expected = self._root / prefix, names.images | names.results
         modes, partial = _sweep(folder)
-        for name in names.images & {name for name, mode in modes.items() if mode & _WRITABLE}:
+        for name in names.images & {name for name, mode in modes.items() if mode == _FRESH_MODE}:
             # Committed by a former version, or power was lost before the mode was on disk.
             (folder / name).chmod(_ACKNOWLEDGED_MODE)
         strays = modes.keys() - expected
@@ -292,7 +293,7 @@ class Blobs:
         set_aside = strays - names.purged
         for name in set_aside:
             self._calls.replace(folder / name, self._unclaimed / name)
-        acknowledged = sum(not modes[name] & _WRITABLE for name in set_aside)
+        acknowledged = sum(modes[name] != _FRESH_MODE for name in set_aside)
         missing = sum(not self._reclaim(name) for name in expected - modes.keys())
         return Inventory(
             partial=partial,
@@ -375,8 +376,8 @@ def is_blob_name(name: str) -> bool:
 
 
 def is_acknowledged(file: Path) -> bool:
-    """Tell whether a blob's file is marked as an image that was acknowledged to its sender."""
-    return is_blob_name(file.name) and not file.stat().st_mode & _WRITABLE
+    """Tell whether a blob's file is an image that was, or may have been, acknowledged to its sender."""
+    return is_blob_name(file.name) and stat.S_IMODE(file.stat().st_mode) != _FRESH_MODE
 
 
 def _sweep(folder: Path) -> tuple[dict[str, int], int]:
@@ -391,7 +392,7 @@ def _sweep(folder: Path) -> tuple[dict[str, int], int]:
                 os.unlink(entry.path)  # noqa: PTH108 there may be thousands of entries
                 removed += 1
             elif _NAME.fullmatch(entry.name):
-                modes[entry.name] = entry.stat(follow_symlinks=False).st_mode
+                modes[entry.name] = stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode)
     return modes, removed
 
 

@@ -10,7 +10,7 @@ from dicomnode.domain.errors import ConfigurationError
 
 
 class StoreLock:
-    """The exclusive right to run a node on a store, held while the file stays open."""
+    """The exclusive right to run a node on a store; it lasts while the file is open."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -14,9 +14,9 @@ from pydicom import uid as uids
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.tag import Tag
 
-from dicomnode.dicom.attributes import HOSTILE_DATA_RAISES, quiet
 from dicomnode.dicom.greyscale import GreyscaleTags, PaletteTags
 from dicomnode.dicom.header import PixelTags, Radiograph, RadiographHeader
+from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UndecodablePixels, UnsupportedPixels
 from dicomnode.imaging.codecs.codestream import RGB, YBR, FrameHeader, read_codestream
 from dicomnode.imaging.codecs.encapsulation import single_frame
