@@ -45,6 +45,7 @@ class AnalysedImage:
     context: SourceContext
     frame: Frame
     reading: Reading
+    is_unusual: bool = False
     evidence: tuple[Evidence, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
