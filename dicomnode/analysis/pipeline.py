@@ -29,7 +29,7 @@ from dicomnode.domain.instance import StoredInstance
 from dicomnode.domain.job import Job
 from dicomnode.imaging.eligibility import Ineligible, evidence_of, judge
 from dicomnode.imaging.pixels import render
-from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, judge_pixels, repair
+from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, is_unusual, judge_pixels, repair
 from dicomnode.inference.operating import findings_of
 from dicomnode.inference.predictor import Predictor, Reading
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
@@ -182,6 +182,7 @@ class Pipeline:
             findings=tuple(findings),
             saliency=one.reading.saliency,
             assessed_at=now,
+            is_unusual=is_unusual(one.reading, self.manifest.gate),
         )
         return AssessedImage(instance=one.instance, context=one.context, frame=one.frame, assessment=assessment)
 

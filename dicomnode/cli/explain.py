@@ -18,7 +18,7 @@ from dicomnode.cli.terminal import BundleOption, ConfigOption, err, escape, out,
 from dicomnode.domain.errors import ConfigurationError, Permanent, UnreadableObject
 from dicomnode.domain.finding import Assessment, Presence
 from dicomnode.domain.frame import Frame
-from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
+from dicomnode.inference.gate import Turned, Typical, is_unusual, judge_pixels, repair
 from dicomnode.inference.operating import choose_operating_point, findings_of
 from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
@@ -59,6 +59,7 @@ class _Explainer:
             findings=tuple(findings),
             saliency=reading.saliency,
             assessed_at=now,
+            is_unusual=is_unusual(reading, self.bundle.manifest.gate),
         )
         doubt = "" if isinstance(verdict, Typical) else type(verdict).__name__.lower()
         return frame, assessment, doubt
