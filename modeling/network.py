@@ -200,12 +200,13 @@ def _move_towards_start(run: Run, network: Network, fold: int) -> None:
     """Move all weights but those of the read-out a share of the way back to where the fold began."""
     share, trained = run.config.train.towards_start, read_state(network.head, network.optimiser)
     start_fold(run, network, fold)
-    weights = read_state(network.head, network.optimiser)[: len(network.head.variables)]
+    first = read_state(network.head, network.optimiser)[: len(network.head.variables)]
     write_state(network.head, network.optimiser, trained)
     read_out = {id(variable) for name in (POOLED, LOGITS) for variable in network.head.get_layer(name).variables}
-    for variable, end, start in zip(network.head.variables, trained, weights, strict=False):
+    for variable, end, start in zip(network.head.variables, trained, first, strict=False):
         if id(variable) not in read_out and np.issubdtype(end.dtype, np.floating):
-            variable.assign((1 - share) * end + share * start)
+            moved = (1 - share) * end.astype(np.float32) + share * start.astype(np.float32)
+            variable.assign(moved)
 
 
 def store_output_layer(run: Run, fold: int, kernel: FloatArray, bias: FloatArray) -> None:

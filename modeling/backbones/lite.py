@@ -248,7 +248,7 @@ def blocks_behind(head: keras.Model, model: LiteModel) -> dict[str, int]:
     """
     sizes = [block.repeats * (2 if block.expansion == 1 else 3) for block in VARIANTS[model.backbone].blocks]
     ends = [1 + size for size in accumulate(sizes)]
-    behind = {}
+    behind: dict[str, int] = {}
     for layer in head.layers:
         found = re.fullmatch(r"(?:conv|norm)(\d\d)", layer.name)
         if found and int(found[1]) < ends[-1]:

@@ -66,7 +66,7 @@ class PositionPooling(layers.Layer):  # type: ignore[misc]
         super().__init__(**options)
         self.outputs = outputs
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: tuple[int, ...]) -> None:
         """Create the (positions, outputs) logarithms of the weights."""
         self.place = self.add_weight(shape=(shape[1] * shape[2], self.outputs), initializer="zeros", name="place_bias")
 
