@@ -78,6 +78,12 @@ class PanelContent:
     outside: float
     is_heat_due: bool
 
+    @property
+    def base_rate_title(self) -> str:
+        """The title of the column of base rates, "" where the bundle states none."""
+        findings = (self.assessment.abnormality, *self.assessment.findings)
+        return "× base rate" if any(finding.base_rate for finding in findings) else ""
+
     def impression(self) -> str:
         """Return what was found, in one sentence."""
         return impression(self.assessment.abnormality, self.assessment.findings, self.equipment.settings)
@@ -198,7 +204,7 @@ def _table(pen: _Pen, content: PanelContent, bottom: float) -> None:
     settings = content.equipment.settings
     for text, x in (("Finding", _NAME), ("Evidence", _BAR), ("Result", _RESULT)):
         pen.write(text, x, size=0.55, colour=_QUIET)
-    for text, x in (("Prob.", _PROBABILITY), ("× base rate", _TIMES), ("Threshold", _THRESHOLD)):
+    for text, x in (("Prob.", _PROBABILITY), (content.base_rate_title, _TIMES), ("Threshold", _THRESHOLD)):
         pen.write_right(text, x, size=0.5, colour=_QUIET)
     pen.y += 0.9
     colours = {entry.finding.label: entry.colour for entry in content.shown}

@@ -145,7 +145,8 @@ def _draw_legend(canvas: Canvas, content: PanelContent, y: float) -> float:
 
 
 def _draw_table(canvas: Canvas, content: PanelContent, y: float) -> None:
-    for text, x in zip(("Finding", "Probability", "× base rate", "Threshold", "Result"), _COLUMNS, strict=True):
+    titles = ("Finding", "Probability", content.base_rate_title, "Threshold", "Result")
+    for text, x in zip(titles, _COLUMNS, strict=True):
         _write(canvas, text, _MARGIN + x, y, font=_BOLD)
     colours = {entry.finding.label: entry.colour for entry in content.shown if entry.colour is not None}
     findings = by_evidence(content.assessment.findings)
