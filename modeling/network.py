@@ -162,13 +162,13 @@ def load_fold(run: Run, network: Network, fold: int) -> None:
     without what the loss added to the logits; and with the last layer that was fitted again, if there is one.
     """
     stopping = run.config.train.stop_patience is not None
-    held = read_checkpoint(run.checkpoint(fold))
-    if stopping and not held.is_final:
-        held = read_checkpoint(run.checkpoint(fold, best=True))
-    if held.is_final:
-        write_weights(network.head, held.state)
+    checkpoint = read_checkpoint(run.checkpoint(fold))
+    if stopping and not checkpoint.is_final:
+        checkpoint = read_checkpoint(run.checkpoint(fold, best=True))
+    if checkpoint.is_final:
+        write_weights(network.head, checkpoint.state)
     else:
-        write_state(network.head, network.optimiser, held.state)
+        write_state(network.head, network.optimiser, checkpoint.state)
         judge_present_weights(run, network, fold)
     if run.output_layer(fold).exists():
         layer = read_arrays(run.output_layer(fold))
