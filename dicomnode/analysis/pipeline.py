@@ -208,10 +208,10 @@ class Pipeline:
             return one
         try:
             self._write_all(job, [one], now, wanted)
-        except Exception as error:
+        except Exception:
             # Whatever an image is, it must not spoil its study.
             log.exception("image-failed", extra={"sop_instance": one.instance.ref.sop_instance})
-            detail = f"results cannot be written for the image ({type(error).__name__})"
+            detail = "no results could be written for the image, for an unexpected reason, which is in the node's log"
             return reject(one, RejectionReason.UNREADABLE, detail)
         return one
 
