@@ -12,6 +12,7 @@ from dicomnode.bundle.manifest import Manifest
 from dicomnode.conformance.samples import FixedPredictor
 from dicomnode.domain.finding import Finding
 from dicomnode.inference.operating import findings_of
+from dicomnode.results.presentation import by_evidence
 
 _PROBABILITY = CodedConcept("122157", "DCM", "Probability")
 _PRESENCE = CodedConcept("705057003", "SCT", "Presence")
@@ -30,9 +31,10 @@ class Read:
 
 
 def said(manifest: Manifest) -> list[Read]:
-    """Return the findings that `FixedPredictor` has the pipeline say with this manifest."""
+    """Return the findings of `FixedPredictor` with this manifest, in the report's order."""
     scores = FixedPredictor(manifest).scores()
-    return [_read(finding) for finding in findings_of(scores, manifest, manifest.default_operating_point)]
+    abnormality, *findings = findings_of(scores, manifest, manifest.default_operating_point)
+    return [_read(finding) for finding in (abnormality, *by_evidence(findings))]
 
 
 def _read(finding: Finding) -> Read:
