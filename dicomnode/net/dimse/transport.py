@@ -150,7 +150,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
-        """Whether a PDU can be read; not while requests are waiting, so that the peer is budget back by TCP."""
+        """Whether a PDU can be read; while requests wait none is read, so that TCP flow control slows the peer down."""
         waiting = max(self.assoc.dimse.msg_queue.qsize(), len(self._unanswered))
         if waiting >= _UNANSWERED_REQUESTS:
             return False
