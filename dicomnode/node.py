@@ -23,7 +23,7 @@ from dicomnode.domain.identifiers import derive_uid
 from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.loop import Loop
 from dicomnode.monitoring.health import Running, exposed_to_others
-from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.monitored_node import MonitoredNode, RecentReport
 from dicomnode.monitoring.page_address import PageAddress, write_page_address
 from dicomnode.monitoring.views import monitoring_pages
 from dicomnode.net.scp.server import StorageScp
@@ -303,15 +303,7 @@ def _web_page(
     audit: AuditTrail | None,
     clock: Callable[[], datetime],
 ) -> WebServer:
-    """Return the server of the page, and of what watches the node."""
-    parts = PageContext(
-        settings=settings,
-        store=store,
-        bundle=bundle,
-        gallery=Gallery(pipeline, store.blobs.read_instance),
-        clock=clock,
-        record_shown=audit.shown if audit is not None else lambda *_: None,
-    )
+    """Return the server of the page and of the addresses for monitoring."""
     monitored = MonitoredNode(
         settings=settings,
         store=store,
@@ -320,7 +312,16 @@ def _web_page(
         running=running,
         clock=clock,
     )
-    return WebServer(create_app(parts, extra=monitoring_pages(monitored)), settings.http, clock)
+    context = PageContext(
+        settings=settings,
+        store=store,
+        bundle=bundle,
+        gallery=Gallery(pipeline, store.blobs.read_instance),
+        clock=clock,
+        record_shown=audit.shown if audit is not None else lambda *_: None,
+        quality_alarms=RecentReport(monitored).alarms,
+    )
+    return WebServer(create_app(context, extra=monitoring_pages(monitored)), settings.http, clock)
 
 
 def _audit_trail(

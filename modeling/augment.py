@@ -50,10 +50,10 @@ def augmented_input(
         changed += settings.noise * random.standard_normal(changed.shape, dtype=np.float32)
     matrix = _random_affine(image.shape[0], side, settings, random)
     moved = cv2.warpAffine(changed, matrix, (side, side), flags=cv2.INTER_CUBIC, borderMode=_BORDERS[settings.border])
-    moved = np.clip(moved, 0.0, 1.0, out=moved)
+    np.clip(moved, 0.0, 1.0, out=moved)
     if settings.erase:
         _blank(moved, settings.erase, random)
-    return moved
+    return np.asarray(moved, dtype=np.float32)
 
 
 def _blank(image: FloatArray, largest: float, random: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ from modeling.card_evaluations import (
     overfitting_table,
     shown,
 )
-from modeling.config import LiteModel, TrainingConfig
+from modeling.config import LiteModel, ModelSection, TrainingConfig
 from modeling.evaluation.results import HistoryResult, OverfittingResult
 from modeling.gate import GateFit
 from modeling.gate_check import KindResult
@@ -27,6 +27,9 @@ NIH_REFERENCE = (
     " Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases. CVPR 2017."
 )
 NIH_LINK = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+
+
+DEFAULT = "standard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def write_card(facts: CardFacts) -> str:
     """Return the model card as Markdown."""
     name = f"# Model card: {facts.config.bundle.name} {facts.config.bundle.version}"
     sections = (
-        name, facts.intended_use, _outputs(facts.report.outputs), _data(facts), _recipe(facts),
+        name, facts.intended_use, _outputs(facts), _data(facts), _recipe(facts),
         _discrimination(facts.report), _groups(facts.report), _patients(facts), _overfitting(facts),
         _comparison(facts.comparison), _operating_points(facts.labels), _gate(facts),
         evaluation_sections(facts.evaluations), _limits(facts), _sources(facts),
@@ -70,7 +73,8 @@ def write_card(facts: CardFacts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _outputs(outputs: tuple[str, ...]) -> str:
+def _outputs(facts: CardFacts) -> str:
+    outputs = facts.report.outputs
     findings = len(outputs) - 1
     others = (
         f" The others are NIH's {findings} labels, which were mined from reports by text processing and are wrong in"
@@ -81,8 +85,21 @@ def _outputs(outputs: tuple[str, ...]) -> str:
         f"{len(outputs)} for one frontal chest radiograph. The first, {outputs[0]}, was learnt from NIH's label"
         ' "No Finding": it is positive when at least one of NIH\'s 14 findings was named, which does not cover every'
         " abnormality." + (others if findings else "") + "\n\n"
-        "A label's probability is Platt's sigmoid of the members' mean logit. Its class activation map is the exact"
-        " Grad-CAM of that mean logit before the ReLU: over all cells it sums to the logit less its bias."
+        f"A label's probability is Platt's sigmoid of the members' mean logit. {_map_in_words(facts.config.model)}"
+    )
+
+
+def _map_in_words(model: ModelSection) -> str:
+    """Return what the map of an output is."""
+    if isinstance(model, LiteModel) and model.read_out == "pyramid":
+        return (
+            "Its map is the exact contribution of each position to that mean logit (HiResCAM, Draelos and Carin 2020):"
+            " over all cells it sums to the logit less its bias. Each output weighs the positions by weights of its"
+            " own, which it learnt from labels alone, so its map is also weak where the finding is rarely seen."
+        )
+    return (
+        "Its class activation map is the exact Grad-CAM of that mean logit before the ReLU: over all cells it sums to"
+        " the logit less its bias."
     )
 
 
@@ -221,6 +238,10 @@ def _operating_points(labels: tuple[LabelEntry, ...]) -> str:
         "Fitted on the out-of-fold logits of single members and applied to the ensemble's mean logit, which spreads a"
         " little less; thresholds are on the calibrated probability, which reflects how frequent the labels are in the"
         " training data. Cells: threshold: sensitivity / specificity, measured where they were derived.\n\n"
+        f"The default is {DEFAULT}. For the first output it is never_ill_90: a specificity of 90 % among images of"
+        " patients without a finding in any image. Most patients of this hospital are ill at some time, and images of"
+        " theirs without a finding are hard to tell from those with one; a threshold chosen among them (youden) calls"
+        " too many chests of healthier populations abnormal. For the findings it is ppv_10.\n\n"
         + "\n".join([head, "|---" * (len(names) + 2) + "|", *rows])
     )
 
@@ -244,7 +265,7 @@ def _gate(facts: CardFacts) -> str:
 def _gate_features(facts: CardFacts) -> str:
     model = facts.config.model
     if isinstance(model, LiteModel) and model.frozen_blocks:
-        return "the frozen layers' features, averaged over cells,"
+        return "features of the first blocks as pretrained, averaged over cells,"
     return "edge strength by direction and brightness, averaged over cells (coarser than features of frozen layers),"
 
 

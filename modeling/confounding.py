@@ -24,6 +24,8 @@ from modeling.run import Run
 log = logging.getLogger(__name__)
 
 LEAST_DEVIATION = 1e-3
+PLAIN = 2
+"""Dimensions of features that all outputs share."""
 
 
 def judged_labels(labels: FloatArray, source_px: npt.NDArray[np.int64], least_frequency: float) -> FloatArray:
@@ -60,7 +62,9 @@ def refit_confounded_outputs(run: Run, network: Network) -> tuple[str, ...]:
         for index in confounded:
             truth = judged[training, index]
             known = ~np.isnan(truth)
-            kernel[:, index], bias[index] = fit_row(pooled[known], truth[known] > 0.5, settings.inverse_ridge)
+            # A read-out by position has features of its own for each output.
+            own = pooled if pooled.ndim == PLAIN else pooled[:, :, index]
+            kernel[:, index], bias[index] = fit_row(own[known], truth[known] > 0.5, settings.inverse_ridge)
         store_output_layer(run, fold, kernel, bias)
     return names
 
@@ -77,7 +81,7 @@ def fit_row(pooled: FloatArray, truth: npt.NDArray[np.bool_], inverse_ridge: flo
 
 
 def _pooled_features(run: Run, network: Network, rows: npt.NDArray[np.int64]) -> FloatArray:
-    """Return the (rows, features) input of the last layer under the head's present weights."""
+    """Return the (rows, features) or (rows, features, outputs) input of the last layer under the present weights."""
     head = keras.Model(network.head.input, network.head.get_layer("pooled").output)
     batches = (rows[at : at + PREDICTED_AT_ONCE] for at in range(0, len(rows), PREDICTED_AT_ONCE))
     images = (network_inputs(run.radiographs.pixels[batch], run.config.input.side) for batch in batches)

@@ -19,7 +19,7 @@ from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
 from modeling.augment import network_inputs
 from modeling.calibration import DERIVED_ON, fit_calibration, operating_points, probabilities, with_frequency
-from modeling.card import CardFacts, Parity, write_card
+from modeling.card import DEFAULT, CardFacts, Parity, write_card
 from modeling.card_evaluations import StoredEvaluation
 from modeling.confounding import judged_labels, refit_confounded_outputs
 from modeling.devices import alone
@@ -37,9 +37,9 @@ from modeling.training_images import TRAINING_IMAGES, fingerprint_of, is_same_mo
 
 log = logging.getLogger(__name__)
 
-DEFAULT_OPERATING_POINT = "standard"
-"""For the binary head a specificity of 90 % among patients who never had a finding: Youden's point, chosen among patients
-of whom most are ill at some time, called nearly every chest of another hospital abnormal. For each finding a
+DEFAULT_OPERATING_POINT = DEFAULT
+"""For the binary head a specificity of 90 % among patients who never had a finding: Youden's point, chosen among
+patients of whom most are ill at some time, called nearly every chest of another hospital abnormal. For each finding a
 specificity of 95 %, and more for a rare one until one mark in ten is right: with 14 labels, laxer thresholds would find
 something in nearly every normal image."""
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or for decisions about patients."
@@ -75,7 +75,7 @@ def export_bundle(
     log.info("out-of-fold predictions written; evaluating them")
     report = build_report(run.radiographs, run.outputs, judged, logits, seed=run.config.train.seed)
     entries = label_entries(run, report, judged, logits)
-    gate = fit_gate(sample_features(network.trunk, run.radiographs, run.folds, run.config), run.config.gate)
+    gate = fit_gate(sample_features(network.for_gate, run.radiographs, run.folds, run.config), run.config.gate)
     log.info("pixel gate fitted: %.2f %% of upright training images rejected", 100 * gate.rejected)
     ensemble, rounding = _build_ensemble(run, network, gate)
     write_graph(ensemble, folder / MODEL)
@@ -178,7 +178,14 @@ def _build_ensemble(run: Run, network: Network, gate: GateFit) -> tuple[Ensemble
         rounded = member.predict_on_batch(features)
         change = max(change, float(np.abs(rounded - network.logits(images)).max()))
         members.append(member)
-    return Ensemble(side=config.input.side, trunk=trunk, members=tuple(members), gate=gate.gate), change
+    ensemble = Ensemble(
+        side=config.input.side,
+        trunk=trunk,
+        members=tuple(members),
+        gate=gate.gate,
+        gate_trunk=served_trunk(network.gate_trunk),
+    )
+    return ensemble, change
 
 
 def _parity_images(run: Run) -> FloatArray:

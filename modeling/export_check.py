@@ -53,13 +53,19 @@ def _check_loss(run: Run) -> None:
 def _fitted_gate(run: Run, network: Network) -> GateFit:
     few = run.config.gate.model_copy(update={"images": GATE_IMAGES})
     config = run.config.model_copy(update={"gate": few})
-    return fit_gate(sample_features(network.trunk, run.radiographs, run.folds, config), few)
+    return fit_gate(sample_features(network.for_gate, run.radiographs, run.folds, config), few)
 
 
 def _measured_parity(run: Run, network: Network, gate: GateFit) -> float:
     config = run.config
     member = served_member(network.head, config.model, config.input.side)
-    ensemble = Ensemble(side=config.input.side, trunk=served_trunk(network.trunk), members=(member,), gate=gate.gate)
+    ensemble = Ensemble(
+        side=config.input.side,
+        trunk=served_trunk(network.trunk),
+        members=(member,),
+        gate=gate.gate,
+        gate_trunk=served_trunk(network.gate_trunk),
+    )
     images = network_inputs(run.radiographs.pixels[:IMAGES], config.input.side)
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         path = Path(folder) / "untrained.onnx"

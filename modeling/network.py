@@ -36,7 +36,15 @@ class Network:
     optimiser: Optimiser
     start: State
     spread: Spread
+    gate_trunk: keras.Model | None = None
     trunk_in_use: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def for_gate(self) -> keras.Model | None:
+        """What makes the maps that the pixel gate reads of images; None where it reads the images themselves."""
+        if self.trunk is None or self.gate_trunk is None:
+            return self.trunk
+        return keras.Model(self.trunk.input, self.gate_trunk(self.trunk.output))
 
     @property
     def can_look_ahead(self) -> bool:
@@ -85,7 +93,9 @@ def build_network(run: Run, spread: Spread, *, exact: bool = False) -> Network:
     nothing = np.zeros((1, 2, len(run.outputs)), dtype=np.float32)
     parts.head.compute_loss(y=nothing, y_pred=nothing[:, 0])
     start = read_state(parts.head, optimiser)
-    return Network(trunk=parts.trunk, head=parts.head, optimiser=optimiser, start=start, spread=spread)
+    return Network(
+        trunk=parts.trunk, head=parts.head, optimiser=optimiser, start=start, spread=spread, gate_trunk=parts.gate_trunk
+    )
 
 
 def _rate_shares(run: Run, head: keras.Model) -> dict[str, float]:
@@ -152,13 +162,13 @@ def load_fold(run: Run, network: Network, fold: int) -> None:
     without what the loss added to the logits; and with the last layer that was fitted again, if there is one.
     """
     stopping = run.config.train.stop_patience is not None
-    held = read_checkpoint(run.checkpoint(fold))
-    if stopping and not held.is_final:
-        held = read_checkpoint(run.checkpoint(fold, best=True))
-    if held.is_final:
-        write_weights(network.head, held.state)
+    checkpoint = read_checkpoint(run.checkpoint(fold))
+    if stopping and not checkpoint.is_final:
+        checkpoint = read_checkpoint(run.checkpoint(fold, best=True))
+    if checkpoint.is_final:
+        write_weights(network.head, checkpoint.state)
     else:
-        write_state(network.head, network.optimiser, held.state)
+        write_state(network.head, network.optimiser, checkpoint.state)
         judge_present_weights(run, network, fold)
     if run.output_layer(fold).exists():
         layer = read_arrays(run.output_layer(fold))
@@ -190,12 +200,13 @@ def _move_towards_start(run: Run, network: Network, fold: int) -> None:
     """Move all weights but those of the read-out a share of the way back to where the fold began."""
     share, trained = run.config.train.towards_start, read_state(network.head, network.optimiser)
     start_fold(run, network, fold)
-    weights = read_state(network.head, network.optimiser)[: len(network.head.variables)]
+    first = read_state(network.head, network.optimiser)[: len(network.head.variables)]
     write_state(network.head, network.optimiser, trained)
     read_out = {id(variable) for name in (POOLED, LOGITS) for variable in network.head.get_layer(name).variables}
-    for variable, end, start in zip(network.head.variables, trained, weights, strict=False):
+    for variable, end, start in zip(network.head.variables, trained, first, strict=False):
         if id(variable) not in read_out and np.issubdtype(end.dtype, np.floating):
-            variable.assign((1 - share) * end + share * start)
+            moved = (1 - share) * end.astype(np.float32) + share * start.astype(np.float32)
+            variable.assign(moved)
 
 
 def store_output_layer(run: Run, fold: int, kernel: FloatArray, bias: FloatArray) -> None:

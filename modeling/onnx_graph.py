@@ -43,12 +43,13 @@ class Ensemble:
     trunk: keras.Model | None
     members: tuple[keras.Model, ...]
     gate: Gate
+    gate_trunk: keras.Model | None = None
 
     def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the contract's four outputs for (N, side, side, 1) images in [0, 1]."""
         features = images if self.trunk is None else self.trunk(images, training=False)
         logits, maps = ensemble_logits_and_maps(self.members, features)
-        gate = self.gate.outputs(features)
+        gate = self.gate.outputs(features if self.gate_trunk is None else self.gate_trunk(features, training=False))
         return {"logits": logits, "maps": maps, "typicality": gate.typicality, "orientation": gate.orientation}
 
 

@@ -48,7 +48,14 @@ def _model(model: ModelSection, *, warm_start: bool) -> str:
             f", the stem and the first {model.frozen_blocks} of 7 blocks left as they were and shared by all members"
         )
         start = f"ImageNet's weights{frozen if model.frozen_blocks else ''}, batch norm measured back into the rest"
+    if isinstance(model, LiteModel) and model.stochastic_depth:
+        start += f", stochastic depth {model.stochastic_depth:g}"
     dropout = f", dropout {model.dropout:g}" if model.dropout else ""
+    if isinstance(model, LiteModel) and model.read_out == "pyramid":
+        return (
+            f"Backbone {model.backbone} from {start}; features of stride 32, enlarged, and of stride 16 together; for"
+            f" each output an average over positions with weights that are learnt{dropout} and one linear layer."
+        )
     return f"Backbone {model.backbone} from {start}; global average pooling{dropout} and one linear layer."
 
 
@@ -78,6 +85,8 @@ def _optimiser(optimiser: OptimiserSection) -> str:
         case _:
             raise _undescribed("optimiser", optimiser)
     clipped = f", gradient norm clipped at {optimiser.clip_norm:g}" if optimiser.clip_norm else ""
+    if optimiser.block_rate != 1:
+        clipped += f", each block at {optimiser.block_rate:g} of the rate of the block behind it"
     averaged = f", weights averaged over {optimiser.average_steps} steps" if optimiser.average_steps else ""
     return text + clipped + averaged
 
@@ -113,11 +122,18 @@ def _undescribed(section: str, settings: object) -> ConfigurationError:
 
 def _train(train: TrainSection) -> str:
     kept = f" Each epoch draws {train.keep_no_finding:.0%} of the images without a finding."
+    most = f" An epoch draws at most {train.patient_images} images of a patient."
+    back = (
+        f" The weights before the read-out were then moved {train.towards_start:.0%} of the way back to the pretrained"
+        " ones."
+    )
     mixed = f" Images are mixed in pairs (mixup {train.mixup:g})."
     return (
         f"At most {train.epochs} epochs, batches of {train.batch_size}, {train.precision}."
         + (kept if train.keep_no_finding < 1 else "")
         + (mixed if train.mixup else "")
+        + (most if train.patient_images is not None else "")
+        + (back if train.towards_start else "")
     )
 
 

@@ -45,6 +45,7 @@ class AnalysedImage:
     context: SourceContext
     frame: Frame
     reading: Reading
+    is_unusual: bool = False
     evidence: tuple[Evidence, ...] = ()
     seconds: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
@@ -104,9 +105,9 @@ def _without_failures(examinations: Sequence[Examination]) -> list[SettledImage]
     settled: list[SettledImage] = []
     for one in examinations:
         if isinstance(one, FailedImage):
-            kind = type(one.error).__name__
             log.error("image-failed", exc_info=one.error, extra={"sop_instance": one.instance.ref.sop_instance})
-            settled.append(reject(one, RejectionReason.UNREADABLE, f"the image cannot be examined ({kind})"))
+            detail = "the image could not be examined for an unexpected reason, which is in the node's log"
+            settled.append(reject(one, RejectionReason.UNREADABLE, detail))
         else:
             settled.append(one)
     return settled

@@ -29,9 +29,9 @@ from dicomnode.domain.job import Job
 from dicomnode.imaging.codecs.process import CodecProcess
 from dicomnode.imaging.eligibility import Ineligible, evidence_of, judge
 from dicomnode.imaging.pixels import render
-from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, judge_pixels, repair
+from dicomnode.inference.gate import Doubtful, GateVerdict, Turned, Typical, read_upright
 from dicomnode.inference.operating import findings_of
-from dicomnode.inference.predictor import Predictor, Reading
+from dicomnode.inference.predictor import Predictor
 from dicomnode.results.context import Equipment, ResultIdentity, SourceContext
 from dicomnode.results.inputs import ImageResultInputs, ReportInputs
 from dicomnode.results.per_image import write_image_results
@@ -130,17 +130,18 @@ class Pipeline:
         if isinstance(read, RejectedImage):
             return replace(read, seconds={Stage.DECODE: decoded - begun})
         image, frame = read
-        frame, reading, verdict = self._look(frame)
+        judged = read_upright(self.predictor, frame, self.manifest.gate, image.header.righting)
         analysed = AnalysedImage(
             instance=instance,
             header=image.header,
             context=image.context,
-            frame=frame,
-            reading=reading,
+            frame=judged.frame,
+            reading=judged.reading,
+            is_unusual=judged.is_unusual,
             evidence=image.evidence,
             seconds={Stage.DECODE: decoded - begun, Stage.INFER: self.timer() - decoded},
         )
-        return analysed if isinstance(verdict, Typical) else reject(analysed, *_why_not(verdict))
+        return analysed if isinstance(judged.verdict, Typical) else reject(analysed, *_why_not(judged.verdict))
 
     def _read(self, instance: StoredInstance, part10: bytes) -> tuple[ReadImage, Frame] | RejectedImage:
         """Judge an instance by its header and return its frame."""
@@ -169,16 +170,6 @@ class Pipeline:
         except UndecodablePixels as error:
             return reject(known, RejectionReason.CORRUPT_PIXELS, str(error))
 
-    def _look(self, frame: Frame) -> tuple[Frame, Reading, GateVerdict]:
-        """Run the model and the pixel gate; an image that is certainly turned or inverted is righted once."""
-        reading = self.predictor.read(frame)
-        verdict = judge_pixels(reading, self.manifest.gate)
-        if isinstance(verdict, Turned):
-            frame = repair(frame, verdict)
-            reading = self.predictor.read(frame)
-            verdict = judge_pixels(reading, self.manifest.gate)
-        return frame, reading, verdict
-
     def _assess(self, one: AnalysedImage, now: datetime) -> AssessedImage:
         abnormality, *findings = findings_of(one.reading.scores, self.manifest, self.operating_point)
         assessment = Assessment(
@@ -188,6 +179,7 @@ class Pipeline:
             findings=tuple(findings),
             saliency=one.reading.saliency,
             assessed_at=now,
+            is_unusual=one.is_unusual,
         )
         return AssessedImage(instance=one.instance, context=one.context, frame=one.frame, assessment=assessment)
 
@@ -216,10 +208,10 @@ class Pipeline:
             return one
         try:
             self._write_all(job, [one], now, wanted)
-        except Exception as error:
+        except Exception:
             # Whatever an image is, it must not spoil its study.
             log.exception("image-failed", extra={"sop_instance": one.instance.ref.sop_instance})
-            detail = f"results cannot be written for the image ({type(error).__name__})"
+            detail = "no results could be written for the image, for an unexpected reason, which is in the node's log"
             return reject(one, RejectionReason.UNREADABLE, detail)
         return one
 

@@ -19,7 +19,7 @@ from dicomnode.domain.errors import ConfigurationError, Permanent, UnreadableObj
 from dicomnode.domain.finding import Assessment, Presence
 from dicomnode.domain.frame import Frame
 from dicomnode.imaging.codecs.process import CodecProcess
-from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
+from dicomnode.inference.gate import Typical, read_upright
 from dicomnode.inference.operating import choose_operating_point, findings_of
 from dicomnode.inference.predictor import Predictor
 from dicomnode.node import utc_now
@@ -47,23 +47,19 @@ class _Explainer:
         Raises: Permanent.
         """
         frame = frame_of(raw, self.pixels, self.codecs)
-        reading = self.predictor.read(frame)
-        verdict = judge_pixels(reading, self.bundle.manifest.gate)
-        if isinstance(verdict, Turned):
-            frame = repair(frame, verdict)
-            reading = self.predictor.read(frame)
-            verdict = judge_pixels(reading, self.bundle.manifest.gate)
-        abnormality, *findings = findings_of(reading.scores, self.bundle.manifest, self.operating_point)
+        judged = read_upright(self.predictor, frame, self.bundle.manifest.gate)
+        abnormality, *findings = findings_of(judged.reading.scores, self.bundle.manifest, self.operating_point)
         assessment = Assessment(
             source=frame.source,
             model=self.bundle.identity,
             abnormality=abnormality,
             findings=tuple(findings),
-            saliency=reading.saliency,
+            saliency=judged.reading.saliency,
             assessed_at=now,
+            is_unusual=judged.is_unusual,
         )
-        doubt = "" if isinstance(verdict, Typical) else type(verdict).__name__.lower()
-        return frame, assessment, doubt
+        doubt = "" if isinstance(judged.verdict, Typical) else type(judged.verdict).__name__.lower()
+        return judged.frame, assessment, doubt
 
 
 def explain(

@@ -5,6 +5,7 @@ which they take: a study's images could be stored under one Study Instance UID a
 an object is unreadable.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import BinaryIO
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_description, dictionary_has_tag
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -24,6 +24,8 @@ from dicomnode.dicom.character_set import correct_character_set
 from dicomnode.dicom.hostile import HOSTILE_DATA_RAISES, quiet
 from dicomnode.domain.errors import UnreadableObject
 from dicomnode.domain.instance import InstanceRef
+
+log = logging.getLogger(__name__)
 
 _PREAMBLE = 132
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -61,7 +63,8 @@ def read_and_repair(part10: bytes | Path) -> tuple[Dataset, tuple[Repair, ...]]:
             ds = _read_once(file)
             corrected = correct_character_set(ds)
     except HOSTILE_DATA_RAISES as error:
-        raise UnreadableObject(f"the bytes are not a DICOM file this node can parse ({type(error).__name__})") from None
+        log.warning("file-not-parsed", extra={"error": type(error).__name__})
+        raise UnreadableObject("the bytes are not a DICOM file this node can parse") from None
     if len(ds) == 0:
         raise UnreadableObject("the file holds no data set")
     if not corrected:
@@ -143,7 +146,7 @@ def _check_transfer_syntax(file: BinaryIO) -> None:
     """Read the file meta information alone and refuse what must not be read on; leave the file at its start."""
     head = file.read(_PREAMBLE)
     if len(head) < _PREAMBLE or head[128:] != b"DICM":
-        raise InvalidDicomError
+        raise UnreadableObject("the file does not begin with a preamble and DICM, as DICOM files do")
     meta = read_dataset(
         BytesIO(file.read(_LONGEST_META)),
         is_implicit_VR=False,

@@ -6,10 +6,9 @@ image.
 """
 
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -21,7 +20,7 @@ from dicomnode.bundle.scores import SCORE_BOUNDS
 from dicomnode.domain.answer import Stage
 from dicomnode.domain.errors import CxrNodeError
 from dicomnode.monitoring.drift import Change
-from dicomnode.monitoring.monitored_node import MonitoredNode
+from dicomnode.monitoring.monitored_node import MonitoredNode, RecentReport
 from dicomnode.monitoring.quality import QualityReport
 from dicomnode.settings.node import Settings
 from dicomnode.store.counters import (
@@ -39,7 +38,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_LABELS = 20
 """The most peers, and half the most reasons of refusals, that have labels of their own."""
 
-_REPORT_FOR = timedelta(minutes=5)
 _LONGEST_TITLE = 16
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -63,8 +61,7 @@ class NodeCollector(Collector):
 
     def __init__(self, monitored: MonitoredNode) -> None:
         self._monitored = monitored
-        self._lock = threading.Lock()
-        self._report: QualityReport | None = None
+        self._recent = RecentReport(monitored)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; if the store cannot be read, only those of the process and `cxrnode_store_readable`."""
@@ -77,20 +74,13 @@ class NodeCollector(Collector):
                 *_operations(watching.operations(), monitored.settings, now),
                 *_images(watching.image_totals()),
                 *_scores(watching.score_totals(model, monitored.operating_point)),
-                *_drift(self._quality_report(now)),
+                *_drift(self._recent.report()),
             ]
         except CxrNodeError:
             found = []
         readable.add_metric([], float(bool(found)))
         yield readable
         yield from found
-
-    def _quality_report(self, now: datetime) -> QualityReport:
-        """Return the comparison with former weeks, made anew every five minutes."""
-        with self._lock:
-            if self._report is None or not timedelta() <= now - self._report.made_at < _REPORT_FOR:
-                self._report = self._monitored.report()
-            return self._report
 
     def _process(self) -> Iterator[Metric]:
         identity = self._monitored.bundle.identity

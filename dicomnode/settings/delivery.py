@@ -28,6 +28,14 @@ def _ae_title(value: str) -> str:
     return title
 
 
+def _calling_ae_title(value: str) -> str:
+    """Check an AE title that a peer calls with, which may be in Latin-1, as some devices write it."""
+    title = value.strip(" ")
+    if not 1 <= len(title) <= 16 or "\\" in title or not title.isprintable():
+        raise ValueError("an AE title has 1 to 16 printable characters and no backslash")
+    return title
+
+
 def _service_root(value: str) -> str:
     """Check the root of a DICOMweb service: http or https, and nothing in it that is a secret or a query."""
     parts = urlsplit(value)
@@ -51,6 +59,7 @@ def _network(value: str) -> str:
 
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+CallingAeTitle = Annotated[str, AfterValidator(_calling_ae_title)]
 Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Outputs = Annotated[tuple[ResultKind, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -124,7 +133,7 @@ class DimseDestination(_Profile):
     commitment: bool = False
     commitment_timeout_s: float = Field(default=3600.0, gt=0)
     commitment_linger_s: float = Field(default=1.0, ge=0, le=60)
-    commitment_ae_titles: tuple[AeTitle, ...] = ()
+    commitment_ae_titles: tuple[CallingAeTitle, ...] = ()
     commitment_networks: tuple[Network, ...] = ()
     tls: bool = False
     ca_file: Path | None = None
@@ -263,7 +272,7 @@ class DeliverySettings(Section):
 
     destinations: tuple[DestinationSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
-    return_to_sender: dict[AeTitle, str] = Field(default_factory=dict)
+    return_to_sender: dict[CallingAeTitle, str] = Field(default_factory=dict)
     default_destinations: tuple[str, ...] | None = None
     retry: RetrySettings = RetrySettings()
     connect_timeout_s: float = Field(default=10.0, gt=0)

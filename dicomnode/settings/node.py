@@ -21,7 +21,15 @@ from dicomnode.domain.coding import as_text, from_text
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.terminology import IMAGING_PROCEDURE, PROCESSING_EQUIPMENT
-from dicomnode.settings.delivery import AeTitle, DeliverySettings, DimseDestination, Network, Port, Section
+from dicomnode.settings.delivery import (
+    AeTitle,
+    CallingAeTitle,
+    DeliverySettings,
+    DimseDestination,
+    Network,
+    Port,
+    Section,
+)
 from dicomnode.settings.explanation import ENVIRONMENT_PREFIX, NESTED, explain, explain_json, unknown_variables
 from dicomnode.settings.http import HttpSettings
 
@@ -85,9 +93,9 @@ class ScpSettings(Section):
     bind: str = "0.0.0.0"
     port: Port = 11112
     require_called_ae: bool = True
-    calling_ae_titles: tuple[AeTitle, ...] = ()
+    calling_ae_titles: tuple[CallingAeTitle, ...] = ()
     networks: tuple[Network, ...] = ()
-    calling_ae_networks: dict[AeTitle, tuple[Network, ...]] = Field(default_factory=dict)
+    calling_ae_networks: dict[CallingAeTitle, tuple[Network, ...]] = Field(default_factory=dict)
     also_accept: tuple[Uid, ...] = ()
     maximum_associations: int = Field(default=16, ge=1, le=1000)
     maximum_associations_per_peer: int = Field(default=8, ge=1, le=1000)

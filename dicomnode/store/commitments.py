@@ -104,6 +104,18 @@ SELECT 1 FROM commitment WHERE destination = :destination AND next_at IS NOT NUL
 LIMIT 1
 """
 
+# A request that an operator wants repeated is due at once.
+_POSTPONE_ALL = """
+UPDATE commitment SET next_at = :until
+WHERE destination = :destination AND next_at < :until AND retry_requested_at IS NULL
+"""
+
+# What was requested and may still be answered in time is not requested again.
+_BRING_FORWARD = """
+UPDATE commitment SET next_at = :now
+WHERE destination = :destination AND next_at > :now AND state IN ('due', 'overdue')
+"""
+
 _RETRY = """
 UPDATE commitment SET next_at = :now, begun_at = :now, retry_requested_at = :now, changed_at = :now
 WHERE delivery_id = :delivery_id AND state = 'overdue'
@@ -228,6 +240,16 @@ class Commitments:
         """
         with self._database.reading() as connection:
             return to_optional_time(connection.execute(NEXT_DUE, {"destination": destination}).fetchone()[0])
+
+    def postpone(self, destination: str, until: datetime) -> None:
+        """Make no request due before its destination is tried again. Raises: StoreUnavailable."""
+        with self._database.transaction() as connection:
+            connection.execute(_POSTPONE_ALL, {"destination": destination, "until": to_text(until)})
+
+    def bring_forward(self, destination: str, now: datetime) -> None:
+        """Make requests due now that wait for a destination which has answered again. Raises: StoreUnavailable."""
+        with self._database.transaction() as connection:
+            connection.execute(_BRING_FORWARD, {"destination": destination, "now": to_text(now)})
 
     def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has had a destination asked again since then.

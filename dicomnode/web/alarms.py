@@ -16,6 +16,7 @@ class AlarmKind(StrEnum):
     DESTINATION_DOWN = "destination-down"
     COMMITMENTS_OVERDUE = "commitments-overdue"
     DISK_LOW = "disk-low"
+    DRIFT = "drift"
     IMAGES_WITHOUT_ROW = "images-without-row"
 
 

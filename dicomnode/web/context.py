@@ -22,6 +22,7 @@ class PageContext:
     """What the node gives to its page. `clock` is the node's.
 
     `record_shown(visitor, address, studies)` is called before a visitor is shown the patients of these studies.
+    `quality_alarms` gives the alarms that monitoring adds to those of the store.
     """
 
     settings: Settings
@@ -30,6 +31,7 @@ class PageContext:
     gallery: Gallery
     clock: Callable[[], datetime]
     record_shown: Callable[[str, str, Sequence[str]], None] = lambda _visitor, _address, _studies: None
+    quality_alarms: Callable[[], Sequence[Alarm]] = tuple
 
     @property
     def destinations(self) -> tuple[str, ...]:
@@ -48,13 +50,14 @@ class PageContext:
 
         Raises: StoreUnavailable.
         """
-        return alarms(
+        of_store = alarms(
             self.store.watching.operations(),
             self.destinations,
             self.clock(),
             free_bytes=shutil.disk_usage(self.settings.store.path).free,
             minimum_free_bytes=self.settings.store.minimum_free_bytes,
         )
+        return (*of_store, *self.quality_alarms())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ def build_parts(model: ModelSection, side: int, outputs: int) -> Parts:
     """
     if isinstance(model, LiteModel):
         trunk = lite.build_trunk(model, side) if model.frozen_blocks else None
-        return Parts(trunk=trunk, head=lite.build_head(model, side, outputs))
+        gate_trunk = lite.build_gate_trunk(model, side)
+        return Parts(trunk=trunk, head=lite.build_head(model, side, outputs), gate_trunk=gate_trunk)
     if isinstance(model, ApplicationModel):
         return Parts(trunk=None, head=applications.build_application(model, side, outputs))
     return Parts(trunk=None, head=small.BUILDERS[model.backbone](side, outputs, model.dropout))

@@ -66,6 +66,8 @@ VARIANTS = {
         scale=1 / 128,
     ),
 }  # fmt: skip
+GATE_BLOCKS = 4
+"""Blocks whose maps the pixel gate reads; those that are not frozen run once more, as the warm start has them."""
 STRIDE_16 = 5
 """Blocks up to the last one whose maps have a sixteenth of the image's side."""
 
@@ -127,6 +129,21 @@ def build_trunk(model: LiteModel, side: int) -> keras.Model:
     return keras.Model(image, layers.Identity(dtype="float32", name="trunk_maps")(x), name="trunk")
 
 
+def build_gate_trunk(model: LiteModel, side: int) -> keras.Model | None:
+    """Return what leads from the trunk's maps to those that the pixel gate reads; None where that is the trunk itself.
+
+    What few blocks see is edges, which a hand has too.
+    """
+    if not 0 < model.frozen_blocks < GATE_BLOCKS:
+        return None
+    trunk = build_trunk(model, side)
+    maps = keras.Input(trunk.output.shape[1:], name="gate_features")
+    graph, x = _Graph(first=len(_convolutions(trunk)), normalised=False), maps
+    for block in VARIANTS[model.backbone].blocks[model.frozen_blocks : GATE_BLOCKS]:
+        x = graph.block(x, block)
+    return keras.Model(maps, layers.Identity(dtype="float32", name="gate_maps")(x), name="gate_trunk")
+
+
 def build_head(model: LiteModel, side: int, outputs: int, *, normalised: bool = True) -> keras.Model:
     """Return the rest of the network, with batch norm or biases: trunk features, or images, to (N, outputs) logits."""
     variant, first = VARIANTS[model.backbone], 0
@@ -168,7 +185,7 @@ def warm_start(parts: Parts, model: LiteModel, weights: Path) -> None:
     """
     variant = VARIANTS[model.backbone]
     arrays = _read_warm_start(weights, variant)
-    for part in (parts.trunk, parts.head) if parts.trunk else (parts.head,):
+    for part in (part for part in (parts.trunk, parts.head, parts.gate_trunk) if part is not None):
         for layer in _convolutions(part):
             if _index(layer) >= variant.convolutions:
                 norm = part.get_layer(_norm(layer))
@@ -231,7 +248,7 @@ def blocks_behind(head: keras.Model, model: LiteModel) -> dict[str, int]:
     """
     sizes = [block.repeats * (2 if block.expansion == 1 else 3) for block in VARIANTS[model.backbone].blocks]
     ends = [1 + size for size in accumulate(sizes)]
-    behind = {}
+    behind: dict[str, int] = {}
     for layer in head.layers:
         found = re.fullmatch(r"(?:conv|norm)(\d\d)", layer.name)
         if found and int(found[1]) < ends[-1]:

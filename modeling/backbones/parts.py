@@ -20,10 +20,12 @@ class Parts:
     `trunk`: (N, side, side, 1) images in [0, 1] to the features that all folds share, or None when they share none.
     `head`: those features, or the images, to (N, outputs) float32 logits. Its last layers are `last_map`, `pooled`,
     `dropout` and `logits`; `pooled` is (N, features), or (N, features, outputs) of a read-out by position.
+    `gate_trunk`: from the trunk's features to maps for the pixel gate, or None where it reads the features themselves.
     """
 
     trunk: keras.Model | None
     head: keras.Model
+    gate_trunk: keras.Model | None = None
 
 
 class Depthwise(layers.DepthwiseConv2D):  # type: ignore[misc]
@@ -64,7 +66,7 @@ class PositionPooling(layers.Layer):  # type: ignore[misc]
         super().__init__(**options)
         self.outputs = outputs
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: tuple[int, ...]) -> None:
         """Create the (positions, outputs) logarithms of the weights."""
         self.place = self.add_weight(shape=(shape[1] * shape[2], self.outputs), initializer="zeros", name="place_bias")
 

@@ -123,6 +123,12 @@ def test_a_calling_title_in_latin_1_is_compared_as_it_is() -> None:
         assert scp.refused == {("association-rejected", "calling-ae"): 1}
 
 
+def test_a_calling_title_in_latin_1_can_be_admitted() -> None:
+    request = associate_request(calling="R\xd6NTGEN".encode("latin-1"))
+    with asked(request, calling_ae_titles=["R\xd6NTGEN", "GOOD"]) as (_, _, _, answer):
+        assert answer[0] == ACCEPTED
+
+
 INVALID = {
     "context-0": (associate_request(contexts=proposed(0, SYNTAXES)), "presentation context 0: identifiers are odd"),
     "an-even-context": (

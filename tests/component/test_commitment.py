@@ -1,14 +1,17 @@
 """Storage Commitment against a destination that reports over the same association, over another, partly, or never."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dicomnode.domain.commitment import CommitmentState
-from dicomnode.domain.delivery import DeliveryState
-from tests.support.committing import CR, WITHIN_S, Archive, bench, looping
+from dicomnode.domain.delivery import DeliveryState, RetryPolicy
+from dicomnode.domain.errors import PeerUnavailable
+from dicomnode.net.scu import commitment
+from tests.support.committing import CR, WITHIN_S, Archive, bench, looping, now
 from tests.support.dimse import EXPLICIT, Peer
 from tests.support.processes import wait_until
 from tests.support.stores import open_store
@@ -126,6 +129,40 @@ def test_a_destination_that_cannot_be_asked_is_left_alone_after_two_requests(
         wait_until(
             lambda: found.committer.ask_due() or found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the second trial"
         )
+        wait_until(lambda: found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the commitment")
+
+
+def test_a_destination_that_is_back_is_asked_within_half_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, there = [now()], [False]
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise PeerUnavailable("nobody there")
+
+    with (
+        Archive().running() as archive,
+        bench(tmp_path, archive, clock=lambda: times[0], is_there=lambda: there[0]) as found,
+    ):
+        found.deliver()
+        patient = RetryPolicy(first_delay_s=3600, max_delay_s=3600)
+        found.committer._policy = found.committer.breaker._policy = patient
+        with monkeypatch.context() as patched:
+            patched.setattr(commitment, "open_association", unreachable)
+            for _ in range(2):
+                times[0] += timedelta(seconds=4000)
+                assert found.committer.ask_due() == 2
+        assert found.committer.ask_due() == 0
+        retry_at = found.committer.breaker.state.retry_at
+        due = [entry.commitment_next_at for entry in found.store.ledger.deliveries_of("1.1")]
+        assert retry_at is not None
+        assert all(entry is not None and entry >= retry_at for entry in due)
+        times[0] += timedelta(seconds=31)
+        assert found.committer.ask_due() == 0
+        there[0] = True
+        times[0] += timedelta(seconds=31)
+        assert found.committer.ask_due() == 1
+        assert found.committer.ask_due() == 1
         wait_until(lambda: found.all_are(CommitmentState.COMMITTED), WITHIN_S, "the commitment")
 
 

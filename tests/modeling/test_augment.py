@@ -30,6 +30,30 @@ def test_each_draw_differs_and_stays_in_range() -> None:
     assert first.max() <= 1
 
 
+def test_an_erased_rectangle_has_one_grey_value_and_its_bound() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        (changed,) = augmented_inputs(IMAGES[:1], 64, AugmentSection(erase=0.4), random)
+        rows, columns = np.nonzero(np.abs(changed - network_inputs(IMAGES[:1], 64)[0])[..., 0] > 1e-6)
+        if len(rows):
+            assert np.ptp(rows) < 26
+            assert np.ptp(columns) < 26
+            assert len(np.unique(changed[rows, columns])) == 1
+
+
+def test_a_lower_resolution_takes_away_detail_alone() -> None:
+    noisy = np.random.default_rng(6).integers(0, 256, (1, 64, 64), dtype=np.uint8)
+    changed = augmented_inputs(noisy, 64, AugmentSection(least_resolution=0.3), np.random.default_rng(0))
+    assert changed.std() < 0.8 * network_inputs(noisy, 64).std()
+    assert changed.mean() == pytest.approx(network_inputs(noisy, 64).mean(), abs=0.01)
+
+
+def test_noise_has_the_deviation_that_was_asked_for() -> None:
+    grey = np.full((1, 64, 64), 128, dtype=np.uint8)
+    noisy = augmented_inputs(grey, 64, AugmentSection(noise=0.05), np.random.default_rng(0))
+    assert noisy.std() == pytest.approx(0.05, rel=0.1)
+
+
 def dot(row: int, column: int, side: int = 65) -> np.ndarray:
     image = np.zeros((1, side, side), dtype=np.uint8)
     image[0, row - 1 : row + 2, column - 1 : column + 2] = 255

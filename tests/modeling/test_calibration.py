@@ -35,7 +35,7 @@ def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> N
     random = np.random.default_rng(1)
     truth = random.random(2000) < 0.3
     probability = np.clip(0.3 + 0.2 * truth + random.normal(0, 0.15, 2000), 0.01, 0.99)
-    points = operating_points(truth, probability, frequency=float(truth.mean()))
+    points = operating_points(truth, probability, frequency=float(truth.mean()), never_ill=~truth)
     for point in points.values():
         positive = probability >= point.threshold
         assert positive[truth].mean() == pytest.approx(point.sensitivity)
@@ -45,12 +45,25 @@ def test_operating_points_have_the_sensitivity_and_specificity_they_state() -> N
     assert "out of fold" in points["youden"].derived_on
 
 
+def test_nine_in_ten_images_of_patients_who_were_never_ill_are_spared() -> None:
+    random = np.random.default_rng(3)
+    truth, never_ill = random.random(4000) < 0.3, random.random(4000) < 0.4
+    never_ill &= ~truth
+    probability = np.clip(0.4 + 0.15 * truth - 0.1 * never_ill + random.normal(0, 0.1, truth.size), 0.01, 0.99)
+    point = operating_points(truth, probability, frequency=0.3, never_ill=never_ill)["never_ill_90"]
+    assert (probability[never_ill] < point.threshold).mean() == pytest.approx(0.9, abs=0.002)
+    assert point.specificity == pytest.approx((probability[~truth] < point.threshold).mean())
+    assert point.specificity < 0.9, "healthy images of patients who are ill at other times are harder"
+    alone = operating_points(truth, probability, frequency=0.3, never_ill=np.zeros_like(truth))["never_ill_90"]
+    assert alone.specificity == pytest.approx(0.9, abs=0.002)
+
+
 def test_a_rare_label_is_marked_only_where_one_mark_in_ten_is_right() -> None:
     random = np.random.default_rng(2)
     truth = random.random(20_000) < 0.3
     probability = np.clip(0.3 + 0.15 * truth + random.normal(0, 0.12, truth.size), 0.01, 0.99)
-    rare = operating_points(truth, probability, frequency=0.005)["ppv_10"]
-    common = operating_points(truth, probability, frequency=0.3)
+    rare = operating_points(truth, probability, frequency=0.005, never_ill=~truth)["ppv_10"]
+    common = operating_points(truth, probability, frequency=0.3, never_ill=~truth)
     right, wrong = rare.sensitivity * 0.005, (1 - rare.specificity) * 0.995
     assert right / (right + wrong) >= 0.1
     assert rare.threshold > common["ppv_10"].threshold == common["specificity_95"].threshold

@@ -45,7 +45,7 @@ def test_a_thinned_curve_keeps_its_area_and_never_falls(images: int, frequency: 
 def test_a_thinned_curve_goes_through_the_operating_points_and_stays_close_beside_them() -> None:
     truth, probability = drawn(5_000, 0.1, 1.0)
     false, found = roc_points(truth, probability)
-    points = operating_points(truth, probability, frequency=0.1)
+    points = operating_points(truth, probability, frequency=0.1, never_ill=~truth)
     kept = [(1 - point.specificity, point.sensitivity) for point in points.values()]
     few = thinned(false, found, kept, at_most=20)
     assert len(few) == 20
@@ -110,7 +110,7 @@ def measured() -> tuple[BoolArray, Values, dict[str, OperatingPointEntry], Resam
     """Four images a patient that are all alike: as sure as 500 images, not as 2,000."""
     some = drawn(500, 0.2, 1.2, seed=4)
     truth, probability = np.repeat(some[0], 4), np.repeat(some[1], 4)
-    points = operating_points(truth, probability, frequency=0.2)
+    points = operating_points(truth, probability, frequency=0.2, never_ill=~truth)
     return truth, probability, points, Resampler(np.repeat(np.arange(500), 4).astype(str), rounds=300, seed=1)
 
 

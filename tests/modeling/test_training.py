@@ -21,7 +21,7 @@ from modeling.calibration import operating_points, probabilities
 from modeling.config import Sources, read_config
 from modeling.devices import alone
 from modeling.export import export_bundle
-from modeling.network import Network, build_network, load_fold, out_of_fold
+from modeling.network import Network, build_network, load_fold, out_of_fold, start_fold, write_final
 from modeling.nih import patient_folds, read_radiographs
 from modeling.run import Run
 from modeling.tracking.history import EpochRecord
@@ -178,8 +178,55 @@ def test_operating_points_come_from_out_of_fold_predictions(finished: Finished) 
     logits = out_of_fold(finished.run, finished.network)
     label = finished.manifest.labels[0]
     truth = finished.run.radiographs.labels[:, 0] > 0.5
-    expected = operating_points(truth, probabilities(label.calibration, logits[:, 0]), frequency=float(truth.mean()))
+    expected = operating_points(
+        truth, probabilities(label.calibration, logits[:, 0]), frequency=float(truth.mean()), never_ill=~truth
+    )
     assert label.operating_points["youden"].threshold == pytest.approx(expected["youden"].threshold, abs=1e-4)
+
+
+def test_abnormality_is_read_where_nine_in_ten_never_ill_are_spared(finished: Finished) -> None:
+    points = finished.manifest.labels[0].operating_points
+    assert points[finished.manifest.default_operating_point] == points["never_ill_90"]
+
+
+def test_labels_state_how_frequent_they_are_in_the_training_images(finished: Finished) -> None:
+    frequencies = finished.run.labels.mean(axis=0)
+    assert [label.prevalence for label in finished.manifest.labels] == pytest.approx(frequencies.tolist())
+
+
+def test_final_weights_alone_are_enough_to_judge_a_fold_but_not_to_go_on(finished: Finished, tmp_path: Path) -> None:
+    run = dataclasses.replace(finished.run, folder=tmp_path)
+    run.claim_folder()
+    for fold in range(2):
+        write_final(finished.run, finished.network, fold, run.checkpoint(fold))
+    assert run.checkpoint(0).stat().st_size < 0.3 * finished.run.checkpoint(0).stat().st_size
+    assert run.records(0) == finished.run.records(0)
+    expected, logits = out_of_fold(finished.run, finished.network), out_of_fold(run, finished.network)
+    assert np.abs(logits - expected).max() < 0.01 * np.abs(expected).max()
+    train = run.config.train.model_copy(update={"epochs": 3})
+    longer = dataclasses.replace(run, config=run.config.model_copy(update={"train": train}))
+    with pytest.raises(ConfigurationError, match="final weights"):
+        train_folds(longer, finished.network, Quiet())
+
+
+def test_judged_weights_lie_between_the_start_and_the_end(finished: Finished) -> None:
+    train = finished.run.config.train.model_copy(update={"towards_start": 0.25})
+    run = dataclasses.replace(finished.run, config=finished.run.config.model_copy(update={"train": train}))
+    network, name = finished.network, "conv48"
+    load_fold(finished.run, network, 0)
+    trained, read_out = (network.head.get_layer(layer).get_weights()[0] for layer in (name, "logits"))
+    start_fold(run, network, 0)
+    start = network.head.get_layer(name).get_weights()[0]
+    load_fold(run, network, 0)
+    assert np.allclose(network.head.get_layer(name).get_weights()[0], 0.75 * trained + 0.25 * start, atol=1e-6)
+    assert np.allclose(network.head.get_layer("logits").get_weights()[0], read_out)
+
+
+def test_there_is_no_way_back_to_random_weights(finished: Finished) -> None:
+    train = finished.run.config.train.model_copy(update={"towards_start": 0.25})
+    run = dataclasses.replace(finished.run, config=finished.run.config.model_copy(update={"train": train}))
+    with pytest.raises(ConfigurationError, match="no way back"):
+        build_network(run, alone())
 
 
 def test_the_bundle_holds_how_its_out_of_fold_scores_were_distributed(finished: Finished) -> None:

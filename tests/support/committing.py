@@ -165,7 +165,13 @@ class Bench:
 
 
 @contextmanager
-def bench(path: Path, archive: Archive, **destination: Any) -> Iterator[Bench]:
+def bench(
+    path: Path,
+    archive: Archive,
+    clock: Callable[[], datetime] = now,
+    is_there: Callable[[], bool] | None = None,
+    **destination: Any,
+) -> Iterator[Bench]:
     assert archive.peer is not None
     peer = archive.peer.destination
     entry = DimseDestination(
@@ -193,9 +199,10 @@ def bench(path: Path, archive: Archive, **destination: Any) -> Iterator[Bench]:
             desk,
             settings,
             calling_ae="CXRNODE",
-            clock=now,
+            clock=clock,
             randomness=lambda: 0.5,
             identifiers=lambda: derive_uid("tests", "transaction", str(path), str(next(numbers))),
+            is_there=is_there,
         )
         with running_scp(store.reception, reports=desk.receive) as (_, listener):
             archive.listener = listener

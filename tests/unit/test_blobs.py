@@ -206,7 +206,7 @@ def test_an_image_whose_row_was_committed_before_it_was_marked_is_marked_at_the_
     assert blobs.reconcile(naming()) == Inventory(unclaimed=1, acknowledged=1)
 
 
-def test_a_file_whose_mode_was_changed_from_outside_counts_as_acknowledged(tmp_path: Path) -> None:
+def test_a_file_that_a_volume_driver_made_writable_for_a_group_counts_as_acknowledged(tmp_path: Path) -> None:
     """Kubernetes' fsGroup makes every file of a volume readable and writable for a group."""
     blobs = prepared(tmp_path)
     name = blobs.write(DATA)

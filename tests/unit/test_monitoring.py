@@ -16,10 +16,12 @@ from dicomnode.domain.delivery import Accepted, NoAnswer, RetryPolicy
 from dicomnode.monitoring.drift import Change, Rate
 from dicomnode.monitoring.health import alive, disk
 from dicomnode.monitoring.metrics import MOST_LABELS, sanitised
+from dicomnode.monitoring.monitored_node import RecentReport
 from dicomnode.monitoring.quality import reference_rate
 from dicomnode.monitoring.views import monitoring_pages
 from dicomnode.settings.node import read_settings
 from dicomnode.store.counters import OTHER_CALLERS, week_of
+from dicomnode.web.alarms import AlarmKind
 from dicomnode.web.app import create_app
 from dicomnode.web.context import PageContext
 from tests.support.bundles import NIH_LABELS, make_bundle
@@ -40,11 +42,18 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def client(world: World) -> TestClient:
-    parts = PageContext(
-        settings=world.settings, store=world.store, bundle=world.bundle, gallery=no_gallery(), clock=lambda: NOW
+    context = PageContext(
+        settings=world.settings,
+        store=world.store,
+        bundle=world.bundle,
+        gallery=no_gallery(),
+        clock=lambda: NOW,
+        quality_alarms=RecentReport(world.monitored).alarms,
     )
     return TestClient(
-        create_app(parts, extra=monitoring_pages(world.monitored)), base_url="http://127.0.0.1", client=("127.0.0.1", 1)
+        create_app(context, extra=monitoring_pages(world.monitored)),
+        base_url="http://127.0.0.1",
+        client=("127.0.0.1", 1),
     )
 
 
@@ -254,6 +263,17 @@ def test_drift_is_a_metric(world: World) -> None:
     assert found["cxrnode_drift_psi"][(("finding", OTHER),)] > found["cxrnode_drift_psi_chance"][(("finding", OTHER),)]
 
 
+def test_drift_is_an_alarm_of_every_page(world: World) -> None:
+    assert RecentReport(world.monitored).alarms() == ()
+    for week in (5, 6, 7):
+        world.fill(week, {0.04: 170, 0.6: 30})
+    world.fill(20, {0.6: 300})
+    (alarm,) = RecentReport(world.monitored).alarms()
+    assert alarm.kind is AlarmKind.DRIFT
+    assert ABNORMAL in alarm.text
+    assert alarm.text.partition(" from ")[0] in client(world).get("/model").text
+
+
 # Views
 
 
@@ -280,14 +300,14 @@ def test_the_page_shows_rates_with_intervals_and_says_what_it_cannot_tell(world:
     assert "100.0 % (98.7–100.0)" in page
     assert "&lt;b&gt;CR&lt;/b&gt;" in page
     assert "<b>CR" not in page
-    assert "holds no distribution of scores" in page
+    assert "has no distribution of scores" in page
 
 
 def test_the_page_of_an_empty_store_is_shown(world: World) -> None:
     page = client(world).get("/monitoring")
     assert page.status_code == 200
     assert "no images" in page.text
-    assert "Nothing came in these weeks" in page.text
+    assert "No image arrived in these weeks" in page.text
 
 
 def test_a_bundle_says_how_scores_were_distributed_or_is_refused() -> None:

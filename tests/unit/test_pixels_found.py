@@ -15,7 +15,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import convert_color_space
 
 from dicomnode.dicom import reader
-from dicomnode.domain.errors import UndecodablePixels, UnsupportedPixels
+from dicomnode.domain.errors import UndecodablePixels, UnreadableObject, UnsupportedPixels
 from dicomnode.imaging.decoding import DECODERS
 from dicomnode.imaging.representation import MOST_STEPS, BitField, SampleEncoding, settle, steps
 from tests.conftest import ROOT
@@ -343,6 +343,22 @@ def test_encapsulation_that_makes_no_sense_is_refused_in_plain_words(data):
 
     with pytest.raises(UndecodablePixels) as raised:
         frame(ds)
+    assert "Error" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("part10", "words"),
+    [
+        (b"", "does not begin with a preamble"),
+        (encode(made(rows=16, columns=16, pixels=None))[128:], "does not begin with a preamble"),
+        (bytes(128) + b"DICM" + b"\xff" * 40, "does not state its transfer syntax"),
+    ],
+    ids=["empty", "no preamble", "noise"],
+)
+def test_what_is_no_dicom_file_is_told_without_names_of_exceptions(part10, words):
+    with pytest.raises(UnreadableObject, match=words) as raised:
+        reader.read(part10)
+
     assert "Error" not in str(raised.value)
 
 

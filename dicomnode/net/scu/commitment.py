@@ -73,6 +73,12 @@ class CommitmentLedger(Protocol):
     def next_due(self, destination: str) -> datetime | None:
         """Return when there is something to ask, or something becomes overdue."""
 
+    def postpone(self, destination: str, until: datetime) -> None:
+        """Make no request due before the destination is tried again."""
+
+    def bring_forward(self, destination: str, now: datetime) -> None:
+        """Make requests due now that wait for a destination which could not be reached."""
+
     def retry_requested(self, destination: str, since: datetime) -> bool:
         """Tell whether an operator has asked for another try since then."""
 
@@ -164,10 +170,15 @@ class _ReportingPeer:
         return self.calling_ae in titles and (not networks or is_in(self.address, networks))
 
 
+class CommitmentRefused(PeerUnavailable):
+    """The destination answered a request for Storage Commitment with a failure status."""
+
+
 class Committer:
     """Requests Storage Commitment of one destination, on a thread of its own.
 
-    `identifiers` returns a new Transaction UID for every request.
+    `identifiers` returns a new Transaction UID for every request. `is_there` finds out whether a destination that could
+    not be reached is back, without sending anything.
     """
 
     def __init__(
@@ -181,11 +192,12 @@ class Committer:
         clock: Callable[[], datetime],
         randomness: Callable[[], float],
         identifiers: Callable[[], str],
+        is_there: Callable[[], bool] | None = None,
     ) -> None:
         self._destination, self._commitments, self._desk = destination, commitments, desk
         self._settings, self._policy = settings, settings.retry.policy()
         self._calling_ae, self._clock, self._randomness = calling_ae, clock, randomness
-        self._identifiers = identifiers
+        self._identifiers, self._is_there = identifiers, is_there
         name = destination.label
         self.breaker = CircuitBreaker(
             name,
@@ -212,8 +224,9 @@ class Committer:
         for item in self._commitments.expire(name, self._clock()):
             about = {"destination": name, "study": item.study, "instance": item.sop_instance}
             log.warning("commitment-overdue", extra={**about, "within_s": self._destination.commitment_timeout_s})
-        allowed = self.breaker.allows(self._settings.batch)
+        allowed = self.breaker.allows(self._settings.batch) or self._allowed_by_probe()
         if not allowed:
+            self._postpone()
             return 0
         transaction = self._identifiers()
         items = self._commitments.claim(
@@ -228,6 +241,23 @@ class Committer:
             self._ask_or_record(transaction, items)
         return len(items)
 
+    def _allowed_by_probe(self) -> int:
+        name = self._destination.label
+        if self._is_there is None or not self.breaker.is_probe_due() or self._commitments.next_due(name) is None:
+            return 0
+        is_back = self._is_there()
+        self.breaker.probed(is_back=is_back)
+        if is_back:
+            self._commitments.bring_forward(name, self._clock())
+        return self.breaker.allows(self._settings.batch)
+
+    def _postpone(self) -> None:
+        """While the destination is left alone, have the store say when it is really asked next."""
+        name, retry_at = self._destination.label, self.breaker.state.retry_at
+        due = self._commitments.next_due(name)
+        if retry_at is not None and due is not None and due < retry_at:
+            self._commitments.postpone(name, retry_at)
+
     def _ask_or_record(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
         about = {"destination": self._destination.label, "transaction": transaction, "instances": len(items)}
         try:
@@ -236,9 +266,11 @@ class Committer:
             log.warning("commitment-not-requested", extra={**about, "cause": str(error)})
             now, randomness = self._clock(), self._randomness()
             self._commitments.not_requested(transaction, str(error), now, self._policy, randomness)
-            self.breaker.failed(str(error))
+            is_unreachable = isinstance(error, PeerUnavailable) and not isinstance(error, CommitmentRefused)
+            self.breaker.failed(str(error), is_unreachable=is_unreachable)
         else:
-            self.breaker.answered()
+            if self.breaker.answered():
+                self._commitments.bring_forward(self._destination.label, self._clock())
             log.info("commitment-requested", extra=about)
 
     def _ask(self, transaction: str, items: Sequence[CommitmentItem]) -> None:
@@ -255,7 +287,7 @@ class Committer:
             information = write_request(transaction, items, context.transfer_syntax)
             status = association.request_commitment(information, context).status
             if not is_success(status):
-                raise PeerUnavailable(f"the destination refused to commit itself: {describe(status)}")
+                raise CommitmentRefused(f"the destination refused to commit itself: {describe(status)}")
             association.linger(self._destination.commitment_linger_s, reported)
 
     def _hear(self, reported: threading.Event, event: Any) -> tuple[int, None]:

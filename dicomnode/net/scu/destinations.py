@@ -125,4 +125,5 @@ def _committer(entry: DestinationSettings, shared: Surroundings, desk: ReportDes
         clock=shared.clock,
         randomness=shared.randomness,
         identifiers=shared.transactions,
+        is_there=partial(is_there, entry, shared.settings, shared.calling_ae),
     )

@@ -6,8 +6,8 @@ own entry was made durable when this process first used it.
 
 The file mode says whether a blob is an image that was acknowledged to its sender: 0600 until its row is committed, then
 0400 (`acknowledge`). So even without its row, as after the restore of an older database, an acknowledged image is known
-as one and is never removed; bytes that were not acknowledged may be. A file of any other mode, which a copy or a volume
-driver gave it, counts as acknowledged.
+as one and is never removed; bytes that were not acknowledged may be. A volume driver may make every file writable for
+a group (Kubernetes' fsGroup), which hides the mark: such files count as acknowledged too.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from dicomnode.store.blobs.streamed import Arriving
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-_FRESH_MODE, _ACKNOWLEDGED_MODE = 0o600, 0o400
+_ACKNOWLEDGED_MODE = 0o400
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = ".part"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -284,7 +284,7 @@ class Blobs:
     def _reconcile_folder(self, prefix: str, names: BlobNames) -> Inventory:
         folder, expected = self._root / prefix, names.images | names.results
         modes, partial = _sweep(folder)
-        for name in names.images & {name for name, mode in modes.items() if mode == _FRESH_MODE}:
+        for name in names.images & {name for name, mode in modes.items() if not _is_marked(mode)}:
             # Committed by a former version, or power was lost before the mode was on disk.
             (folder / name).chmod(_ACKNOWLEDGED_MODE)
         strays = modes.keys() - expected
@@ -293,7 +293,7 @@ class Blobs:
         set_aside = strays - names.purged
         for name in set_aside:
             self._calls.replace(folder / name, self._unclaimed / name)
-        acknowledged = sum(modes[name] != _FRESH_MODE for name in set_aside)
+        acknowledged = sum(_is_marked(modes[name]) for name in set_aside)
         missing = sum(not self._reclaim(name) for name in expected - modes.keys())
         return Inventory(
             partial=partial,
@@ -377,7 +377,12 @@ def is_blob_name(name: str) -> bool:
 
 def is_acknowledged(file: Path) -> bool:
     """Tell whether a blob's file is an image that was, or may have been, acknowledged to its sender."""
-    return is_blob_name(file.name) and stat.S_IMODE(file.stat().st_mode) != _FRESH_MODE
+    return is_blob_name(file.name) and _is_marked(file.stat().st_mode)
+
+
+def _is_marked(mode: int) -> bool:
+    """Tell whether the mode of a file marks an acknowledged image, or may hide that mark."""
+    return not mode & stat.S_IWUSR or bool(mode & stat.S_IWGRP)
 
 
 def _sweep(folder: Path) -> tuple[dict[str, int], int]:
