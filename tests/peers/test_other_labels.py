@@ -56,8 +56,9 @@ def test_readers_find_the_bundles_codes_and_meanings_in_the_report(
     (report,) = made[ResultKind.STRUCTURED_REPORT]
     found = by_highdicom(report)
     assert found == by_dsrdump(run(require("dsrdump"), "+U8", report)) == said(manifest)
-    assert ([one.label for one in found], [one.code for one in found]) == (NAMES, CODES)
-    assert [one.site for one in found] == ["", "Lung", "Rib", "Trachea", ""]
+    by_label = {finding.label: finding for finding in found}
+    assert {label: finding.code for label, finding in by_label.items()} == dict(zip(NAMES, CODES, strict=True))
+    assert [by_label[name].site for name in NAMES] == ["", "Lung", "Rib", "Trachea", ""]
 
 
 def test_the_report_identifies_the_hospitals_own_coding_scheme(made: dict[ResultKind, list[Path]]) -> None:
@@ -92,7 +93,8 @@ def test_the_whole_path_runs_with_the_bundle(bundle: Path, tmp_path: Path) -> No
     files = sorted((tmp_path / "out").rglob("*.dcm"))
     (report,) = [file for file in files if dcmread(file, stop_before_pixels=True).Modality == "SR"]
     (summary,) = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/summary.json")]
-    assert [(one.label, one.code) for one in by_highdicom(report)] == list(zip(NAMES, CODES, strict=True))
+    codes = {finding.label: finding.code for finding in by_highdicom(report)}
+    assert codes == dict(zip(NAMES, CODES, strict=True))
     assert len(files) == 2
     assert all(name in json.dumps(summary) for name in NAMES)
 
