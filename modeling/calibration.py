@@ -51,6 +51,12 @@ def probabilities(calibration: Calibration, logits: Floats) -> npt.NDArray[np.fl
     return _sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
 
 
+def probabilities_of(logits: Floats) -> npt.NDArray[np.float64]:
+    """Return the softmax of (N, classes) logits."""
+    powers = np.exp(np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
 def operating_points(
     truth: BoolArray, probability: Floats, *, frequency: float, never_ill: BoolArray
 ) -> dict[str, OperatingPointEntry]:

@@ -59,6 +59,7 @@ class CardFacts:
     evaluations: tuple[StoredEvaluation, ...]
     licences: tuple[str, ...]
     intended_use: str
+    companion: str = ""
 
 
 def write_card(facts: CardFacts) -> str:
@@ -134,7 +135,8 @@ def _recipe(facts: CardFacts) -> str:
             " et al., ICLR 2023); its probability was then shifted to the label's frequency in all the data."
         )
     note = f"\n\n{facts.config.bundle.note}" if facts.config.bundle.note else ""
-    return text + note
+    companion = f"\n\n{facts.companion}" if facts.companion else ""
+    return text + note + companion
 
 
 def _discrimination(report: OutOfFoldReport) -> str:

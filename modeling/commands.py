@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from modeling.config import Sources
+    from modeling.joined_export import Companion
     from modeling.nih import Radiographs
     from modeling.run import Run
 
@@ -103,6 +104,31 @@ def export(
     others = [read_held_out(other) for other in beside]
     stored = [read_evaluation(evaluated) for evaluated in evaluations]
     export_bundle(run, bundle, created=datetime.now(tz=UTC), beside=others, evaluations=stored)
+    log.info("bundle written to %s", bundle)
+    return bundle
+
+
+def joined_with(bundle: Path, out_of_fold: Path, members: tuple[int, int]) -> "Companion":
+    """Return what joins a run's members, `members[0]` of them, with `members[1]` of another bundle."""
+    _require_tensorflow()
+    from modeling.joined_export import Companion
+
+    return Companion(bundle=bundle, out_of_fold=out_of_fold, own_members=members[0], members=members[1])
+
+
+def export_joined(folder: Path, bundle: Path, companion: "Companion", *, images: Path | None = None) -> Path:
+    """Write a bundle of members of the finished run in `folder` and of another bundle, and return its folder.
+
+    Raises: ConfigurationError when the folder holds no finished run, or the two do not fit together.
+    """
+    _require_tensorflow()
+    from modeling.joined_export import export_joined
+    from modeling.train import is_finished
+
+    run = reopened(folder, images)
+    if not is_finished(run):
+        raise ConfigurationError(f"{folder} is not finished: continue with `cxrnode train` into the same folder")
+    export_joined(run, bundle, companion, created=datetime.now(tz=UTC))
     log.info("bundle written to %s", bundle)
     return bundle
 

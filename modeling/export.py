@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +15,7 @@ from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
+from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.finding import Code
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
@@ -26,7 +28,7 @@ from modeling.devices import alone
 from modeling.evaluation.assess import measurable
 from modeling.evaluation.curves import curves_of, with_intervals
 from modeling.evaluation.intervals import Resampler
-from modeling.gate import GateFit, fit_gate, sample_features
+from modeling.gate import Gate, fit_gate, sample_features
 from modeling.gate_check import measure_gate
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
@@ -76,11 +78,13 @@ def export_bundle(
     report = build_report(run.radiographs, run.outputs, judged, logits, seed=run.config.train.seed)
     entries = label_entries(run, report, judged, logits)
     gate = fit_gate(sample_features(network.for_gate, run.radiographs, run.folds, run.config), run.config.gate)
+    if gate.gate is None:
+        raise CxrNodeError("a gate was fitted without axes")
     log.info("pixel gate fitted: %.2f %% of upright training images rejected", 100 * gate.rejected)
-    ensemble, rounding = _build_ensemble(run, network, gate)
+    ensemble, rounding = _build_ensemble(run, network, gate.gate)
     write_graph(ensemble, folder / MODEL)
-    parity = Parity(onnx=measure_parity(ensemble, folder / MODEL, _parity_images(run)), rounding=rounding)
-    _write_golden(run, folder)
+    parity = Parity(onnx=measure_parity(ensemble, folder / MODEL, parity_images(run)), rounding=rounding)
+    write_golden(run, folder)
     write_training_images(folder / TRAINING_IMAGES, run.radiographs.names, run.radiographs.pixels)
     known = run.sources.gate_images
     foreign = measure_gate(folder / MODEL, run.config.input, gate.spec, known) if known else ()
@@ -102,7 +106,7 @@ def export_bundle(
         intended_use=INTENDED_USE,
     )
     (folder / CARD).write_text(write_card(facts), encoding="utf-8")
-    return _write_manifest(run, entries, gate.spec, folder, created)
+    return write_manifest(run, entries, gate.spec, folder, created)
 
 
 def _of_this_model(evaluations: Sequence[StoredEvaluation], folder: Path) -> tuple[StoredEvaluation, ...]:
@@ -167,9 +171,22 @@ def _code_entry(code: Code) -> CodeEntry:
     return CodeEntry(value=code.value, scheme=code.scheme, meaning=code.meaning)
 
 
-def _build_ensemble(run: Run, network: Network, gate: GateFit) -> tuple[Ensemble, float]:
+def _build_ensemble(run: Run, network: Network, gate: Gate) -> tuple[Ensemble, float]:
     """Return the served ensemble, and the largest change of a logit by folding and rounding to half precision."""
-    config, images = run.config, _parity_images(run)
+    members, change = build_members(run, network)
+    ensemble = Ensemble(
+        side=run.config.input.side,
+        trunk=served_trunk(network.trunk),
+        members=members,
+        gate=gate,
+        gate_trunk=served_trunk(network.gate_trunk),
+    )
+    return ensemble, change
+
+
+def build_members(run: Run, network: Network) -> tuple[tuple[keras.Model, ...], float]:
+    """Return every fold's served head, and the largest change of a logit by folding and rounding to half precision."""
+    config, images = run.config, parity_images(run)
     trunk, members, change = served_trunk(network.trunk), [], 0.0
     features = images if trunk is None else trunk.predict_on_batch(images)
     for fold in range(config.train.folds):
@@ -178,21 +195,15 @@ def _build_ensemble(run: Run, network: Network, gate: GateFit) -> tuple[Ensemble
         rounded = member.predict_on_batch(features)
         change = max(change, float(np.abs(rounded - network.logits(images)).max()))
         members.append(member)
-    ensemble = Ensemble(
-        side=config.input.side,
-        trunk=trunk,
-        members=tuple(members),
-        gate=gate.gate,
-        gate_trunk=served_trunk(network.gate_trunk),
-    )
-    return ensemble, change
+    return tuple(members), change
 
 
-def _parity_images(run: Run) -> FloatArray:
+def parity_images(run: Run) -> FloatArray:
+    """Return the network inputs that graphs are compared on."""
     return network_inputs(run.radiographs.pixels[:PARITY_IMAGES], run.config.input.side)
 
 
-def _write_golden(run: Run, folder: Path) -> None:
+def write_golden(run: Run, folder: Path) -> None:
     """Store drawn chests with the graph's outputs; a bundle that gives others is damaged or wrongly computed."""
     random, spec = np.random.default_rng(run.config.train.seed), run.config.input
     drawn = [
@@ -203,9 +214,16 @@ def _write_golden(run: Run, folder: Path) -> None:
         np.savez_compressed(file, allow_pickle=False, image=images, **run_graph(folder / MODEL, images))
 
 
-def _write_manifest(
-    run: Run, entries: tuple[LabelEntry, ...], gate: GateSpec, folder: Path, created: datetime
+def write_manifest(
+    run: Run,
+    entries: tuple[LabelEntry, ...],
+    gate: GateSpec,
+    folder: Path,
+    created: datetime,
+    *,
+    members: int | None = None,
 ) -> Manifest:
+    """Write the manifest of a bundle whose other files are there. `members`: all of the run's when left out."""
     config, patients = run.config, len(set(run.radiographs.patients))
     manifest = Manifest(
         schema_version=1,
@@ -214,7 +232,7 @@ def _write_manifest(
         created=created.astimezone(UTC).isoformat(timespec="seconds"),
         intended_use=INTENDED_USE,
         backbone=config.model.backbone,
-        members=config.train.folds,
+        members=config.train.folds if members is None else members,
         input=config.input,
         labels=entries,
         default_operating_point=DEFAULT_OPERATING_POINT,

@@ -108,18 +108,34 @@ class GateSample:
 class GateFit:
     """The gate, its thresholds, and how often it errs on training images of folds it was not fitted on.
 
+    `gate` is None where another bundle's is taken over.
+
     `rejected`: upright images rejected, or taken for turned. `repaired`: per other orientation, the share that is
     certainly and rightly recognised. `unnoticed`: likewise, the share that passes as an upright chest. `sample_size`:
     upright images; `turned_size`: images of each other orientation.
     """
 
-    gate: Gate
+    gate: Gate | None
     spec: GateSpec
     rejected: float
     repaired: dict[str, float]
     unnoticed: dict[str, float]
     sample_size: int
     turned_size: int
+
+
+def silent_gate(trunk: keras.Model | None, side: int) -> Gate:
+    """Return a gate that finds every image typical and upright, for a graph whose gate nobody reads."""
+    image = np.zeros((1, side, side, 1), dtype=np.float32)
+    size = _features(trunk, image).shape[1]
+    return Gate(
+        mean=np.zeros(size, dtype=np.float32),
+        axes=np.zeros((size, 1), dtype=np.float32),
+        deviations=np.ones(1, dtype=np.float32),
+        residual_scale=0.0,
+        weights=np.zeros((size, len(ORIENTATIONS)), dtype=np.float32),
+        bias=np.zeros(len(ORIENTATIONS), dtype=np.float32),
+    )
 
 
 def cell_features(maps: Tensor) -> Tensor:

@@ -73,6 +73,16 @@ def export(
     ] = None,
     evaluation: EvaluationOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only try what export needs, also of a new run.")] = False,
+    companion: Annotated[
+        Path | None,
+        typer.Option("--with", metavar="BUNDLE", help="A bundle whose members read each image beside the run's."),
+    ] = None,
+    out_of_fold: Annotated[
+        Path | None, typer.Option(metavar="NPZ", help="That bundle's out-of-fold.npz, from the folder of its run.")
+    ] = None,
+    members: Annotated[
+        tuple[int, int], typer.Option(metavar="OWN OTHER", help="With --with: how many members of each.")
+    ] = (3, 2),
 ) -> None:
     """Write the bundle of a finished run: ONNX graph, calibration, operating points, golden vectors, model card."""
     with _training_code():
@@ -82,6 +92,13 @@ def export(
             commands.check_export(run, images)
         elif bundle is None:
             raise ConfigurationError("export needs --out BUNDLE, or --check")
+        elif (companion is None) != (out_of_fold is None):
+            raise ConfigurationError("--with needs --out-of-fold, and the reverse")
+        elif companion is not None and out_of_fold is not None:
+            if beside or evaluation:
+                raise ConfigurationError("--with takes no --beside or --evaluation: use `cxrnode card` afterwards")
+            joined = commands.joined_with(companion, out_of_fold, members)
+            commands.export_joined(run, bundle, joined, images=images)
         else:
             commands.export(run, bundle, images=images, beside=beside or (), evaluations=evaluation or ())
     out.print("this run can be exported" if check else f"bundle written to {bundle}")

@@ -9,6 +9,7 @@ from modeling.config import read_config
 from modeling.nih import LABELS
 
 ROOT = Path(__file__).parents[2]
+OWN_MEMBERS, OTHER_MEMBERS = 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +18,31 @@ def shipped() -> Bundle:
 
 
 def test_the_shipped_bundle_is_whole_and_small(shipped: Bundle) -> None:
-    assert sum(path.stat().st_size for path in shipped.path.iterdir()) < 40_000_000
+    assert sum(path.stat().st_size for path in shipped.path.iterdir()) < 60_000_000
     assert tuple(label.name for label in shipped.manifest.labels) == LABELS
 
 
 def test_the_shipped_bundle_is_the_one_its_configuration_describes(shipped: Bundle) -> None:
-    config = read_config(ROOT / "conf" / "train" / "lite0-reference.toml")
-    assert shipped.manifest.input == config.input
-    assert shipped.manifest.members == config.train.folds
+    config = read_config(ROOT / "conf" / "train" / "lite2-reference.toml")
+    assert shipped.manifest.input == config.input.model_copy(update={"side": config.input.source_side})
+    assert shipped.manifest.members == OWN_MEMBERS + OTHER_MEMBERS
     assert shipped.manifest.provenance.recipe == config.model_dump_json(exclude={"bundle", "input", "tracking"})
+
+
+def test_abnormality_is_read_where_nine_in_ten_never_ill_are_spared(shipped: Bundle) -> None:
+    points, default = shipped.manifest.labels[0].operating_points, shipped.manifest.default_operating_point
+    assert points[default] == points["never_ill_90"]
+    assert points["never_ill_90"].threshold > points["youden"].threshold
+
+
+def test_the_shipped_gate_calls_images_unusual_before_it_rejects_them(shipped: Bundle) -> None:
+    gate = shipped.manifest.gate
+    assert gate.unusual_threshold is not None
+    assert 0 < gate.unusual_threshold < gate.typicality_threshold
+
+
+def test_every_shipped_label_states_its_base_rate(shipped: Bundle) -> None:
+    assert all(label.prevalence is not None and 0 < label.prevalence < 1 for label in shipped.manifest.labels)
 
 
 def test_the_shipped_card_states_the_figures_of_the_manifest(shipped: Bundle) -> None:

@@ -68,6 +68,7 @@ def make_bundle(
     *,
     threshold: float = 0.5,
     typicality_threshold: float = 1.0,
+    unusual_threshold: float | None = None,
     orientation: int = 0,
     seed: int = 7,
     labels: Labels = NIH_LABELS,
@@ -89,7 +90,13 @@ def make_bundle(
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("model.onnx", "golden.npz", "MODEL_CARD.md")
     }
-    manifest = _manifest(threshold, typicality_threshold, files, labels, curves=curves)
+    gate = GateSpec(
+        typicality_threshold=typicality_threshold,
+        unusual_threshold=unusual_threshold,
+        orientations=ORIENTATIONS,
+        certain=0.98,
+    )
+    manifest = _manifest(threshold, gate, files, labels, curves=curves)
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2))
     return folder
 
@@ -156,9 +163,7 @@ def made_curves() -> Curves:
     )
 
 
-def _manifest(
-    threshold: float, typicality_threshold: float, files: dict[str, str], labels: Labels, *, curves: bool
-) -> Manifest:
+def _manifest(threshold: float, gate: GateSpec, files: dict[str, str], labels: Labels, *, curves: bool) -> Manifest:
     point = OperatingPointEntry(
         threshold=threshold, sensitivity=0.8, specificity=0.7, derived_on="nothing", chosen_by="hand"
     )
@@ -192,7 +197,7 @@ def _manifest(
         labels=tuple(label(*entry) for entry in labels),
         default_operating_point="youden",
         undetermined_spread=0.2,
-        gate=GateSpec(typicality_threshold=typicality_threshold, orientations=ORIENTATIONS, certain=0.98),
+        gate=gate,
         provenance=Provenance(data="none", images=0, patients=0, folds=MEMBERS, recipe="none", licences=()),
         files=files,
     )

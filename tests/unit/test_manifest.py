@@ -172,6 +172,15 @@ def test_a_curve_that_cannot_be_one_is_refused_by_name(
         read_manifest(changed(curved, tmp_path, putting(path, value)))
 
 
+def test_an_image_is_unusual_before_it_is_rejected(curved: Path, tmp_path: Path) -> None:
+    assert read_manifest(curved).gate.unusual_threshold is None
+    held = json.loads(curved.read_text())
+    held["gate"]["unusual_threshold"] = held["gate"]["typicality_threshold"] + 0.5
+    (tmp_path / "manifest.json").write_text(json.dumps(held))
+    with pytest.raises(BundleInvalid, match=r"gate: gate\.unusual_threshold is at most"):
+        read_manifest(tmp_path / "manifest.json")
+
+
 def test_a_curve_may_come_without_a_band(curved: Path, tmp_path: Path) -> None:
     def forget(labels: list[dict[str, Any]]) -> None:
         del labels[1]["curves"]["roc"]["low"], labels[1]["curves"]["roc"]["high"]

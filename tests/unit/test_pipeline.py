@@ -105,6 +105,15 @@ def test_pixels_unlike_a_chest_get_no_findings_whatever_the_tags_say(tmp_path: P
     assert [rejection.reason for rejection in given.rejections] == [RejectionReason.NOT_CHEST_FRONTAL]
 
 
+@pytest.mark.parametrize(("beyond", "is_unusual"), [(0.0, True), (1.0, False), (None, False)])
+def test_an_image_far_from_most_training_images_gets_findings_that_say_so(
+    beyond: float | None, is_unusual: bool, tmp_path: Path
+) -> None:
+    given = answer(pipeline(tmp_path, unusual_threshold=beyond), [image()])
+    assert given.rejections == ()
+    assert [one.is_unusual for one in given.summary.images] == [is_unusual]
+
+
 def test_an_image_that_cannot_be_righted_is_rejected(tmp_path: Path) -> None:
     given = answer(pipeline(tmp_path, orientation=ORIENTATIONS.index("rot90")), [image()])
     assert [rejection.reason for rejection in given.rejections] == [RejectionReason.ORIENTATION]
