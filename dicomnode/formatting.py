@@ -8,6 +8,11 @@ def format_time(at: datetime | None) -> str:
     return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def format_due(at: datetime | None, now: datetime) -> str:
+    """Return the time of a next attempt, "due now" where it has come; "" for None."""
+    return "due now" if at is not None and at <= now else format_time(at)
+
+
 def format_clock(at: datetime | None) -> str:
     """Return the time of day in the machine's time zone; "" for None."""
     return "" if at is None else f"{at.astimezone():%H:%M:%S}"

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from dicomnode.domain.delivery import DeliveryState
 from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.identifiers import is_valid_uid
 from dicomnode.domain.job import JobState
-from dicomnode.formatting import format_time
+from dicomnode.formatting import format_due, format_time
 from dicomnode.node import utc_now
 from dicomnode.store import Store
 from dicomnode.store.counters import UNANSWERED
@@ -54,7 +55,7 @@ def list_entries(
         uncommitted = opened.ledger.uncommitted(limit=limit)
         operations = opened.watching.operations()
     if jobs or deliveries or uncommitted:
-        out.print(_table(jobs, (*deliveries, *uncommitted)))
+        out.print(_table(jobs, (*deliveries, *uncommitted), utc_now()))
     dead, dead_deliveries = operations.jobs[JobState.DEAD].count, operations.dead_deliveries
     unfinished = sum(found.count for found in operations.jobs.values())
     undelivered = sum(entry.waiting.count for entry in operations.destinations.values()) + dead_deliveries
@@ -79,7 +80,7 @@ def show(
         opened.ledger.explain(checked_uid(study))
         jobs, deliveries = opened.ledger.jobs_of(study), opened.ledger.deliveries_of(study)
         rejections = opened.ledger.rejections_of(study)
-    out.print(_table(jobs, deliveries))
+    out.print(_table(jobs, deliveries, utc_now()))
     for entry in rejections:
         out.print(
             f"version {entry.version}: {entry.sop_instance} was not analysed, "
@@ -220,17 +221,17 @@ def checked_uid(text: str) -> str:
     return text
 
 
-def _table(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...]) -> Table:
+def _table(jobs: tuple[JobEntry, ...], deliveries: tuple[DeliveryEntry, ...], now: datetime) -> Table:
     table = Table("entry", "state")
     table.add_column("study", overflow="fold", min_width=24)
     for heading in ("what", "tries", "next try", "why"):
         table.add_column(heading)
-    for row in (*_job_rows(jobs), *_delivery_rows(deliveries)):
+    for row in (*_job_rows(jobs, now), *_delivery_rows(deliveries, now)):
         table.add_row(*(escape(cell) for cell in row))
     return table
 
 
-def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
+def _job_rows(jobs: tuple[JobEntry, ...], now: datetime) -> Iterator[tuple[str, ...]]:
     for entry in jobs:
         what = f"analysis, version {entry.version}, {entry.instances} images"
         yield (
@@ -239,12 +240,12 @@ def _job_rows(jobs: tuple[JobEntry, ...]) -> Iterator[tuple[str, ...]]:
             entry.study,
             what,
             str(entry.attempts),
-            format_time(entry.due_at),
+            format_due(entry.due_at, now),
             entry.last_error or "",
         )
 
 
-def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str, ...]]:
+def _delivery_rows(deliveries: tuple[DeliveryEntry, ...], now: datetime) -> Iterator[tuple[str, ...]]:
     for entry in deliveries:
         yield (
             f"D{entry.delivery_id}",
@@ -252,7 +253,7 @@ def _delivery_rows(deliveries: tuple[DeliveryEntry, ...]) -> Iterator[tuple[str,
             entry.study,
             f"{entry.kind.value.upper()} to {entry.destination}",
             str(entry.attempts),
-            format_time(entry.next_attempt_at or entry.commitment_next_at),
+            format_due(entry.next_attempt_at or entry.commitment_next_at, now),
             entry.last_error or entry.commitment_error or "",
         )
 

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dicomnode import __version__
 from dicomnode.domain.errors import CxrNodeError
-from dicomnode.formatting import format_age, format_clock, format_number, format_size, format_time
+from dicomnode.formatting import format_age, format_clock, format_due, format_number, format_size, format_time
 from dicomnode.settings.http import Role
 from dicomnode.web.access import Session, Sessions, Visitor
 from dicomnode.web.alarms import Alarm
@@ -79,4 +79,11 @@ class Pages:
             return ()
 
 
-_FILTERS = {"time": format_time, "clock": format_clock, "age": format_age, "size": format_size, "number": format_number}
+_FILTERS = {
+    "time": format_time,
+    "due": format_due,
+    "clock": format_clock,
+    "age": format_age,
+    "size": format_size,
+    "number": format_number,
+}
