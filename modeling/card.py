@@ -67,8 +67,8 @@ def write_card(facts: CardFacts) -> str:
     name = f"# Model card: {facts.config.bundle.name} {facts.config.bundle.version}"
     sections = (
         name, facts.intended_use, _outputs(facts), _data(facts), _recipe(facts),
-        _discrimination(facts.report), _groups(facts.report), _patients(facts), _overfitting(facts),
-        _comparison(facts.comparison), _operating_points(facts.labels), _gate(facts),
+        _discrimination(facts), _groups(facts.report), _patients(facts), _overfitting(facts),
+        _comparison(facts.comparison), _operating_points(facts), _gate(facts),
         evaluation_sections(facts.evaluations), _limits(facts), _sources(facts),
     )  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -123,7 +123,7 @@ def _data(facts: CardFacts) -> str:
 def _recipe(facts: CardFacts) -> str:
     text = (
         "## Training\n\n"
-        f"{facts.config.train.folds} members, one per fold; folds are by patient, stratified by abnormality and source"
+        f"{facts.config.train.folds} networks, one per fold; folds are by patient, stratified by abnormality and source"
         f" resolution. {recipe_in_words(facts.config, warm_start=facts.warm_start)}"
     )
     if facts.refitted:
@@ -139,8 +139,10 @@ def _recipe(facts: CardFacts) -> str:
     return text + note + companion
 
 
-def _discrimination(report: OutOfFoldReport) -> str:
-    whole = report.groups[0]
+def _discrimination(facts: CardFacts) -> str:
+    report, whole = facts.report, facts.report.groups[0]
+    of = "the one member" if not facts.companion else "the mean of the two members, one of each part,"
+    single = "single members" if not facts.companion else "pairs of members"
     rows = [
         f"| {name} | {whole.positives[c]} | {_shown(whole.aucs[c])} | {report.view_only[c]:.3f} |"
         f" {report.source_only[c]:.3f} | {report.source_shift[c]:.2f} |"
@@ -148,8 +150,8 @@ def _discrimination(report: OutOfFoldReport) -> str:
     ]
     return (
         "## Discrimination, out of fold\n\n"
-        "AUC of the one member that did not see the patient, so of single members: the ensemble itself cannot be scored"
-        " on these images, and is expected to do a little better. In brackets the 95 % interval of a bootstrap over"
+        f"AUC of {of} that did not see the patient, so of {single}: the ensemble itself cannot be scored on these"
+        " images, and is expected to do a little better. In brackets the 95 % interval of a bootstrap over"
         f" patients ({BOOTSTRAP_ROUNDS} rounds). Beside it, what guessing from the view (AP or PA) alone, or from the"
         " resolution of the source alone, would reach; and how far the mean logits of two sources' negatives lie"
         " apart at most, in standard deviations.\n\n"
@@ -227,7 +229,8 @@ def _gap(value: Estimate | None) -> str:
     return "" if value is None else f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
 
 
-def _operating_points(labels: tuple[LabelEntry, ...]) -> str:
+def _operating_points(facts: CardFacts) -> str:
+    labels, fitted_on = facts.labels, "pairs of" if facts.companion else "single"
     names = tuple(labels[0].operating_points)
     head = "| output | slope, intercept | " + " | ".join(names) + " |"
     rows = []
@@ -237,9 +240,9 @@ def _operating_points(labels: tuple[LabelEntry, ...]) -> str:
         rows.append(f"| {label.name} | {label.calibration.slope:.2f}, {label.calibration.intercept:.2f} | {cells} |")
     return (
         "## Calibration and operating points\n\n"
-        "Fitted on the out-of-fold logits of single members and applied to the ensemble's mean logit, which spreads a"
-        " little less; thresholds are on the calibrated probability, which reflects how frequent the labels are in the"
-        " training data. Cells: threshold: sensitivity / specificity, measured where they were derived.\n\n"
+        f"Fitted on the out-of-fold logits of {fitted_on} members and applied to the ensemble's mean logit, which"
+        " spreads a little less; thresholds are on the calibrated probability, which reflects how frequent the labels"
+        " are in the training data. Cells: threshold: sensitivity / specificity, measured where they were derived.\n\n"
         f"The default is {DEFAULT}. For the first output it is never_ill_90: a specificity of 90 % among images of"
         " patients without a finding in any image. Most patients of this hospital are ill at some time, and images of"
         " theirs without a finding are hard to tell from those with one; a threshold chosen among them (youden) calls"
@@ -256,11 +259,22 @@ def _gate(facts: CardFacts) -> str:
     return (
         "## Pixel gate\n\n"
         f"Distance of {_gate_features(facts)} from those of upright training images, as they are and restyled, and a"
-        " linear classifier of orientation; thresholds out of fold, on training images only. Of"
+        f" linear classifier of orientation; {_gate_thresholds(facts)} Of"
         f" {fit.sample_size} upright training images {100 * fit.rejected:.1f} % are rejected. Of {fit.turned_size}"
         f" images each, turned or inverted by program (certain: a probability of at least {fit.spec.certain:g}):\n\n"
         "| orientation | certainly and rightly recognised, so repaired | passes unnoticed |\n|---|---|---|\n"
         f"{turned}" + _foreign(facts.foreign)
+    )
+
+
+def _gate_thresholds(facts: CardFacts) -> str:
+    if not facts.companion:
+        return "thresholds out of fold, on training images only."
+    spec, share = facts.gate.spec, facts.config.gate
+    return (
+        f"both are those of the other part. The threshold is the larger of the views' {100 * share.quantile:g} %"
+        f" quantiles of the training images: {spec.typicality_threshold:.2f}. Beyond {spec.unusual_threshold:.2f},"
+        f" likewise the {100 * (1 - share.unusual):g} % quantile, an image is read and called unusual."
     )
 
 

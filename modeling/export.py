@@ -15,7 +15,6 @@ from dicomnode.bundle.phantom import draw_chest
 from dicomnode.bundle.preprocess import preprocess
 from dicomnode.bundle.reader import CARD, GOLDEN, MANIFEST, MODEL, file_sha256
 from dicomnode.bundle.scores import SCORE_BOUNDS, score_counts
-from dicomnode.domain.errors import CxrNodeError
 from dicomnode.domain.finding import Code
 from dicomnode.domain.frame import FloatArray
 from dicomnode.domain.terminology import NIH_TERMS
@@ -28,7 +27,7 @@ from modeling.devices import alone
 from modeling.evaluation.assess import measurable
 from modeling.evaluation.curves import curves_of, with_intervals
 from modeling.evaluation.intervals import Resampler
-from modeling.gate import Gate, fit_gate, sample_features
+from modeling.gate import Gate, fit_gate, fitted, sample_features
 from modeling.gate_check import measure_gate
 from modeling.network import Network, build_network, load_fold
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
@@ -78,10 +77,8 @@ def export_bundle(
     report = build_report(run.radiographs, run.outputs, judged, logits, seed=run.config.train.seed)
     entries = label_entries(run, report, judged, logits)
     gate = fit_gate(sample_features(network.for_gate, run.radiographs, run.folds, run.config), run.config.gate)
-    if gate.gate is None:
-        raise CxrNodeError("a gate was fitted without axes")
     log.info("pixel gate fitted: %.2f %% of upright training images rejected", 100 * gate.rejected)
-    ensemble, rounding = _build_ensemble(run, network, gate.gate)
+    ensemble, rounding = _build_ensemble(run, network, fitted(gate))
     write_graph(ensemble, folder / MODEL)
     parity = Parity(onnx=measure_parity(ensemble, folder / MODEL, parity_images(run)), rounding=rounding)
     write_golden(run, folder)
@@ -136,8 +133,8 @@ def _label_entry(
     name, known = run.outputs[index], ~np.isnan(judged)
     truth = judged[known] > 0.5
     everywhere = float(np.nanmean(run.labels[:, index]))
-    fitted = fit_calibration(truth, logits[known])
-    calibration = with_frequency(fitted, fitted=float(truth.mean()), wanted=everywhere)
+    plain = fit_calibration(truth, logits[known])
+    calibration = with_frequency(plain, fitted=float(truth.mean()), wanted=everywhere)
     calibrated = probabilities(calibration, logits[known])
     points = operating_points(truth, calibrated, frequency=everywhere, never_ill=_never_ill(run)[known])
     curves = None

@@ -14,7 +14,7 @@ from modeling.card import CardFacts, Parity, write_card
 from modeling.devices import alone
 from modeling.evaluation.results import OverfittingResult
 from modeling.export import DEFAULT_OPERATING_POINT, INTENDED_USE, LICENCES
-from modeling.gate import GateFit, fit_gate, sample_features
+from modeling.gate import GateFit, fit_gate, fitted, sample_features
 from modeling.losses import build_loss, label_frequency, logit_shift, targets
 from modeling.network import Network, build_network
 from modeling.onnx_graph import Ensemble, measure_parity, served_member, served_trunk, write_graph
@@ -63,7 +63,7 @@ def _measured_parity(run: Run, network: Network, gate: GateFit) -> float:
         side=config.input.side,
         trunk=served_trunk(network.trunk),
         members=(member,),
-        gate=gate.gate,
+        gate=fitted(gate),
         gate_trunk=served_trunk(network.gate_trunk),
     )
     images = network_inputs(run.radiographs.pixels[:IMAGES], config.input.side)

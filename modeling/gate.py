@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dicomnode.bundle.manifest import GateSpec, InputSpec
 from dicomnode.bundle.preprocess import standardise
+from dicomnode.domain.errors import ConfigurationError
 from dicomnode.domain.frame import FloatArray
 from modeling.augment import PixelStore, augmented_inputs, network_inputs
 from modeling.backbones.maps import Tensor
@@ -136,6 +137,16 @@ def silent_gate(trunk: keras.Model | None, side: int) -> Gate:
         weights=np.zeros((size, len(ORIENTATIONS)), dtype=np.float32),
         bias=np.zeros(len(ORIENTATIONS), dtype=np.float32),
     )
+
+
+def fitted(fit: GateFit) -> Gate:
+    """Return the gate of a fit of one's own.
+
+    Raises: ConfigurationError when it is another bundle's.
+    """
+    if fit.gate is None:
+        raise ConfigurationError("the gate is another bundle's: it cannot be written again")
+    return fit.gate
 
 
 def cell_features(maps: Tensor) -> Tensor:

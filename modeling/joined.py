@@ -211,7 +211,7 @@ def shared_out(side: int) -> npt.NDArray[np.float32]:
     """Return (GRID, side): the share of each of `side` equal cells that lies in each cell of the grid."""
     edges, cells = np.linspace(0, side, GRID + 1), np.arange(side)
     covered = np.minimum(edges[1:, np.newaxis], cells + 1) - np.maximum(edges[:-1, np.newaxis], cells)
-    return np.clip(covered, 0, None).astype(np.float32)
+    return np.asarray(np.clip(covered, 0, None), dtype=np.float32)
 
 
 def _coefficients(calibrations: Sequence[Calibration]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -39,7 +39,7 @@ from modeling.training_images import TRAINING_IMAGES, write_training_images
 log = logging.getLogger(__name__)
 
 OWN, OTHER, OWN_GRAPH = "own", "other", "own.onnx"
-GATE_IMAGES, TURNED_IMAGES, BATCH = 2000, 150, 16
+TURNED_IMAGES, BATCH = 400, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +188,7 @@ def _measured_gate(run: Run, path: Path, former: GateSpec) -> GateFit:
     more of the former.
     """
     settings, random = run.config.gate, np.random.default_rng((run.config.train.seed, 3))
-    rows = random.permutation(len(run.folds))[:GATE_IMAGES]
+    rows = random.permutation(len(run.folds))
     typicality, upright, _ = _read_gate(path, run.radiographs.pixels[rows], run.config.input, former)
     views = run.radiographs.views[rows]
     threshold, unusual = (
@@ -218,10 +218,11 @@ def _read_gate(
 ) -> tuple[FloatArray, np.ndarray, np.ndarray]:
     """Return (N,) typicality, whether the image seems upright, and the class it certainly is of, -1 where none."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = []
+    found, options = [], onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
     for begin in range(0, len(pixels), BATCH):
         images = network_inputs(pixels[begin : begin + BATCH], spec.source_side)
-        found.append(session.run(["typicality", "orientation"], {"image": images}))
+        found.append(session.run(["typicality", "orientation"], {"image": images}, options))
     typicality, logits = (np.concatenate(values) for values in zip(*found, strict=True))
     chances = probabilities_of(logits)
     best = chances.argmax(axis=1)
