@@ -13,6 +13,7 @@ from pydicom import Dataset
 
 from dicomnode.bundle.reader import Bundle, open_bundle
 from dicomnode.dicom import reader
+from dicomnode.domain.errors import UndecodablePixels
 from dicomnode.imaging.pixels import render
 from dicomnode.inference.gate import Turned, Typical, judge_pixels, repair
 from dicomnode.inference.predictor import Predictor
@@ -40,8 +41,11 @@ def probabilities(predictor: Predictor, ds: Dataset) -> npt.NDArray[np.float64]:
 
 
 def passes(bundle: Bundle, predictor: Predictor, ds: Dataset) -> bool:
-    """Tell whether the image gets findings, if need be after one repair, as in the pipeline."""
-    frame = render(radiograph_of(ds), PixelSettings(), CODECS)
+    """Tell whether the whole image gets findings, if need be after one repair, as in the pipeline."""
+    try:
+        frame = render(radiograph_of(ds), PixelSettings(), CODECS)
+    except UndecodablePixels:
+        return False
     seen = judge_pixels(predictor.read(frame), bundle.manifest.gate)
     if isinstance(seen, Turned):
         seen = judge_pixels(predictor.read(repair(frame, seen)), bundle.manifest.gate)
