@@ -13,6 +13,7 @@ from dicomnode.bundle.phantom import draw_chest
 from dicomnode.domain.errors import CxrNodeError
 from modeling.backbones.build import Parts, build_parts
 from modeling.backbones.maps import ensemble_logits_and_maps
+from modeling.backbones.parts import PositionPooling
 from modeling.config import ModelSection
 from modeling.gate import Gate, cell_features
 from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_member, served_trunk, write_graph
@@ -20,14 +21,16 @@ from modeling.onnx_graph import Ensemble, measure_parity, run_graph, served_memb
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 SIDE, OUTPUTS = 64, 3
-FAMILIES = ("efficientnet-lite0", "frozen", "baseline-cnn", "resnet56v2", "efficientnet-b0", "efficientnet-v2-b0",
-            "densenet121", "resnet50v2", "mobilenet")  # fmt: skip
+FAMILIES = ("efficientnet-lite0", "frozen", "pyramid", "baseline-cnn", "resnet56v2", "efficientnet-b0",
+            "efficientnet-v2-b0", "densenet121", "resnet50v2", "mobilenet")  # fmt: skip
 
 
 def section(name: str) -> ModelSection:
     extra: dict[str, object] = {"weights": "random"}
     if name in ("efficientnet-lite0", "frozen"):
         name, extra = "efficientnet-lite0", {"frozen_blocks": 4 if name == "frozen" else 0}
+    if name == "pyramid":
+        name, extra = "efficientnet-lite2", {"frozen_blocks": 2, "read_out": "pyramid", "stochastic_depth": 0.1}
     if name in ("baseline-cnn", "resnet56v2"):
         extra = {}
     return TypeAdapter(ModelSection).validate_python({"backbone": name, **extra})
@@ -46,7 +49,7 @@ def unlike_at_birth(head: keras.Model, random: np.random.Generator) -> None:
             variable.assign(random.uniform(0.8, 1.2, value.shape))
         elif value.ndim == 1 and value.dtype == np.float32:
             variable.assign(random.normal(0, 0.1, value.shape))
-        elif "logits" in variable.path:
+        elif "logits" in variable.path or "place" in variable.path:
             variable.assign(random.normal(0, 1, value.shape))
 
 
@@ -60,8 +63,11 @@ def make(name: str, members: int) -> tuple[Parts, Ensemble]:
         heads.append(served_member(parts.head, model, SIDE))
     trunk = served_trunk(parts.trunk)
     read = drawn(1) if trunk is None else trunk(drawn(1))
+    gate_trunk = served_trunk(parts.gate_trunk)
+    assert (gate_trunk is not None) == (name == "pyramid"), "where fewer than four blocks are frozen"
+    read = read if gate_trunk is None else gate_trunk(read)
     gate = make_gate(cell_features(tf.convert_to_tensor(read)).shape[1], random)
-    return parts, Ensemble(side=SIDE, trunk=trunk, members=tuple(heads), gate=gate)
+    return parts, Ensemble(side=SIDE, trunk=trunk, members=tuple(heads), gate=gate, gate_trunk=gate_trunk)
 
 
 def make_gate(features: int, random: np.random.Generator) -> Gate:
@@ -80,7 +86,10 @@ def features_of(ensemble: Ensemble) -> tf.Tensor:
 
 
 def grad_cam(heads: tuple[keras.Model, ...], inputs: tf.Tensor, output: int) -> np.ndarray:
-    """Return the mean over members of Selvaraju's map before its ReLU: mean gradient per channel times the map."""
+    """Return the mean over members of Selvaraju's map before its ReLU: mean gradient per channel times the map.
+
+    Where positions have weights of their own the gradient of each is taken, not the mean (HiResCAM).
+    """
     maps = []
     for head in heads:
         both = keras.Model(head.input, [head.get_layer("last_map").output, head.output])
@@ -89,7 +98,9 @@ def grad_cam(heads: tuple[keras.Model, ...], inputs: tf.Tensor, output: int) -> 
             tape.watch(last)
             wanted = keras.Sequential(head.layers[-3:])(last)[:, output]
         assert np.allclose(wanted, logits[:, output], rtol=1e-4, atol=1e-4)
-        weights = tf.reduce_mean(tape.gradient(wanted, last), axis=(1, 2), keepdims=True)
+        weights = tape.gradient(wanted, last)
+        if not isinstance(head.get_layer("pooled"), PositionPooling):
+            weights = tf.reduce_mean(weights, axis=(1, 2), keepdims=True)
         maps.append(tf.reduce_sum(weights * last, axis=3).numpy())
     return np.mean(maps, axis=0)
 

@@ -40,7 +40,7 @@ def at_hand(config: TrainingConfig) -> TrainingConfig:
     if isinstance(config.model, LiteModel):
         model = {"frozen_blocks": 0}
     small = {"side": SIDE, "source_side": SIDE}
-    return changed(config, input=small, model=model, train={"folds": 2, "batch_size": 4})
+    return changed(config, input=small, model=model, train={"folds": 2, "batch_size": 4, "towards_start": 0})
 
 
 @pytest.fixture(scope="module")
