@@ -27,6 +27,7 @@ from modeling.files import open_files
 from modeling.preparation.tables import image_key, read_table
 from modeling.training_images import TRAINING_IMAGES, write_training_images
 from tests.support.bundles import MEMBERS, make_bundle
+from tests.support.decoding import CODECS
 from tests.support.make import build, chest, stored, write
 
 IMAGES = 83
@@ -85,7 +86,7 @@ def test_probabilities_are_those_the_node_gives_whatever_the_file_kind(data: Pat
     predictions = read_predictions(evaluated)
     predictor = Predictor(open_bundle(data / "bundle"), threads=1)
     for index, name in ((0, "00000000_000.dcm"), (1, "deep/00000001_000.jpg"), (82, "00000082_000.jpg")):
-        scores = predictor.read(frame_of((data / "images" / name).read_bytes(), PixelSettings())).scores
+        scores = predictor.read(frame_of((data / "images" / name).read_bytes(), PixelSettings(), CODECS)).scores
         assert predictions.probability[index] == pytest.approx([score.probability for score in scores], abs=1e-5)
         members = np.array([score.member_probabilities for score in scores])
         assert np.allclose(predictions.members[index].T, members, atol=1e-5)
@@ -204,15 +205,15 @@ def test_names_are_compared_without_folder_and_image_suffix() -> None:
 def test_a_sixteen_bit_png_keeps_its_depth() -> None:
     ramp = np.tile(np.linspace(0, 65535, 80, dtype=np.uint16), (70, 1))
     encoded = cv2.imencode(".png", ramp)[1].tobytes()
-    assert frame_of(encoded, PixelSettings()).pixels == pytest.approx(ramp / 65535, abs=1e-6)
+    assert frame_of(encoded, PixelSettings(), CODECS).pixels == pytest.approx(ramp / 65535, abs=1e-6)
 
 
 def test_a_truncated_or_oversized_picture_is_refused() -> None:
     encoded = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (200, 200), dtype=np.uint8))[1].tobytes()
     with pytest.raises(UndecodablePixels, match="damaged"):
-        frame_of(encoded[: len(encoded) // 2], PixelSettings())
+        frame_of(encoded[: len(encoded) // 2], PixelSettings(), CODECS)
     with pytest.raises(UndecodablePixels, match="pixels"):
-        frame_of(encoded, PixelSettings(maximum_pixels=10_000))
+        frame_of(encoded, PixelSettings(maximum_pixels=10_000), CODECS)
 
 
 def peak_at(row: int, column: int, label: str = "Infiltration") -> SaliencyMap:
