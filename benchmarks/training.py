@@ -53,7 +53,7 @@ class Trial:
 
 
 TRIALS = (
-    Trial(recipe="lite0-reference", what="lite0-reference, as shipped, 192 px", batch_size=32, steps=8, rounds=5),
+    Trial(recipe="lite0-reference", what="lite0-reference, 192 px", batch_size=32, steps=8, rounds=5),
     Trial(recipe="baseline-cnn", what="baseline-cnn, the smallest network, 128 px", batch_size=32, steps=8, rounds=5),
     Trial(recipe="nih-b2-256", what="nih-b2-256, EfficientNet-B2, 256 px", batch_size=8, steps=2, rounds=3),
 )
