@@ -30,7 +30,7 @@ GRID = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class EnsemblePart:
     """A graph of the contract, the sides it reads and maps, how many members to take, and its outputs' calibrations."""
 
     name: str
@@ -76,7 +76,7 @@ def calibrated(calibrations: Sequence[Calibration], logits: FloatArray) -> Float
     return np.asarray(logits * slopes + intercepts, dtype=np.float32)
 
 
-def join(first: Part, gated: Part, source_side: int) -> onnx.ModelProto:
+def join(first: EnsemblePart, gated: EnsemblePart, source_side: int) -> onnx.ModelProto:
     """Return one graph of the contract that reads images of `source_side`; the second part brings the gate."""
     first_model, gated_model = _pruned(first, gate=False), _pruned(gated, gate=True)
     graph = helper.make_graph(
@@ -91,7 +91,7 @@ def join(first: Part, gated: Part, source_side: int) -> onnx.ModelProto:
     return joined
 
 
-def _pruned(part: Part, *, gate: bool) -> onnx.ModelProto:
+def _pruned(part: EnsemblePart, *, gate: bool) -> onnx.ModelProto:
     """Return the part's graph with an output for the logits and the map of every member that is taken."""
     logits, maps = _member_tensors(part.model)
     wanted = [*logits[: part.members], *maps[: part.members], *(GATE if gate else ())]
@@ -125,7 +125,7 @@ def _member_tensors(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
     return logits, [total, *maps]
 
 
-def _add(graph: onnx.GraphProto, part: Part, model: onnx.ModelProto, source_side: int) -> None:
+def _add(graph: onnx.GraphProto, part: EnsemblePart, model: onnx.ModelProto, source_side: int) -> None:
     """Add the part's nodes under its own names, after the image is enlarged to its side."""
     inner = add_prefix(model, f"{part.name}/").graph
     enlarged = f"{part.name}/{INPUT}"
@@ -137,7 +137,7 @@ def _add(graph: onnx.GraphProto, part: Part, model: onnx.ModelProto, source_side
     graph.node.extend(inner.node)
 
 
-def _enlarge(graph: onnx.GraphProto, part: Part, source_side: int, out: str) -> None:
+def _enlarge(graph: onnx.GraphProto, part: EnsemblePart, source_side: int, out: str) -> None:
     """Enlarge as `dicomnode.bundle.preprocess` does, cubic and cut off at 0 and 1: ten times faster than `Resize`."""
     unit = np.eye(source_side, dtype=np.float32)
     matrix = cv2.resize(unit, (source_side, part.side), interpolation=cv2.INTER_CUBIC)
@@ -159,7 +159,7 @@ def _enlarge(graph: onnx.GraphProto, part: Part, source_side: int, out: str) -> 
     )
 
 
-def _add_outputs(graph: onnx.GraphProto, parts: Sequence[Part]) -> None:
+def _add_outputs(graph: onnx.GraphProto, parts: Sequence[EnsemblePart]) -> None:
     """Add the contract's outputs: all members' logits, the mean of all members' maps, and the gate's two."""
     members = sum(part.members for part in parts)
     rows, weighed = [], []
@@ -190,7 +190,7 @@ def _add_outputs(graph: onnx.GraphProto, parts: Sequence[Part]) -> None:
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
 
 
-def _on_grid(graph: onnx.GraphProto, part: Part, maps: str, share: str) -> str:
+def _on_grid(graph: onnx.GraphProto, part: EnsemblePart, maps: str, share: str) -> str:
     """Weigh the maps by output and share their cells out over the common grid; their sums stay."""
     matrix = _constant(graph, f"{part.name}/cells", shared_out(part.map_side))
     turned = _constant(graph, f"{part.name}/cells_turned", np.ascontiguousarray(shared_out(part.map_side).T))

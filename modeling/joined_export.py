@@ -29,7 +29,7 @@ from modeling.export import (
 )
 from modeling.gate import ORIENTATIONS, GateFit, silent_gate, turn_pixels
 from modeling.gate_check import measure_gate
-from modeling.joined import Part, Predicted, calibrated, join, part_calibrations, read_predicted
+from modeling.joined import EnsemblePart, Predicted, calibrated, join, part_calibrations, read_predicted
 from modeling.network import Network, build_network
 from modeling.onnx_graph import PARITY_TOLERANCE, Ensemble, measure_parity, run_graph, served_trunk, write_graph
 from modeling.out_of_fold import build_report, history_of, overfitting_of, store_out_of_fold
@@ -135,7 +135,7 @@ def _aligned(run: Run, other: Bundle, predicted: Predicted) -> FloatArray:
 
 def _parts(
     run: Run, network: Network, other: Bundle, companion: Companion, known: tuple[FloatArray, FloatArray, FloatArray]
-) -> tuple[tuple[Part, Part], float, float]:
+) -> tuple[tuple[EnsemblePart, EnsemblePart], float, float]:
     """Return both parts, the run's first, with what rounding changes and how far its graph is from Keras."""
     judged, own, theirs = known
     members, rounding = build_members(run, network)
@@ -151,9 +151,9 @@ def _parts(
     return parts, rounding, parity
 
 
-def _part(name: str, path: Path, side: int, members: int, judged: FloatArray, logits: FloatArray) -> Part:
+def _part(name: str, path: Path, side: int, members: int, judged: FloatArray, logits: FloatArray) -> EnsemblePart:
     maps = run_graph(path, np.zeros((1, side, side, 1), dtype=np.float32))["maps"]
-    return Part(
+    return EnsemblePart(
         name=name,
         model=onnx.load(path),
         side=side,
@@ -163,7 +163,7 @@ def _part(name: str, path: Path, side: int, members: int, judged: FloatArray, lo
     )
 
 
-def _check_parts(path: Path, parts: tuple[Part, Part], run: Run) -> None:
+def _check_parts(path: Path, parts: tuple[EnsemblePart, EnsemblePart], run: Run) -> None:
     """Compare the joined graph's logits with those of the parts.
 
     Raises: CxrNodeError.
