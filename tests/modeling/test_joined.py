@@ -13,7 +13,7 @@ from modeling.augment import network_inputs
 from modeling.backbones.build import build_parts
 from modeling.config import LiteModel
 from modeling.gate import silent_gate
-from modeling.joined import GRID, Part, calibrated, join, part_calibrations, read_predicted, shared_out
+from modeling.joined import GRID, EnsemblePart, calibrated, join, part_calibrations, read_predicted, shared_out
 from modeling.onnx_graph import Ensemble, run_graph, served_member, served_trunk, write_graph
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
@@ -22,7 +22,7 @@ OUTPUTS, SOURCE = 3, 64
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, SOURCE, SOURCE), dtype=np.uint8)
 
 
-def part(folder: Path, name: str, side: int, members: int) -> tuple[Part, Path]:
+def part(folder: Path, name: str, side: int, members: int) -> tuple[EnsemblePart, Path]:
     """Return a part of three members, each with other weights, of which some are taken."""
     model = LiteModel(backbone="efficientnet-lite0", frozen_blocks=4, read_out="pyramid")
     parts = build_parts(model, side, OUTPUTS)
@@ -41,7 +41,7 @@ def part(folder: Path, name: str, side: int, members: int) -> tuple[Part, Path]:
     write_graph(ensemble, path)
     calibrations = tuple(Calibration(slope=0.5 + index, intercept=0.1 * index) for index in range(OUTPUTS))
     map_side = int(heads[0].get_layer("last_map").output.shape[1])
-    made = Part(
+    made = EnsemblePart(
         name=name, model=onnx.load(path), side=side, map_side=map_side, members=members, calibrations=calibrations
     )
     return made, path
