@@ -126,7 +126,7 @@ class GateFit:
 
 
 def silent_gate(trunk: keras.Model | None, side: int) -> Gate:
-    """Return a gate that finds every image typical and upright, for a graph whose gate nobody reads."""
+    """Return a gate that calls every image typical and upright, for a graph whose gate output is not used."""
     image = np.zeros((1, side, side, 1), dtype=np.float32)
     size = _features(trunk, image).shape[1]
     return Gate(

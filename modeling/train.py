@@ -230,7 +230,7 @@ def epoch_inputs(run: Run, network: Network, number: int, *, rows: Rows) -> Read
 
 
 def _augmented(run: Run, rows: Rows, number: int) -> FloatArray:
-    """Return (rows, side, side, 1) images, each changed as its own row and this epoch say, whoever asks for it."""
+    """Return (rows, side, side, 1) images. The changes to an image depend on its row and the epoch alone."""
     settings, side = run.config.augment, run.config.input.side
     randoms = (np.random.default_rng((run.config.train.seed, number, int(row))) for row in rows)
     pairs = zip(run.radiographs.pixels[rows], randoms, strict=True)

@@ -64,7 +64,7 @@ class RejectedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedImage:
-    """An image whose examination ended in an error that nobody foresaw."""
+    """An image whose examination ended in an unexpected error."""
 
     instance: StoredInstance
     error: Exception

@@ -73,7 +73,7 @@ def _folders(output: Path | None) -> Iterator[tuple[Path, Path]]:
 
 def _draw(folder: Path) -> list[Path]:
     studies = write_studies(folder, utc_now())
-    _say(f"Drawing {len(studies)} studies of nobody: three frontal chests, and a lateral, which the node refuses.")
+    _say(f"Drawing {len(studies)} synthetic studies: three frontal chests, and a lateral, which the node rejects.")
     return studies
 
 
@@ -89,7 +89,7 @@ def _show(run: DemoRun, paths: Sequence[Path], ended: threading.Event) -> tuple[
         progress.update(task, description="analysing", completed=0, total=None)
         outcomes = run.settle(ended, lambda done, total: progress.update(task, completed=done, total=total))
     objects = sum(len(outcome.archived) for outcome in outcomes)
-    _say(f"The node answered {len(outcomes)} studies; the archive has got {objects} objects back:")
+    _say(f"The node answered {len(outcomes)} studies; the archive received {objects} objects:")
     out.print(_table(outcomes))
     for number, outcome in enumerate(outcomes, start=1):
         _tell_files(number, outcome)
@@ -143,7 +143,7 @@ def _tell_where(kept: Path, *, is_kept: bool, is_drawn: bool) -> None:
     else:
         out.print("   All of it is removed at the end; --out DIR keeps it.")
     if is_drawn:
-        out.print("   What a model finds in a drawn chest means nothing.")
+        out.print("   The findings in synthetic chests have no meaning.")
     out.print("   Research use only, not for diagnosis.")
 
 

@@ -1,1 +1,1 @@
-"""The node, an archive and studies that belong to nobody, on one machine: what a newcomer tries first."""
+"""A node, an archive and synthetic studies on one machine: what a new user tries first."""

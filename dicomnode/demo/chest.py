@@ -63,7 +63,7 @@ def _described(number: int, view: str, now: datetime) -> Dataset:
     ds.StudyDate = ds.SeriesDate = ds.ContentDate = f"{now:%Y%m%d}"
     ds.StudyTime = ds.SeriesTime = ds.ContentTime = f"{now:%H%M%S}"
     ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = str(number), f"DRAWN{number}", ""
-    ds.StudyDescription = "Drawn chest, of nobody"
+    ds.StudyDescription = "Synthetic chest, no patient"
     ds.SeriesNumber, ds.InstanceNumber, ds.Modality = 1, 1, "CR"
     ds.BodyPartExamined, ds.ViewPosition, ds.PatientOrientation = "CHEST", view, ["L", "F"]
     ds.ImageType, ds.Manufacturer, ds.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "cxrnode demo", "NO"

@@ -1,4 +1,4 @@
-"""What an archive has got, read as any receiver would read it: findings of the report, a picture of the heatmap."""
+"""Reads what the archive received, as any receiver would: the findings of the report, the picture of the heatmap."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ _UNDELIVERED = frozenset({DeliveryState.WAITING, DeliveryState.SENDING})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a study: what the archive has got of it, what that says, and what the node's ledger tells."""
+    """The outcome of a study: the objects that the archive received, their content, and the events of the ledger."""
 
     study: str
     state: JobState

@@ -47,7 +47,7 @@ _ENVIRONMENT = {
 _START_S = 120.0
 """Half a second on an idle machine, more where a cold disk is read and everything else starts too."""
 _STOP_S = 2.0
-"""It ends as soon as its input does, unless it hangs in a frame that nobody waits for any more."""
+"""The process ends when its input ends, unless it hangs in a frame whose answer is no longer awaited."""
 _FRAMES = 500
 """What leaks is gone after so many, and of each frame a new start costs 1 ms."""
 _PIPE_BYTES = 1 << 20

@@ -269,7 +269,7 @@ def _item(kind: int, data: bytes) -> bytes:
 
 
 def _uid(raw: bytes) -> str:
-    """Return a UID without its padding, or one that nobody knows in place of what is none."""
+    """Return a UID without its padding; an unknown UID in place of a value that is not a UID."""
     text = raw.strip(b"\0 ").decode("ascii", errors="replace")
     return text if _UID.fullmatch(text) else _UNKNOWN_UID
 

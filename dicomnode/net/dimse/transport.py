@@ -130,7 +130,7 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
             self._ready.set()
 
     def cut(self) -> None:
-        """End the connection under whoever is reading from it or writing to it, who then closes the socket."""
+        """End the connection; the thread that reads from it or writes to it then closes the socket."""
         wire = self.socket
         if wire is not None:
             with contextlib.suppress(OSError):

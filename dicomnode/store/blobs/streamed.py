@@ -73,7 +73,7 @@ class Arriving:
         self._pieces.put(None)
 
     def discard(self) -> None:
-        """Remove the file, unless it was named; whoever sealed the object, or tried to, calls this."""
+        """Remove the file unless it got its name; to be called after `seal`, also if that failed."""
         self.abandon()
         self._thread.join()
         with contextlib.suppress(OSError):
