@@ -11,6 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom import uid as uids
 from pydicom.dataset import Dataset
+from pynetdicom.acse import ACSE
 from typer.testing import CliRunner
 
 from dicomnode.cli.main import app
@@ -23,6 +24,7 @@ from dicomnode.settings.delivery import DeliverySettings
 from tests.support.acceptor import accepting, response
 from tests.support.dimse import EXPLICIT, QUICK, Peer, outgoing, renamed, report_of
 from tests.support.make import build, encode
+from tests.support.processes import wait_until
 from tests.support.wire import (
     ABORT,
     REJECTED,
@@ -311,3 +313,18 @@ def test_send_prints_the_error_comment(cr: bytes, tmp_path: Path) -> None:
     assert result.exit_code == 1
     printed = " ".join(result.output.split())
     assert "one.dcm: not stored, A700: out of resources (Study is locked)" in printed
+
+
+def test_an_abort_that_ends_the_connection_before_the_library_looks_is_the_cause(
+    cr: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_request = ACSE.send_request
+
+    def send_and_wait_for_the_end(acse: ACSE) -> None:
+        send_request(acse)
+        wait_until(lambda: acse.socket._ready.is_set() and not acse.socket._is_connected, 30, "the peer's end")
+
+    monkeypatch.setattr(ACSE, "send_request", send_and_wait_for_the_end)
+    with accepting(struct.pack(">BBLBBBB", ABORT, 0, 4, 0, 0, 0, 0)) as (destination, _):
+        cause = echo(destination, calling_ae="CXRNODE", settings=PATIENT).cause
+    assert cause == "the peer aborted the association instead of answering the association request"

@@ -241,6 +241,9 @@ def open_association(
         raise PeerUnavailable(_connect_failure(destination, error, settings)) from error
     if not library.is_established:
         _close(library)
+        # A peer that aborts or closes at once may end the connection before the library looks for an answer. What
+        # ended it then still stands in the library's queue; reading it calls `_note_abort`.
+        library.dul.receive_pdu(wait=False)
         raise _failure(library, destination, calling_ae, settings, aborts)
     length = library.acceptor.maximum_length
     if length is not None and 0 < length < SMALLEST_PEER_PDU_BYTES:
