@@ -135,7 +135,7 @@ def test_zero_padding_before_a_maximum_stays_zero(tmp_path: Path) -> None:
     image = keras.Input((SIDE, SIDE, 1))
     padded = keras.layers.ZeroPadding2D(1)(keras.layers.Rescaling(1.0, -2.0)(image))
     last = keras.layers.Identity(name="last_map")(keras.layers.MaxPooling2D(3, 2)(padded))
-    pooled = keras.layers.GlobalAveragePooling2D()(last)
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(last)
     head = keras.Model(image, keras.layers.Dense(OUTPUTS, name="logits")(pooled))
     gate = make_gate(cell_features(tf.constant(drawn(1))).shape[1], np.random.default_rng(0))
     ensemble = Ensemble(side=SIDE, trunk=None, members=(head,), gate=gate)
